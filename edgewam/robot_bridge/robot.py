@@ -1,0 +1,133 @@
+"""What a robot is to the bridge: a spec, `observe`, `command`, `stop`; a simulator adds lockstep and its own clock.
+
+A robot is one module in `robot_bridge/robots/`: its file name is the plugin name, and it offers `SPEC: RobotSpec` and
+`make(**options) -> Robot`.  A simulator also offers `make_renderer() -> Renderer`, which may live in another process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.errors import ContractError
+from edgewam.core.records import Observation
+
+Vector = npt.NDArray[np.float64]
+Images = dict[str, npt.NDArray[np.uint8]]
+
+
+@dataclass(frozen=True, eq=False)
+class RobotSpec:
+    """Limits, rates and cameras of a robot; everything the safety filter needs to know.
+
+    lower, upper [D]: command limits in rad (grippers 0 closed .. 1 open).  max_velocity [D]: largest change of a
+    command, rad/s (grippers 1/s).  lease_ticks: control ticks that one command stays in force without a new one.
+    """
+
+    name: str
+    joint_names: tuple[str, ...]
+    lower: Vector
+    upper: Vector
+    max_velocity: Vector
+    control_hz: float
+    camera_shapes: Mapping[str, tuple[int, int, int]]
+    camera_hz: float
+    prompts: tuple[str, ...]
+    lease_ticks: int = 5
+
+    def __post_init__(self) -> None:
+        for field in ("lower", "upper", "max_velocity"):
+            value = np.array(getattr(self, field), np.float64)
+            assert value.shape == (self.num_joints,), f"{self.name}: {field} must have one value per joint"
+            value.flags.writeable = False
+            object.__setattr__(self, field, value)
+        assert (self.lower < self.upper).all() and (self.max_velocity > 0).all(), self.name
+        assert self.control_hz % self.camera_hz == 0, "a camera frame must fall on a control tick"
+
+    @property
+    def num_joints(self) -> int:
+        """D, the length of states and commands."""
+        return len(self.joint_names)
+
+    @property
+    def camera_every(self) -> int:
+        """Control ticks from one camera frame to the next."""
+        return int(self.control_hz // self.camera_hz)
+
+    def checked(self, target: npt.ArrayLike) -> Vector:
+        """A command as float64 [D], clipped to the limits (the bridge's filter counts clips; this is the last guard).
+
+        Raises:
+            ContractError: wrong shape or values that are not finite; nothing may have changed by then.
+        """
+        try:
+            command = np.array(target, np.float64)
+        except (TypeError, ValueError) as error:
+            raise ContractError(f"Robot '{self.name}': a command must be {self.num_joints} numbers, got {target!r}.") from error
+        if command.shape != (self.num_joints,):
+            raise ContractError(f"Robot '{self.name}': a command must have shape [{self.num_joints}], got {list(command.shape)}.")
+        if not np.isfinite(command).all():
+            bad = [self.joint_names[i] for i in np.flatnonzero(~np.isfinite(command))]
+            raise ContractError(f"Robot '{self.name}': command refused, not finite at {', '.join(bad)}.")
+        return np.clip(command, self.lower, self.upper)
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """After one lockstep control tick: the task's reward, its usual success and a stricter, sustained one."""
+
+    reward: int
+    success: bool
+    strict_success: bool
+
+
+@runtime_checkable
+class Robot(Protocol):
+    """Anything that can be looked at and commanded at `spec.control_hz`."""
+
+    @property
+    def spec(self) -> RobotSpec:
+        """Limits, rates, cameras."""
+
+    def reset(self, seed: int) -> None:
+        """Go to the start pose; in a simulator the seed fixes the whole scene."""
+
+    def observe(self) -> Observation:
+        """The newest images and the present joint state."""
+
+    def command(self, target: npt.ArrayLike) -> None:
+        """Set the absolute joint target [D] and renew the lease; ContractError (and no change) when it is malformed."""
+
+    def stop(self) -> None:
+        """Hold the present pose until the next command."""
+
+    def close(self) -> None:
+        """Release devices; safe to call twice."""
+
+
+@runtime_checkable
+class Simulator(Robot, Protocol):
+    """A robot whose clock is ours: in lockstep (`step`) or driven by a real-time loop (`command` and `advance`)."""
+
+    def step(self, target: npt.ArrayLike) -> StepResult:
+        """Command and one control tick."""
+
+    def advance(self) -> StepResult:
+        """One control tick towards the last command; when its lease has run out the robot holds the present pose."""
+
+    def physics_state(self) -> Vector:
+        """A copy of the full state as one flat float64 array of fixed length: all a `Renderer` needs."""
+
+
+class Renderer(Protocol):
+    """Draws a simulator's cameras from a physics state, in the simulator's process or in another one."""
+
+    def render(self, physics_state: Vector) -> Images:
+        """Camera name -> uint8 [H, W, 3] RGB, the shapes of `spec.camera_shapes`."""
+
+    def close(self) -> None:
+        """Release the graphics context; safe to call twice."""
