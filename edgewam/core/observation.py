@@ -12,6 +12,7 @@ from PIL import Image
 from edgewam.core.errors import ContractError
 from edgewam.core.records import CAMERAS
 
+_EPSILON = np.float32(1e-8)
 CLAMP = 5.0  # released policies clamp normalised values to +-5 on the way in, never on the way out
 
 
@@ -50,17 +51,18 @@ class Normalizer:
     @property
     def scale(self) -> npt.NDArray[np.float32]:
         """1 / (std + 1e-8), the released form, in float32."""
-        return (1.0 / (self.std.astype(np.float32) + np.float32(1e-8))).astype(np.float32)
+        return np.float32(1.0) / (self.std + _EPSILON)
 
     @property
     def offset(self) -> npt.NDArray[np.float32]:
         """-mean * scale in float32."""
-        return (-self.mean.astype(np.float32) / (self.std.astype(np.float32) + np.float32(1e-8))).astype(np.float32)
+        return -self.mean / (self.std + _EPSILON)
 
     def forward(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Robot units [..., D] -> normalised [..., D] within +-5."""
-        return np.clip(values * self.scale + self.offset, -CLAMP, CLAMP).astype(np.float32)
+        scaled: npt.NDArray[np.float32] = np.clip(values * self.scale + self.offset, -CLAMP, CLAMP)
+        return scaled
 
     def backward(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Normalised [..., D] -> robot units [..., D]."""
-        return ((values - self.offset) / self.scale).astype(np.float32)
+        return (values - self.offset) / self.scale
