@@ -1,0 +1,5 @@
+"""`python -m edgewam` is the `edgewam` command."""
+
+from edgewam.cli import main
+
+main()
