@@ -1,0 +1,240 @@
+"""The loop learns, is exact across every kind of interruption, and never leaves half a checkpoint."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.training.checkpoint import CHECKPOINT, read_header, read_weights
+from edgewam.training.log import read_log
+from edgewam.training.loop import Interrupted, LoopConfig, Progress, train
+from edgewam.training.optimizers import ParameterGroup, WeightAverage, build_optimizers, rate_factor
+from tests.training.toy import ToyTask
+
+CONFIG = LoopConfig(
+    steps=40, warmup_steps=5, ema_decay=0.9, log_every=1, autocast=False, threads=1, tensorboard=False, checkpoint_steps=10
+)
+
+
+def whole_state(path: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint: weights, average, optimiser state."""
+    from safetensors.torch import load_file
+
+    return load_file(path / CHECKPOINT)
+
+
+def assert_same_state(left: Path, right: Path) -> None:
+    a, b = whole_state(left), whole_state(right)
+    assert a.keys() == b.keys()
+    assert any(name.startswith("optimizer.muon") for name in a)
+    assert any(name.startswith("average.") for name in a)
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("whole")
+    train(ToyTask(), CONFIG, path)
+    return path
+
+
+def test_the_loss_falls_and_every_step_is_logged_once(uninterrupted: Path) -> None:
+    log = read_log(uninterrupted)
+    assert [line["step"] for line in log] == list(range(40))
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"]
+    assert {"loss", "mean_error", "grad_norm", "lr_factor", "elapsed_s"} <= log[0].keys()
+
+
+def test_a_run_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(uninterrupted: Path, tmp_path: Path) -> None:
+    def stop_at_17(now: Progress) -> None:
+        if now.step == 17:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(Interrupted, match="step 17"):
+        train(ToyTask(), CONFIG, tmp_path, progress=stop_at_17)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert read_header(tmp_path / CHECKPOINT)["step"] == 17
+    train(ToyTask(), CONFIG, tmp_path)
+    assert_same_state(uninterrupted, tmp_path)
+    drop = {"elapsed_s"}
+    left, right = ([{k: v for k, v in line.items() if k not in drop} for line in read_log(p)] for p in (uninterrupted, tmp_path))
+    assert left == right
+
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from dataclasses import replace
+from tests.training.test_loop import CONFIG
+from tests.training.toy import ToyTask
+from edgewam.training.loop import train
+writes = 0
+def half(self, data):
+    global writes
+    writes += 1
+    with open(self, "wb") as file:
+        file.write(data[: len(data) // 2] if writes == 3 else data)
+        if writes == 3:
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+Path.write_bytes = half
+train(ToyTask(), CONFIG, sys.argv[1])
+"""
+
+
+def test_a_run_killed_in_the_middle_of_a_checkpoint_write_resumes_from_the_one_before_exactly(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert read_header(tmp_path / CHECKPOINT)["step"] == 20  # the third write, at step 30, was cut
+    train(ToyTask(), CONFIG, tmp_path)
+    assert_same_state(uninterrupted, tmp_path)
+    assert [line["step"] for line in read_log(tmp_path)] == list(range(40))
+
+
+def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writes = 0
+    real = Path.write_bytes
+
+    def full(self: Path, data: bytes) -> int:
+        nonlocal writes
+        writes += 1
+        if writes < 3:
+            return real(self, data)
+        real(self, data[:100])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(EdgewamError, match=r"No space left.*free some space"):
+            train(ToyTask(), CONFIG, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "log.jsonl"]
+    assert read_header(tmp_path / CHECKPOINT)["step"] == 20
+    train(ToyTask(), CONFIG, tmp_path)
+    assert_same_state(uninterrupted, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_names_step_and_batch_and_keeps_the_last_good_checkpoint(
+    uninterrupted: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EdgewamError, match="loss is nan at step 25, batch toy rows of batch 25"):
+        train(ToyTask(bad_batch=25), CONFIG, tmp_path)
+    assert read_header(tmp_path / CHECKPOINT)["step"] == 20
+    assert all(tensor.isfinite().all() for tensor in whole_state(tmp_path).values())
+    train(ToyTask(), CONFIG, tmp_path)
+    assert_same_state(uninterrupted, tmp_path)
+
+
+def test_accumulation_splits_a_batch_without_changing_the_step_count(tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    class Recording(ToyTask):
+        def batch(self, index, generator):  # type: ignore[no-untyped-def]
+            seen.append(index)
+            return super().batch(index, generator)
+
+    result = train(Recording(), replace(CONFIG, steps=3, accumulate=4), tmp_path)
+    assert result.step == 3
+    assert seen == list(range(12))
+
+
+class FakeClock:
+    """Every look at it costs `step` seconds."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 1000.0, step
+
+    def __call__(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+def test_a_schedule_on_wall_time_goes_on_where_it_stood(tmp_path: Path) -> None:
+    config = replace(CONFIG, steps=None, minutes=1.0, checkpoint_steps=None)
+
+    def stop_at_10(now: Progress) -> None:
+        if now.step == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(ToyTask(), config, tmp_path, progress=stop_at_10, clock=FakeClock(1.0))
+    elapsed = read_header(tmp_path / CHECKPOINT)["elapsed_s"]
+    assert 10 < elapsed < 40
+    seen: list[Progress] = []
+    result = train(ToyTask(), config, tmp_path, progress=seen.append, clock=FakeClock(1.0))
+    assert 60 <= result.elapsed_s < 65
+    assert seen[0].step == 11
+    assert seen[0].fraction == pytest.approx(elapsed / 60, abs=0.1)
+    assert seen[-1].fraction == 1.0
+    assert seen[-1].seconds_left == 0.0
+    again = train(ToyTask(), config, tmp_path, clock=FakeClock(1.0))
+    assert again.step == result.step, "a finished training does nothing more"
+
+
+def test_a_checkpoint_of_another_configuration_is_refused_by_name(uninterrupted: Path, tmp_path: Path) -> None:
+    (tmp_path / CHECKPOINT).write_bytes((uninterrupted / CHECKPOINT).read_bytes())
+    with pytest.raises(ArtifactError, match=r"clip_norm: 1\.0 there, 0\.5 now"):
+        train(ToyTask(), replace(CONFIG, clip_norm=0.5), tmp_path)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 2000])
+def test_a_truncated_checkpoint_is_an_error_that_names_it(uninterrupted: Path, tmp_path: Path, cut: int) -> None:
+    (tmp_path / CHECKPOINT).write_bytes((uninterrupted / CHECKPOINT).read_bytes()[:cut])
+    with pytest.raises(ArtifactError, match="no readable training checkpoint"):
+        train(ToyTask(), CONFIG, tmp_path)
+
+
+def test_the_averaged_weights_are_what_a_reader_gets(uninterrupted: Path) -> None:
+    averaged, last = read_weights(uninterrupted / CHECKPOINT), read_weights(uninterrupted / CHECKPOINT, average=False)
+    assert averaged.keys() == last.keys() == ToyTask().module.state_dict().keys()
+    assert not torch.equal(averaged["0.weight"], last["0.weight"])
+
+
+def test_a_training_without_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="set steps= or minutes="):
+        LoopConfig()
+
+
+def test_tensorboard_files_are_written(tmp_path: Path) -> None:
+    train(ToyTask(), replace(CONFIG, steps=3, tensorboard=True), tmp_path)
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"grad_norm" in events.read_bytes()
+
+
+def test_the_rate_warms_up_linearly_and_ends_at_its_floor() -> None:
+    assert rate_factor(0, 0.0, 10, 0.01) == pytest.approx(0.1)
+    assert rate_factor(4, 0.0, 10, 0.01) == pytest.approx(0.5)
+    assert rate_factor(100, 0.5, 10, 0.01) == pytest.approx(0.505)
+    assert rate_factor(100, 1.0, 10, 0.01) == pytest.approx(0.01)
+
+
+def test_muon_refuses_what_is_no_matrix() -> None:
+    with pytest.raises(ValueError, match=r"2-D weights; move bias"):
+        build_optimizers([ParameterGroup("muon", {"bias": torch.nn.Parameter(torch.zeros(3))}, "muon")])
+
+
+def test_the_average_follows_its_growing_decay() -> None:
+    module = torch.nn.Linear(1, 1, bias=False)
+    average = WeightAverage(module, 0.999)
+    old = module.weight.item()
+    with torch.no_grad():
+        module.weight.fill_(5.0)
+    average.update(module, 0)
+    assert average.state["weight"].item() == pytest.approx(0.1 * old + 0.9 * 5.0)
