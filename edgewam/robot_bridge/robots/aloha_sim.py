@@ -1,0 +1,156 @@
+"""Two ViperX arms hand a cube over, in MuJoCo at 50 Hz (the gym-aloha TransferCube scene, own stepping and cameras).
+
+Lockstep: `step` per action.  Real time: `command` whenever one comes and `advance` once per tick; a command is in force
+for `lease_ticks`, then the arms hold where they are.  Physics is the gym environment's, step for step.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.records import Observation
+from edgewam.robot_bridge.robot import Images, Renderer, RobotSpec, StepResult, Vector
+from edgewam.robot_bridge.robots import aloha_scene as scene
+from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer
+from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
+
+STRICT_TICKS = 25  # half a second of holding
+STRICT_HEIGHT_M = 0.1
+
+SPEC = RobotSpec(
+    name="aloha_sim",
+    joint_names=scene.JOINT_NAMES,
+    lower=scene.LOWER,
+    upper=scene.UPPER,
+    # the expert's targets reach 3.8 rad/s (right elbow, multimodal, 300 scenes) and 6.6 gripper strokes/s: a third more
+    max_velocity=np.array((5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 9.0) * 2),
+    control_hz=scene.CONTROL_HZ,
+    camera_shapes=scene.CAMERA_SHAPES,
+    camera_hz=25.0,
+    prompts=("pick up the cube with the right hand and hand it over to the left hand",),
+)
+
+
+def make(*, render: bool = True, renderer: Renderer | None = None, lease_ticks: int = SPEC.lease_ticks) -> AlohaSim:
+    """A simulator at rest, reset to seed 0.
+
+    render: draw the cameras in this process, when `observe` first asks.  renderer: share one among simulators; its owner
+    closes it.
+    """
+    return AlohaSim(render=render, renderer=renderer, lease_ticks=lease_ticks)
+
+
+def make_renderer() -> AlohaRenderer:
+    """The cameras alone, for `AlohaSim.physics_state` arrays, in any process."""
+    return AlohaRenderer()
+
+
+class AlohaSim:
+    """`Simulator` over one MuJoCo model; images are taken every `SPEC.camera_every` ticks and held in between."""
+
+    spec = SPEC
+
+    def __init__(self, *, render: bool, renderer: Renderer | None, lease_ticks: int) -> None:
+        self._mj = import_mujoco(render=render and renderer is None)
+        self._model = scene.load_model()
+        self._data = self._mj.MjData(self._model)
+        self._contacts = scene.CubeContacts(self._model)
+        self._render = render or renderer is not None
+        self._renderer, self._owns_renderer = renderer, renderer is None
+        self._lease_ticks = lease_ticks
+        self._images: Images | None = None
+        self.reset(0)
+
+    def reset(self, seed: int) -> None:
+        """Arms at the start pose, grippers a tenth open, the cube where the seed puts it."""
+        self.reset_to(scene.sample_cube(seed))
+
+    def reset_to(self, cube_pose: Vector) -> None:
+        """Like `reset` with a cube pose [x, y, z, quaternion wxyz] of the caller's choice, metres."""
+        mujoco, model, data = self._mj, self._model, self._data
+        mujoco.mj_resetData(model, data)
+        self._forward_without_actuation()  # both passes leave a solver warm start behind, as in the gym environment
+        data.qpos[:16] = data.ctrl[:] = scene.START_QPOS
+        data.qpos[16:] = cube_pose
+        self._forward_without_actuation()
+        self._tick, self._command_age, self._strict_ticks = 0, 0, 0
+        self._command = self.joints()
+        self._take_frame()
+
+    def observe(self) -> Observation:
+        """Joint state now; images of the latest camera tick, or none when made with render=False."""
+        if self._render and self._images is None:
+            if self._renderer is None:
+                self._renderer = make_renderer()
+            self._images = self._renderer.render(self._frame_state)
+        return Observation(self._images or {}, self.joints().astype(np.float32), self._tick, self._frame_ns)
+
+    def command(self, target: npt.ArrayLike) -> None:
+        """Set the joint target [14] and renew the lease; out-of-range values are clipped to the limits."""
+        self._command = SPEC.checked(target)
+        self._command_age = 0
+        self._data.ctrl[:] = scene.to_ctrl(self._command)
+
+    def stop(self) -> None:
+        """Hold the arms where they are now; grippers keep their command, else they would drop what they hold."""
+        present = self.joints()
+        present[list(scene.GRIPPERS)] = self._command[list(scene.GRIPPERS)]
+        self.command(present)
+        self._command_age = self._lease_ticks + 1  # nothing is left to expire
+
+    def step(self, target: npt.ArrayLike) -> StepResult:
+        """`command` and one control tick."""
+        self.command(target)
+        return self.advance()
+
+    def advance(self) -> StepResult:
+        """20 ms of physics towards the command in force."""
+        mujoco, model, data = self._mj, self._model, self._data
+        if self._command_age == self._lease_ticks:
+            self.stop()
+        self._command_age += 1
+        # half a step, nine steps, half a step: contacts then belong to the final positions
+        mujoco.mj_step2(model, data)
+        mujoco.mj_step(model, data, scene.SUBSTEPS - 1)
+        mujoco.mj_step1(model, data)
+        self._tick += 1
+        if self._tick % SPEC.camera_every == 0:
+            self._take_frame()
+        reward, holds = self._contacts.reward(data)
+        self._strict_ticks = self._strict_ticks + 1 if holds and data.qpos[18] > STRICT_HEIGHT_M else 0
+        return StepResult(reward, reward == 4, self._strict_ticks >= STRICT_TICKS)
+
+    def joints(self) -> Vector:
+        """Measured joint state [14], rad and 0..1."""
+        return scene.to_joints(self._data.qpos)
+
+    def cube_pose(self) -> Vector:
+        """Cube [x, y, z, quaternion wxyz]: privileged, for experts and judges, never for a policy."""
+        return np.array(self._data.qpos[16:])
+
+    def physics_state(self) -> Vector:
+        """Time, positions and velocities as float64 [46]."""
+        kind = self._mj.mjtState.mjSTATE_FULLPHYSICS
+        state = np.empty(self._mj.mj_stateSize(self._model, kind))
+        self._mj.mj_getState(self._model, self._data, state, kind)
+        return state
+
+    def close(self) -> None:
+        """Close the renderer that this simulator made."""
+        if self._owns_renderer and self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
+
+    def _take_frame(self) -> None:
+        """Remember the state that the cameras see; drawing waits until somebody looks."""
+        self._frame_state, self._frame_ns = self.physics_state(), time.monotonic_ns()
+        self._images = None
+
+    def _forward_without_actuation(self) -> None:
+        flag = int(self._mj.mjtDisableBit.mjDSBL_ACTUATION)
+        self._model.opt.disableflags |= flag
+        self._mj.mj_forward(self._model, self._data)
+        self._model.opt.disableflags &= ~flag
