@@ -18,7 +18,7 @@ from edgewam.robot_bridge.robots.aloha_sim import SPEC, AlohaSim
 
 NOISE_RAD = 0.03  # largest standard deviation of the error; each episode draws its own between 0 and this
 _RHO = 0.93  # the error's correlation from one tick to the next
-_CAREFUL = 0.35  # share of the error left while grasping and handing over
+_CAREFUL = 0.35  # share of the error left where the work is delicate
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +44,8 @@ class Episode:
 
     @property
     def strict_success(self) -> bool:
-        """Whether the left hand alone still holds the cube at the end; other episodes are not worth keeping."""
-        return bool(self.strict[-1])
+        """Whether the left hand alone held the cube long enough and still has it at the end; drop all other episodes."""
+        return bool(self.strict.any() and self.rewards[-1] == 4)
 
     def images_at(self, tick: int) -> Images:
         """Camera -> uint8 [H, W, 3]: what the cameras showed at a tick."""

@@ -55,8 +55,8 @@ def choose(rng: np.random.Generator, style: Style) -> Choices:
     meet = np.array([0.0, 0.5, 0.25])
     if style == "plain":
         return Choices(meet + rng.normal(0.0, 0.005, 3).clip(-0.01, 0.01), 0.0, grasp=70, offer=140, left_start=60, take=158)
-    grasp = int(rng.integers(58, 75))
-    offer = grasp + int(rng.integers(62, 77))
+    grasp = int(rng.integers(56, 71))
+    offer = grasp + int(rng.integers(70, 81))
     return Choices(
         meet=meet + rng.uniform((-0.05, -0.05, -0.04), (0.05, 0.05, 0.04)),
         grasp_roll=float(rng.choice((-0.35, 0.0, 0.35)) + rng.normal(0.0, 0.03)),
@@ -75,7 +75,7 @@ def plan(cube_pose: Vector, rng: np.random.Generator, style: Style = "plain") ->
 def plan_choices(cube_pose: Vector, choices: Choices) -> npt.NDArray[np.float32]:
     """Joint targets [280, 14] of explicit choices."""
     c = choices
-    cube = np.array([cube_pose[0], cube_pose[1], 0.02])
+    cube = np.array([cube_pose[0], cube_pose[1], 0.026])  # a little above its centre: the finger tips clear the table
     up, aside = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
     take_at = c.meet - 0.02 * aside  # the left fingers hold the cube's near half, clear of the right ones
     released = c.take + 28
@@ -84,8 +84,8 @@ def plan_choices(cube_pose: Vector, choices: Choices) -> npt.NDArray[np.float32]
         _Waypoint(c.grasp - 26, cube + 0.08 * up, _PICK_PITCH, c.grasp_roll, _OPEN),
         _Waypoint(c.grasp - 6, cube, _PICK_PITCH, c.grasp_roll, _OPEN),
         _Waypoint(c.grasp, cube, _PICK_PITCH, c.grasp_roll, _OPEN),
-        _Waypoint(c.grasp + 14, cube, _PICK_PITCH, c.grasp_roll, _CLOSED),
-        _Waypoint(c.grasp + 30, cube + 0.08 * up, _PICK_PITCH, c.grasp_roll, _CLOSED),
+        _Waypoint(c.grasp + 18, cube, _PICK_PITCH, c.grasp_roll, _CLOSED),
+        _Waypoint(c.grasp + 36, cube + 0.08 * up, _PICK_PITCH, c.grasp_roll, _CLOSED),
         _Waypoint(c.offer, c.meet, _PICK_PITCH, 0.0, _CLOSED),
         _Waypoint(released - 14, c.meet, _PICK_PITCH, 0.0, _CLOSED),
         _Waypoint(released, c.meet, _PICK_PITCH, 0.0, _OPEN),
@@ -103,10 +103,10 @@ def plan_choices(cube_pose: Vector, choices: Choices) -> npt.NDArray[np.float32]
 
 
 def careful_ticks(choices: Choices) -> npt.NDArray[np.bool_]:
-    """Ticks [280] of grasp and hand-over, where execution noise is kept small."""
+    """Ticks [280] of the grasp, the lift and all that follows the arrival at the meeting point: no room for large errors."""
     tick = np.arange(NUM_TICKS)
-    at_grasp = (tick >= choices.grasp - 26) & (tick < choices.grasp + 14)
-    return at_grasp | ((tick >= choices.take - 12) & (tick < choices.take + 28))
+    at_grasp = (tick >= choices.grasp - 26) & (tick < choices.grasp + 36)
+    return at_grasp | (tick >= choices.offer - 16)
 
 
 def _start(side: str) -> tuple[Vector, float, float, float]:
