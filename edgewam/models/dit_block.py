@@ -41,19 +41,20 @@ def attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int, bias: Tensor | None 
     q, k, v = (x.unflatten(-1, (num_heads, -1)).transpose(1, 2) for x in (q, k, v))
     logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if bias is not None:
-        logits = logits + bias
+        logits = logits + bias.to(logits.dtype)  # 0 and -inf are exact in every dtype
     return (logits.softmax(-1).to(v.dtype) @ v).transpose(1, 2).flatten(-2)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x * (1 + scale) + shift.  x [B, S, D]; shift, scale [B, G, D] for G equal groups of consecutive tokens."""
     grouped = x.unflatten(1, (shift.shape[1], -1))
-    return (grouped * (1 + scale.unsqueeze(2)) + shift.unsqueeze(2)).flatten(1, 2)
+    return torch.addcmul(shift.unsqueeze(2), grouped, 1 + scale.unsqueeze(2)).flatten(1, 2)
 
 
 def add_gated(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     """x + gate * update.  x, update [B, S, D]; gate [B, G, D] for G equal groups of consecutive tokens."""
-    return x + (update.unflatten(1, (gate.shape[1], -1)) * gate.unsqueeze(2)).flatten(1, 2)
+    groups = (gate.shape[1], -1)
+    return torch.addcmul(x.unflatten(1, groups), update.unflatten(1, groups), gate.unsqueeze(2)).flatten(1, 2)
 
 
 class Attention(nn.Module):

@@ -34,7 +34,10 @@ def rope(angles: Tensor) -> Rope:
 
 
 def rotate(x: Tensor, table: Rope) -> Tensor:
-    """Rotate interleaved pairs.  x [B, S, N, K], table [S, K/2] or [B, S, K/2]; float32 arithmetic, dtype of x out."""
+    """Rotate interleaved pairs.  x [B, S, N, K], table [S, K/2] or [B, S, K/2]; float32 arithmetic.
+
+    (a, b) -> (a cos - b sin, b cos + a sin): each channel times cos, plus its partner times a signed sin.
+    """
     cos, sin = (part.unsqueeze(-2) for part in table)  # one head axis
-    even, odd = x.unflatten(-1, (-1, 2)).unbind(-1)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1).flatten(-2).to(x.dtype)
+    partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
+    return torch.addcmul(x * torch.stack([cos, cos], -1).flatten(-2), partner, torch.stack([-sin, sin], -1).flatten(-2))
