@@ -1,0 +1,173 @@
+"""Read a LeRobot dataset: numbers of all episodes in memory, frames decoded on demand.
+
+`Dataset.open` checks that every file is there, whole and consistent, so that training fails in its first second and not
+after an hour.  One layout is known so far (v3.0, `lerobot_v3_index.read_index`); another one only has to return an `Index`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.errors import ArtifactError, ContractError
+from edgewam.data.index import Index
+from edgewam.data.lerobot_v3 import VERSION
+from edgewam.data.lerobot_v3_index import read_index
+from edgewam.data.schema import ACTION, ENVIRONMENT, IMAGE_PREFIX, STATE, Floats, Images
+from edgewam.data.video import decode_frames
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Episodes of synchronous states, actions and camera frames; row t of each belongs to control step t."""
+
+    path: Path
+    index: Index
+
+    @staticmethod
+    def open(path: Path | str) -> Dataset:
+        """Open and check a dataset directory.
+
+        Raises:
+            ArtifactError: missing, unfinished, truncated, inconsistent or of a foreign layout; the message says what to do.
+        """
+        path = Path(path)
+        version = read_info(path).get("codebase_version")
+        if version != VERSION:
+            raise ArtifactError(
+                f"'{path}' has the LeRobot layout '{version}'; this version reads {VERSION}. Convert it with lerobot."
+            )
+        return Dataset(path, read_index(path, read_info(path)))
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.index.lengths)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Control steps per episode, int64 [num_episodes]."""
+        return self.index.lengths
+
+    @property
+    def fps(self) -> int:
+        """Control steps (and stored frames) per second."""
+        return int(self.index.info["fps"])
+
+    @property
+    def camera_hz(self) -> int:
+        """Deliveries per second of the real cameras; fps where the dataset does not say."""
+        return int(self.index.info.get("edgewam", {}).get("camera_hz", self.fps))
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """How the dataset was made, as its writer recorded it; empty for foreign datasets."""
+        return dict(self.index.info.get("edgewam", {}).get("provenance", {}))
+
+    @property
+    def seeds(self) -> list[int]:
+        """The scene seed of each episode; empty for foreign datasets."""
+        return list(self.index.info.get("edgewam", {}).get("seeds", []))
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """Feature entries of meta/info.json."""
+        return dict(self.index.info["features"])
+
+    @property
+    def stats(self) -> dict[str, dict[str, Any]]:
+        """meta/stats.json: per feature min, max, mean, std, count and quantiles."""
+        return dict(_read_json(self.path / "meta/stats.json"))
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """Camera names without the feature prefix."""
+        return tuple(name.removeprefix(IMAGE_PREFIX) for name in self.features if name.startswith(IMAGE_PREFIX))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task texts in the order of `task_index`."""
+        return self.index.tasks
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the content: the manifest's digest, or a hash over the metadata of a foreign dataset."""
+        return self.index.digest(self.path)
+
+    def task(self, episode: int) -> str:
+        """Task text of one episode."""
+        return self.tasks[int(self.index.task_index[self._check(episode)])]
+
+    def states(self, episode: int) -> Floats:
+        """observation.state, float32 [T, D]."""
+        return self._rows(STATE, episode)
+
+    def actions(self, episode: int) -> Floats:
+        """Action targets, float32 [T, D]."""
+        return self._rows(ACTION, episode)
+
+    def environment_states(self, episode: int) -> Floats:
+        """observation.environment_state (privileged), float32 [T, E]; ContractError where it was not recorded."""
+        return self._rows(ENVIRONMENT, episode)
+
+    def frames(self, episode: int, camera: str, indices: Sequence[int] | npt.NDArray[np.int64]) -> Images:
+        """Camera frames at episode-relative control steps, any order, repeats allowed: uint8 [n, H, W, 3] RGB."""
+        if camera not in self.cameras:
+            raise ContractError(f"No camera '{camera}' in '{self.path}'. Available: {', '.join(self.cameras)}.")
+        steps = np.asarray(indices, np.int64).reshape(-1)
+        length = int(self.lengths[self._check(episode)])
+        if len(steps) == 0 or steps.min() < 0 or steps.max() >= length:
+            raise ContractError(f"Frames of episode {episode} are 0..{length - 1}, asked for {steps.tolist()}.")
+        files, first_frames = self.index.videos[camera]
+        return decode_frames(files[episode], (steps + first_frames[episode]).tolist(), self.fps)
+
+    def camera_frame(self, index: int | npt.NDArray[np.int64]) -> Any:
+        """The control step whose frame `index` repeats: several steps share one delivery when cameras are slower than control."""
+        hold = self.fps // self.camera_hz
+        return index // hold * hold
+
+    def _check(self, episode: int) -> int:
+        if not 0 <= episode < self.num_episodes:
+            raise ContractError(f"'{self.path}' has episodes 0..{self.num_episodes - 1}, asked for {episode}.")
+        return episode
+
+    def _rows(self, feature: str, episode: int) -> Floats:
+        if feature not in self.index.vectors:
+            raise ContractError(f"'{self.path}' has no feature '{feature}'. Available: {', '.join(self.index.vectors)}.")
+        start = int(self.index.starts[self._check(episode)])
+        return self.index.vectors[feature][start : start + int(self.lengths[episode])]
+
+
+def read_info(path: Path) -> Mapping[str, Any]:
+    """meta/info.json of a dataset; ArtifactError says what a path without one is."""
+    if not (path / "meta/info.json").exists():
+        parts = path.parent / f"{path.name}.parts"
+        if parts.exists():
+            raise ArtifactError(
+                f"'{path}' is an unfinished collection (episodes in '{parts}'). Run the same collect command again to finish it."
+            )
+        what = "is no LeRobot dataset: it has no meta/info.json" if path.exists() else "does not exist"
+        raise ArtifactError(f"'{path}' {what}. Record one with: edgewam collect")
+    info = _read_json(path / "meta/info.json")
+    if missing := [key for key in ("codebase_version", "fps", "features", "total_episodes", "total_frames") if key not in info]:
+        raise ArtifactError(
+            f"'{path / 'meta/info.json'}' lacks {', '.join(missing)}: it is no LeRobot dataset. Give another path."
+        )
+    return info
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"Cannot read '{path}': {error}. Copy or collect the dataset again.") from error
+    if not isinstance(data, dict):
+        raise ArtifactError(f"'{path}' holds no JSON object. Copy or collect the dataset again.")
+    return data

@@ -1,0 +1,128 @@
+"""H.264 in mp4 through PyAV: encode one episode, join episodes without re-encoding, decode frames by number.
+
+A key frame at every second frame makes any frame at most one prediction away; there are no B frames, so that a packet
+is a frame and joining is copying packets.  4:4:4 keeps the colour of objects that are a few pixels wide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgewam.core.errors import ArtifactError, require
+from edgewam.data.schema import ENCODER, PIX_FMT, Images
+
+GROUP_OF_PICTURES = 2
+QUALITY = 15  # x264 constant rate factor: about 45 dB on rendered scenes; 23 is x264's default, lower is better
+SEEK_GAP = 8  # decoding this many frames is cheaper than a seek
+
+
+def encode_video(path: Path, frames: Images, fps: int) -> None:
+    """Write uint8 [T, H, W, 3] RGB as an mp4 of T frames at `fps`."""
+    av = require("av", extra="train")
+    with av.open(str(path), "w", format="mp4") as container:
+        stream = container.add_stream(ENCODER, rate=fps)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], PIX_FMT
+        # one thread: frame threads reorder work between runs and take the core that renders the next episode
+        stream.codec_context.thread_count = 1
+        group = str(GROUP_OF_PICTURES)
+        stream.options = {"crf": str(QUALITY), "preset": "veryfast", "g": group, "bf": "0", "sc_threshold": "0"}
+        for index, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def codec_header(path: Path) -> bytes:
+    """The stream's out-of-band parameter sets; only streams with equal headers may share a file."""
+    with open_video(path) as container:
+        return bytes(container.streams.video[0].codec_context.extradata or b"")
+
+
+def join_videos(path: Path, sources: Sequence[Path], fps: int) -> list[int]:
+    """Copy the packets of `sources`, in order, into one mp4 and return the first frame number of each."""
+    av = require("av", extra="train")
+    starts: list[int] = []
+    position = 0
+    with av.open(str(path), "w", format="mp4") as output:
+        target = None
+        for source in sources:
+            starts.append(position)
+            with open_video(source) as container:
+                stream = container.streams.video[0]
+                target = target or output.add_stream_from_template(stream)
+                for packet in container.demux(stream):
+                    if packet.size == 0:  # the demuxer's end marker
+                        continue
+                    packet.time_base = Fraction(1, fps)
+                    packet.pts = packet.dts = position
+                    packet.duration = 1
+                    packet.stream = target
+                    output.mux(packet)
+                    position += 1
+    return starts
+
+
+def open_video(path: Path) -> Any:
+    """An open PyAV container with at least one video stream.
+
+    Raises:
+        ArtifactError: the file is missing, truncated or no video.
+    """
+    av = require("av", extra="train")
+    if not path.is_file():
+        raise ArtifactError(f"Video '{path}' is missing. Copy the dataset again or collect it again.")
+    try:
+        container = av.open(str(path))
+    except (av.FFmpegError, OSError) as error:
+        raise ArtifactError(
+            f"Video '{path}' cannot be opened ({error}): it is truncated or no video. Copy or collect the dataset again."
+        ) from error
+    if not container.streams.video:
+        container.close()
+        raise ArtifactError(f"'{path}' has no video stream. Copy or collect the dataset again.")
+    return container
+
+
+def num_video_frames(path: Path) -> int:
+    """Frames that the file's index declares (a truncated mp4 has no index and is refused)."""
+    with open_video(path) as container:
+        return int(container.streams.video[0].frames)
+
+
+def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
+    """Frames by their number in the file, in the order asked for, repeats allowed: uint8 [n, H, W, 3] RGB.
+
+    Raises:
+        ArtifactError: the file is damaged or has no such frame.
+    """
+    wanted = sorted(set(int(n) for n in numbers))
+    found: dict[int, Images] = {}
+    av = require("av", extra="train")
+    try:
+        with open_video(path) as container:
+            stream = container.streams.video[0]
+            decoder: Iterator[tuple[int, Any]] = iter(())
+            position = None
+            for number in wanted:
+                if position is None or number > position + SEEK_GAP:
+                    container.seek(round(number / fps / stream.time_base), stream=stream, backward=True)
+                    decoder, position = _numbered_frames(container, stream, fps), None
+                while position is None or position < number:
+                    position, frame = next(decoder, (number + 1, None))
+                if position != number:
+                    raise ArtifactError(f"Video '{path}' has no frame {number}. Copy or collect the dataset again.")
+                found[number] = frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        raise ArtifactError(f"Video '{path}' is damaged ({error}). Copy or collect the dataset again.") from error
+    return np.stack([found[int(n)] for n in numbers])
+
+
+def _numbered_frames(container: Any, stream: Any, fps: int) -> Iterator[tuple[int, Any]]:
+    for frame in container.decode(stream):
+        yield round(float(frame.pts * stream.time_base) * fps), frame
