@@ -1,0 +1,29 @@
+"""Build half of `eager`: one stage as a torch.export program (`.pt2`), which runs without edgewam's model code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
+from edgewam.core.stage import Stage
+from edgewam.runtime.engine import Support
+
+TOLERANCE = 0.0  # the same operators in the same order: any difference is a fault
+
+
+def supports(stage: Stage) -> Support:
+    """Every stage with a function can be exported."""
+    if stage.function is None:
+        return Support(False, f"stage '{stage.name}' was read from a manifest and has no function to export")
+    return Support(True)
+
+
+def build(stage: Stage, directory: Path) -> dict[str, Any]:
+    """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
+    with exporting(stage), quiet():
+        program = torch.export.export(as_module(stage), example_inputs(stage), strict=False)
+        torch.export.save(program, directory / f"{stage.name}.pt2")
+    return {"file": f"{stage.name}.pt2"}
