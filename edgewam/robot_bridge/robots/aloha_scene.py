@@ -85,8 +85,8 @@ class CubeContacts:
 
         self.cube, self.table = geom("red_box"), geom("table")
         self.left_finger = geom("vx300s_left/10_left_gripper_finger")
-        self.right_finger = geom("vx300s_right/10_left_gripper_finger")
-        self.right_hand = {self.right_finger, geom("vx300s_right/10_right_gripper_finger")}
+        self.right_finger = geom("vx300s_right/10_right_gripper_finger")
+        self.right_hand = {self.right_finger, geom("vx300s_right/10_left_gripper_finger")}
 
     def reward(self, data: Any) -> tuple[int, bool]:
         """(reward 0..4, whether the left finger alone holds the cube in the air)."""

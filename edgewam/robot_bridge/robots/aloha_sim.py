@@ -25,7 +25,7 @@ SPEC = RobotSpec(
     joint_names=scene.JOINT_NAMES,
     lower=scene.LOWER,
     upper=scene.UPPER,
-    # the expert's targets reach 3.8 rad/s (right elbow, multimodal, 300 scenes) and 6.6 gripper strokes/s: a third more
+    # the expert's targets reach 3.5 rad/s (right shoulder, multimodal, 200 scenes) and 6.6 gripper strokes/s: 40 % more
     max_velocity=np.array((5.0, 5.0, 5.0, 5.0, 5.0, 5.0, 9.0) * 2),
     control_hz=scene.CONTROL_HZ,
     camera_shapes=scene.CAMERA_SHAPES,
