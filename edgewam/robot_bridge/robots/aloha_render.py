@@ -5,29 +5,25 @@ It shares nothing with the simulator but the flat state array, so it may run in 
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from edgewam.core.errors import ContractError
 from edgewam.robot_bridge.robot import Images, Vector
 from edgewam.robot_bridge.robots import aloha_scene
-from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco, open_gl_context
+from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco, open_contexts
 
 
 class AlohaRenderer:
     """One OpenGL context for all cameras; use it from the thread that made it, and share it between simulators."""
 
     def __init__(self) -> None:
-        self._mj = mujoco = import_mujoco(render=True)
+        self._mj = mujoco = import_mujoco()
         self._model = model = aloha_scene.load_model()
         self._data = mujoco.MjData(model)
         height, width, _ = (max(sizes) for sizes in zip(*aloha_scene.CAMERA_SHAPES.values(), strict=True))
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
         model.vis.quality.offsamples = model.vis.quality.shadowsize = 0  # either costs more than all else together
-        self._gl: Any = open_gl_context(width, height)
-        self._context: Any = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._gl, self._context = open_contexts(model)
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._option = mujoco.MjvOption()
         self._views = []

@@ -54,7 +54,7 @@ class AlohaSim:
     spec = SPEC
 
     def __init__(self, *, render: bool, renderer: Renderer | None, lease_ticks: int) -> None:
-        self._mj = import_mujoco(render=render and renderer is None)
+        self._mj = import_mujoco()
         self._model = scene.load_model()
         self._data = self._mj.MjData(self._model)
         self._contacts = scene.CubeContacts(self._model)

@@ -1,47 +1,58 @@
 """Import MuJoCo with a graphics library that works without a screen: EGL, else OSMesa, else physics only.
 
-MUJOCO_GL is read when MuJoCo is first imported, so every module here gets MuJoCo from `import_mujoco`.
+MuJoCo reads MUJOCO_GL when it is first imported, so every module here gets it from `import_mujoco`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import importlib
 import os
-import sys
 from typing import Any
 
-from edgewam.core.errors import EdgewamError, require
+from edgewam.core.errors import EdgewamError, MissingExtraError, require
 
 APT_COMMAND = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
 _LIBRARIES = (("egl", "libEGL.so.1"), ("osmesa", "libOSMesa.so"), ("osmesa", "libOSMesa.so.8"))
 
 
-def import_mujoco(*, render: bool = False) -> Any:
+def import_mujoco() -> Any:
     """The mujoco module; a MUJOCO_GL set by the user is left alone.
 
     Raises:
         MissingExtraError: mujoco is not installed.
-        EdgewamError: `render` is asked for and this machine has no EGL or OSMesa library.
+        EdgewamError: it is, but its graphics library is not.
     """
-    if "mujoco" not in sys.modules and not os.environ.get("MUJOCO_GL"):
+    if not os.environ.get("MUJOCO_GL"):
         os.environ["MUJOCO_GL"] = next((name for name, library in _LIBRARIES if _loads(library)), "disable")
-    if render and os.environ.get("MUJOCO_GL", "").lower() in ("disable", "disabled", "off", "false", "0"):
-        raise EdgewamError(_no_graphics("neither libEGL nor libOSMesa was found, or MUJOCO_GL disables rendering"))
     try:
         return require("mujoco", extra="sim")
-    except (ImportError, AttributeError, OSError) as error:  # what PyOpenGL raises for a library that is not there
-        raise EdgewamError(_no_graphics(f"MUJOCO_GL={os.environ['MUJOCO_GL']} failed: {error}")) from error
+    except MissingExtraError:
+        raise
+    except Exception as error:  # PyOpenGL and MuJoCo have their own classes for a library that is not there
+        raise EdgewamError(_no_graphics(f"MUJOCO_GL={os.environ['MUJOCO_GL']}: {error}")) from error
 
 
-def open_gl_context(width: int, height: int) -> Any:
-    """A current off-screen OpenGL context; EdgewamError with the installing command when the drivers are missing."""
-    mujoco = import_mujoco(render=True)
+def open_contexts(model: Any) -> tuple[Any, Any]:
+    """(OpenGL context, MjrContext) that draw `model` off screen, at up to its vis.global_ offwidth x offheight.
+
+    Raises:
+        EdgewamError: this machine has no graphics library or no driver; the message has the installing command.
+    """
+    mujoco = import_mujoco()
+    kind = os.environ["MUJOCO_GL"].lower()
+    if kind in ("disable", "disabled", "off", "false", "0"):
+        raise EdgewamError(_no_graphics(f"MUJOCO_GL={kind}: neither libEGL nor libOSMesa was found, or you disabled it"))
     try:
-        context = mujoco.GLContext(width, height)
-        context.make_current()
-    except Exception as error:  # EGL, OSMesa and PyOpenGL each have their own exception classes
-        raise EdgewamError(_no_graphics(f"no context with MUJOCO_GL={os.environ.get('MUJOCO_GL')}: {error}")) from error
-    return context
+        # mujoco.GLContext was fixed when mujoco was first imported, perhaps by someone else and for a screen
+        context_class = importlib.import_module(f"mujoco.{kind}").GLContext if kind in ("egl", "osmesa") else mujoco.GLContext
+        gl = context_class(model.vis.global_.offwidth, model.vis.global_.offheight)
+        gl.make_current()
+        context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+    except Exception as error:  # as above
+        raise EdgewamError(_no_graphics(f"MUJOCO_GL={kind}: {error}")) from error
+    mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, context)
+    return gl, context
 
 
 def _loads(library: str) -> bool:
