@@ -107,7 +107,7 @@ def predict(model: AhaWam, batch: LossBatch, noise: Noise) -> Predictions:
 
     current = [(key[:, : model.config.frame_tokens], value[:, : model.config.frame_tokens]) for key, value in context]
     routed = route_chunks(model, batch.chunk_latents, current)
-    words = chunk_text(model, batch.context, batch.proprio)
+    words = chunk_text(model, batch.context, model.proprio_encoder(batch.proprio))
     noisy = add_noise(batch.actions[:, None], noise.action, _per_token(noise.action_timestep, batch)[..., None])
     return Predictions(video, chunk_velocity(model, noisy, noise.action_timestep, routed, words))
 
@@ -159,11 +159,14 @@ def route_chunks(model: AhaWam, chunk_latents: Tensor, context: list[KeyValue]) 
     return model.route(chunk_latents.flatten(0, 1), repeated)
 
 
-def chunk_text(model: AhaWam, context: Tensor, proprio: Tensor) -> list[KeyValue]:
-    """Executor cross-attention keys and values per layer [B*C, L + 1, A]; the text part is computed once per sample."""
-    chunks = proprio.shape[1]
+def chunk_text(model: AhaWam, context: Tensor, proprio_tokens: Tensor) -> list[KeyValue]:
+    """Executor cross-attention keys and values per layer [B*C, L + 1, A] of text rows [B, L, Dt] and state tokens [B, C, Dt].
+
+    The text part is computed once per sample.
+    """
+    chunks = proprio_tokens.shape[1]
     words = model.executor.text_key_values(context)
-    states = model.executor.text_key_values(model.proprio_encoder(proprio.flatten(0, 1)).unsqueeze(1))
+    states = model.executor.text_key_values(proprio_tokens.flatten(0, 1).unsqueeze(1))
     return [
         (torch.cat([wk.repeat_interleave(chunks, 0), sk], 1), torch.cat([wv.repeat_interleave(chunks, 0), sv], 1))
         for (wk, wv), (sk, sv) in zip(words, states, strict=True)

@@ -1,0 +1,113 @@
+"""Trajectory distillation of the executor: conditioning computed once, teacher trajectories, and the student's loss.
+
+The student sees the teacher's routed context and state tokens as constants, so gradients reach only its action expert
+and branch embedding.  A student predicts the end of the trajectory from an anchor state in one jump.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edgewam.flow.schedule import NUM_TRAIN_TIMESTEPS
+from edgewam.flow.solver import LinearTable, euler_table, integrate
+from edgewam.models.aha_wam_loss import LossBatch, chunk_text, chunk_velocity, history_context, masked_mean, route_chunks
+from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.dit_block import KeyValue
+
+TEACHER_STEPS = 16
+CAPTURED_STEPS = (0, 1, 2, 4, 8, 12, 16)
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """What both networks condition on: routed keys and values per layer [B*C, S, A], text rows [B, L, Dt], state tokens [B, C, Dt]."""
+
+    routed: list[KeyValue]
+    context: Tensor
+    proprio_tokens: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """Sampler states [anchors + 1, B, horizon, A] at `steps` of the teacher's grid, the last being its result.
+
+    `timesteps` [anchors] belong to all states but the last.
+    """
+
+    states: Tensor
+    timesteps: Tensor
+    steps: tuple[int, ...]
+
+
+@torch.no_grad()
+def condition(model: AhaWam, batch: LossBatch) -> Conditioning:
+    """Conditioning from the current image, history and chunk images of a batch; the future frames are not needed."""
+    text = model.planner.text_key_values(batch.context)
+    history, history_bias = history_context(model, batch, text)
+    if history_bias is not None:  # own tokens come after the history and see each other
+        own = torch.zeros(*history_bias.shape[:-1], model.config.frame_tokens, device=history_bias.device)
+        history_bias = torch.cat([history_bias, own], -1)
+    table = model.video_rope(batch.video_frame_ids[:, :1])
+    current = model.planner.context(batch.video_latents[:, :, :1], table, text, history, history_bias)
+    routed = route_chunks(model, batch.chunk_latents, current)
+    return Conditioning(routed, batch.context, model.proprio_encoder(batch.proprio))
+
+
+def sample_horizon(model: AhaWam, conditioning: Conditioning, noise: Tensor, table: LinearTable) -> list[Tensor]:
+    """All sampler states [B, horizon, A] of whole horizons, noise first; every chunk of a sample takes the same steps."""
+    text = chunk_text(model, conditioning.context, conditioning.proprio_tokens)
+    chunks = (len(noise), 1, model.config.num_chunks)
+
+    def velocity(x: Tensor, timestep: Tensor) -> Tensor:
+        return chunk_velocity(model, x[:, None], timestep.expand(chunks), conditioning.routed, text)[:, 0]
+
+    return integrate(velocity, noise, table)
+
+
+@torch.no_grad()
+def teacher_trajectory(
+    teacher: AhaWam,
+    conditioning: Conditioning,
+    noise: Tensor,
+    num_steps: int = TEACHER_STEPS,
+    steps: tuple[int, ...] = CAPTURED_STEPS,
+) -> Trajectory:
+    """Run the teacher from noise [B, horizon, A] and keep its states at `steps` of its own grid.
+
+    Raises:
+        ValueError: `steps` are not increasing from within the grid to its end.
+    """
+    if list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] != num_steps:
+        raise ValueError(f"Captured steps must increase and end at {num_steps}, got {steps}.")
+    table = euler_table(num_steps, teacher.config.shift)
+    states = sample_horizon(teacher, conditioning, noise, table)
+    return Trajectory(torch.stack([states[i] for i in steps]), table.timesteps[list(steps[:-1])], tuple(steps))
+
+
+def draw_anchors(batch: LossBatch, num_anchors: int, generator: torch.Generator) -> Tensor:
+    """Anchor index [B, C] for every chunk, uniform over 0 .. num_anchors - 1."""
+    drawn = torch.randint(num_anchors, batch.proprio.shape[:2], generator=generator, device=generator.device)
+    return drawn.to(batch.proprio.device)
+
+
+def student_prediction(student: AhaWam, conditioning: Conditioning, trajectory: Trajectory, anchors: Tensor) -> Tensor:
+    """The student's one-jump guess [B, horizon, A] of the trajectory's end from the anchors [B, C] of its chunks."""
+    rows = anchors.repeat_interleave(student.config.chunk_size, 1)[..., None]  # [B, horizon, 1]
+    x = trajectory.states.gather(0, rows.expand(1, *trajectory.states.shape[1:]))[0]
+    timestep = trajectory.timesteps.to(x.device)[anchors]
+    text = chunk_text(student, conditioning.context, conditioning.proprio_tokens)
+    velocity = chunk_velocity(student, x[:, None], timestep[:, None], conditioning.routed, text)[:, 0]
+    sigma = timestep.repeat_interleave(student.config.chunk_size, 1)[..., None] / NUM_TRAIN_TIMESTEPS
+    return x - sigma * velocity
+
+
+def ode_loss(
+    student: AhaWam, conditioning: Conditioning, trajectory: Trajectory, anchors: Tensor, action_is_pad: Tensor
+) -> Tensor:
+    """Mean squared distance to the teacher's result over actions that are not padding [B, horizon], mean over the batch."""
+    guess = student_prediction(student, conditioning, trajectory, anchors)
+    error = (guess.float() - trajectory.states[-1].float()).pow(2).mean(-1)
+    return masked_mean(error, ~action_is_pad).mean()
