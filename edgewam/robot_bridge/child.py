@@ -1,0 +1,100 @@
+"""Entry point of every child process of the bridge: `python -m edgewam.robot_bridge.child`, told what to be on stdin.
+
+A child reads one JSON line of configuration, runs its role and prints one JSON line: results or an error.  It leaves by
+itself when the parent asks it to or is gone.  Its standard output is for results only: prints of libraries go to standard error.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from edgewam.core.errors import EdgewamError
+from edgewam.robot_bridge.clock import now_ns
+from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.wires import Wires
+
+ROLE_MODULES = {
+    "io": "edgewam.robot_bridge.io_process",
+    "driver": "edgewam.robot_bridge.driver_process",
+    "camera": "edgewam.robot_bridge.camera_process",
+    "engine": "edgewam.robot_bridge.engine_process",
+}
+
+
+class Link:
+    """A child's side of the bridge: the records, what the parent wants, and the child's own status."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.wires = Wires.attach(config["wires"])
+        self._parent = int(config["parent_pid"])
+        self._status_record = self.wires[f"status_{config['role']}"]
+        self._status = self._status_record.blank()
+        self._control: Value = self.wires["control"].blank()
+        self._control_version = 0
+
+    def _read_control(self) -> Value:
+        newer = self.wires["control"].read(self._control_version)
+        if newer is not None:
+            self._control_version, self._control = newer
+        return self._control
+
+    @property
+    def is_stopping(self) -> bool:
+        """The parent asked to stop, or is gone."""
+        return bool(self._read_control()["stop"]) or os.getppid() != self._parent
+
+    @property
+    def is_estop(self) -> bool:
+        """Somebody pressed the emergency stop."""
+        return bool(self._read_control()["estop"])
+
+    @property
+    def epoch_ns(self) -> int:
+        """Time of control tick 0, or 0 while the parent still waits for everyone to be ready."""
+        return int(self._read_control()["epoch_ns"])
+
+    def report(self, *, is_ready: bool = True, count: int = 0, tick: int = 0, mode: int = 0) -> None:
+        """Publish this child's status with a fresh heartbeat."""
+        status = self._status
+        status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
+        status["count"], status["tick"], status["mode"] = count, tick, mode
+        self._status_record.write(status)
+
+
+def private_stdout() -> TextIO:
+    """The real standard output for results; whatever else prints goes to standard error from now on."""
+    stream = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    return stream
+
+
+def main() -> int:
+    """Run one role; exit code 0 done, 1 an error that is the user's to act on, 2 any other (traceback on stderr)."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who stops us in order
+    results = private_stdout()
+    config = json.loads(sys.stdin.readline())
+    os.environ.update(config.get("environment", {}))
+    try:
+        outcome = importlib.import_module(ROLE_MODULES[config["role"]]).run(config, Link(config))
+    except EdgewamError as error:
+        print(json.dumps({"error": str(error)}), file=results)
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
+        print(json.dumps({"error": text}), file=results)
+        return 2
+    print(json.dumps(outcome, allow_nan=False), file=results)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

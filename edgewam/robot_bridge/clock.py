@@ -1,0 +1,51 @@
+"""The monotonic clock of the bridge, sleeping to absolute deadlines, and the real-time permissions a process can get.
+
+Wall-clock time is never used: stepping it must not move the arm.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import time
+
+NS = 1_000_000_000
+_MCL_CURRENT, _MCL_FUTURE = 1, 2
+
+
+def now_ns() -> int:
+    """CLOCK_MONOTONIC in nanoseconds, the same in every process of this machine."""
+    return time.monotonic_ns()
+
+
+def sleep_until(deadline_ns: int) -> int:
+    """Sleep to an absolute monotonic time and return the time of waking; returns at once when it has passed.
+
+    The remaining time is computed anew after every early return, so errors do not add up over ticks.
+    """
+    while (now := time.monotonic_ns()) < deadline_ns:
+        time.sleep((deadline_ns - now) / NS)
+    return now
+
+
+def become_real_time(priority: int) -> dict[str, str]:
+    """Ask for SCHED_FIFO and locked memory and freeze the garbage collector; say what was granted and why not.
+
+    A refusal is no error: the loop runs on, and its counters show what that costs.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    granted = {"scheduler": f"SCHED_FIFO {priority}", "memory": "locked"}
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
+    except OSError as error:
+        granted["scheduler"] = f"SCHED_OTHER (SCHED_FIFO refused: {error.strerror}; needs CAP_SYS_NICE or an rtprio limit)"
+    unlimited = os.geteuid() == 0 or resource.getrlimit(resource.RLIMIT_MEMLOCK)[0] == resource.RLIM_INFINITY
+    # under a finite limit MCL_FUTURE would turn a later allocation into a MemoryError inside the loop
+    flags = _MCL_CURRENT | (_MCL_FUTURE if unlimited else 0)
+    if ctypes.CDLL(None, use_errno=True).mlockall(flags) != 0:
+        granted["memory"] = f"not locked ({os.strerror(ctypes.get_errno())}; needs CAP_IPC_LOCK or a memlock limit)"
+    return granted

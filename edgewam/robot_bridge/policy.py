@@ -1,0 +1,141 @@
+"""What a policy is to the bridge, how one is made in another process, and small policies without a model.
+
+A policy is named by a dotted factory and plain arguments, so that it can be built inside the engine process or an evaluation
+worker; this package never learns what is behind it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, cast, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.errors import EdgewamError, PluginError
+from edgewam.core.records import ActionChunk, Observation
+
+IMAGES = "images"  # the ablation every policy has; others (memory, router) are the policy's own
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """Observations in, action chunks out.  Ticks are those of the episode; a policy holds the state of one episode."""
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """Forget the episode: memory, planner state, noise.  The seed fixes all noise drawn until the next reset."""
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """`plan` when a refresh is due at this tick, then `act`."""
+
+    def plan(self, observation: Observation) -> None:
+        """Refresh the slow part from an observation."""
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """A chunk whose row 0 belongs to `observation.tick`, from the newest plan."""
+
+
+@runtime_checkable
+class Ablatable(Protocol):
+    """A policy of which parts can be switched off, to show that they matter."""
+
+    def ablate(self, part: str) -> None:
+        """Switch a part off for good (such as 'memory' or 'router'); EdgewamError names the parts when it is unknown."""
+
+
+def open_policy(factory: str, arguments: Mapping[str, Any], ablate: Sequence[str] = ()) -> Policy:
+    """Build a policy from a dotted factory name and plain arguments, with some parts switched off.
+
+    Raises:
+        PluginError: no such module or factory, or what it returns is no policy.
+    """
+    module_name, _, attribute = factory.replace(":", ".").rpartition(".")
+    try:
+        make = getattr(importlib.import_module(module_name), attribute)
+    except (ValueError, AttributeError, ModuleNotFoundError) as error:
+        if isinstance(error, ModuleNotFoundError) and not (error.name and module_name.startswith(error.name)):
+            raise  # the module is there, something that it needs is not
+        raise PluginError(f"No policy factory '{factory}'. Give package.module.function of something importable.") from error
+    policy = make(**arguments)
+    if not isinstance(policy, Policy):
+        raise PluginError(f"'{factory}' returned {type(policy).__name__}, which lacks reset, infer, plan or act.")
+    for part in ablate:
+        policy = _without(policy, part)
+    return policy
+
+
+def _without(policy: Policy, part: str) -> Policy:
+    if part == IMAGES:
+        return BlindPolicy(policy)
+    inner = policy.inner if isinstance(policy, BlindPolicy) else policy
+    if not isinstance(inner, Ablatable):
+        raise EdgewamError(f"This policy cannot run without '{part}'. What every policy can run without: {IMAGES}.")
+    inner.ablate(part)
+    return policy
+
+
+class BlindPolicy:
+    """Another policy that gets black images: what remains is what it does without looking."""
+
+    def __init__(self, inner: Policy) -> None:
+        self.inner = inner
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """See `Policy`."""
+        self.inner.reset(prompt, seed)
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """See `Policy`."""
+        return self.inner.infer(_blacked_out(observation))
+
+    def plan(self, observation: Observation) -> None:
+        """See `Policy`."""
+        self.inner.plan(_blacked_out(observation))
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """See `Policy`."""
+        return self.inner.act(_blacked_out(observation))
+
+
+def _blacked_out(observation: Observation) -> Observation:
+    return replace(observation, images={name: np.zeros_like(image) for name, image in observation.images.items()})
+
+
+class ReplayPolicy:
+    """Plays a table of targets by time: rows from `observation.tick` on, the last row for ever.
+
+    `targets_of(seed)` gives float [T, D] at each reset, so that a scripted expert can be driven like a policy.
+    """
+
+    def __init__(self, targets_of: Callable[[int], npt.ArrayLike], horizon: int = 16) -> None:
+        self._targets_of = targets_of
+        self._horizon = horizon
+        self._targets: npt.NDArray[np.float32] | None = None
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """Fetch the table of this seed; the prompt changes nothing."""
+        targets = np.array(self._targets_of(seed), np.float32)
+        if targets.ndim != 2 or not len(targets):
+            raise EdgewamError(f"Replay targets must have shape [T, D] with T > 0, got {list(targets.shape)}.")
+        self._targets = targets
+
+    def plan(self, observation: Observation) -> None:
+        """Nothing to refresh."""
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """float32 [horizon, D] from the table."""
+        if self._targets is None:
+            raise EdgewamError("Call reset(prompt, seed) before the first observation.")
+        rows = np.minimum(observation.tick + np.arange(self._horizon), len(self._targets) - 1)
+        return ActionChunk(self._targets[rows], observation.tick, observation.tick, observation.t_capture_ns)
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """See `act`."""
+        return self.act(observation)
+
+
+def constant_policy(target: Sequence[float], horizon: int = 16) -> Policy:
+    """A policy that always asks for one pose [D]: the least a bridge can be tried with."""
+    return cast(Policy, ReplayPolicy(lambda seed: [target], horizon))
