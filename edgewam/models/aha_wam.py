@@ -1,18 +1,57 @@
 """The AHA-WAM family: configuration, construction and loading (DESIGN section 4, "family").
 
-The pieces live in their own files: `aha_wam_config`, `aha_wam_model`, `aha_wam_loss`.
+The pieces live in their own files: `aha_wam_config`, `aha_wam_model`, `aha_wam_loss`, `aha_wam_ode`, `aha_wam_stream`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
+from edgewam.core.errors import ArtifactError
+from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
 from edgewam.models.aha_wam_model import AhaWam
 
-FAMILY = "AHA-WAM"
+FAMILY = "aha_wam"
 
-__all__ = ["FAMILY", "AhaWam", "AhaWamConfig", "build", "full", "small"]
+__all__ = ["FAMILY", "AhaWam", "AhaWamConfig", "build", "full", "load", "save", "small"]
 
 
 def build(config: AhaWamConfig) -> AhaWam:
     """A freshly initialised network, float32."""
     return AhaWam(config)
+
+
+def load(path: Path | str, config: AhaWamConfig | None = None) -> AhaWam:
+    """A network from our own directory, or from a released `.pt` file of the sizes in `config` (default: `full`).
+
+    Raises:
+        ArtifactError: what is wrong with the file and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        stored = checkpoints.read(path, FAMILY)
+        try:
+            sizes = AhaWamConfig.from_json(stored.config)
+        except (TypeError, ValueError) as error:
+            raise ArtifactError(f"The sizes in '{path / checkpoints.SIZES}' are not usable: {error}") from error
+        model = _empty(sizes)
+        checkpoints.fit(model, stored.tensors, f"'{path}'")
+        return model
+    release = checkpoints.read_release(path)
+    model = _empty(config or full())
+    checkpoints.load_release(model, release, f"'{path}'")
+    return model
+
+
+def save(model: AhaWam, directory: Path | str, storage: str = "float32", metadata: dict[str, object] | None = None) -> None:
+    """Write our own format; `storage` is float32, float16 or bfloat16."""
+    checkpoints.save(model, directory, family=FAMILY, config=model.config.to_json(), storage=storage, metadata=metadata)
+
+
+def _empty(config: AhaWamConfig) -> AhaWam:
+    """A network without memory behind its parameters; loading gives them theirs."""
+    with torch.device("meta"):
+        return AhaWam(config)

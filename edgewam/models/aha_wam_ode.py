@@ -23,7 +23,7 @@ CAPTURED_STEPS = (0, 1, 2, 4, 8, 12, 16)
 
 @dataclass(frozen=True)
 class Conditioning:
-    """What both networks condition on: routed keys and values per layer [B*C, S, A], text rows [B, L, Dt], state tokens [B, C, Dt]."""
+    """What both networks see: routed keys and values per layer [B*C, S, A], text rows [B, L, Dt], state tokens [B, C, Dt]."""
 
     routed: list[KeyValue]
     context: Tensor
