@@ -1,7 +1,8 @@
 """What a robot is to the bridge: a spec, `observe`, `command`, `stop`; a simulator adds lockstep and its own clock.
 
 A robot is one module in `robot_bridge/robots/`: its file name is the plugin name, and it offers `SPEC: RobotSpec` and
-`make(**options) -> Robot`.  A simulator also offers `make_renderer() -> Renderer`, which may live in another process.
+`make(**options) -> Robot`.  A simulator also offers `make_renderer() -> Renderer`, which may live in another process, and
+`make(render=False)`, whose observations have no images.
 """
 
 from __future__ import annotations
