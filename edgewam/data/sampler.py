@@ -31,10 +31,11 @@ class _EpochPlan:
 
 @dataclass
 class WindowSampler:
-    """Endless batches of windows.  `batch_size` is per rank; the ranks of one position share nothing.
+    """Endless batches of windows.  `batch_size` is per rank; at one position no two ranks share a window.
 
     start_stride: windows start at every n-th control step.  episodes: which ones to use (default: all).
-    A batch that its history group cannot fill is completed with windows of that group seen earlier in the epoch.
+    The last batch of each history length is filled up with windows of that length seen before in the epoch (only a
+    length with fewer windows than one batch of all ranks repeats them inside it).
     """
 
     dataset: Dataset

@@ -1,0 +1,62 @@
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from edgewam.core.errors import ContractError
+from edgewam.core.observation import compose_images
+from edgewam.data.compose import compose_training
+from tests.golden import golden_dir
+
+# one rounding per resize of values in [-1, 1], in float32; 0 was measured
+FLOAT32_TOLERANCE = 1e-6
+# half a unit in the last place of float16 below 1.0, which is how the whole golden canvas is stored
+FLOAT16_TOLERANCE = 2.5e-4
+
+
+@pytest.fixture(scope="module")
+def golden():
+    return load_file(golden_dir() / "image_composition_normalizer.safetensors")
+
+
+@pytest.fixture(scope="module")
+def cameras(golden):
+    names = {"cam_high": "cam_head", "cam_left_wrist": "cam_left_wrist", "cam_right_wrist": "cam_right_wrist"}
+    return {name: golden[f"{stored}_u8_chw"][None] for name, stored in names.items()}
+
+
+def test_composition_is_that_of_the_released_training(golden, cameras):
+    whole = golden["train.composed_float_chw_fp16"]
+    canvas = compose_training(cameras, *whole.shape[1:])[0]
+    assert canvas.dtype == torch.float32
+    torch.testing.assert_close(canvas, whole.float(), atol=FLOAT16_TOLERANCE, rtol=0)
+    for rows, name in ((slice(0, 4), "first_rows"), (slice(254, 258), "rows_254_258")):
+        torch.testing.assert_close(canvas[:, rows], golden[f"train.composed_float_{name}_fp32"], atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_cameras_of_the_right_size_are_not_resampled():
+    generator = np.random.default_rng(0)
+    sizes = {"cam_high": (128, 160), "cam_left_wrist": (64, 80), "cam_right_wrist": (64, 80)}
+    images = {name: generator.integers(0, 256, (*size, 3), np.uint8) for name, size in sizes.items()}
+    tensors = {name: torch.from_numpy(image).permute(2, 0, 1)[None] for name, image in images.items()}
+    canvas = compose_training(tensors, 192, 160, camera_size=None)[0].permute(1, 2, 0).numpy()
+    run_time = compose_images(images, 192, 160).astype(np.float32) * (2 / 255) - 1
+    np.testing.assert_allclose(canvas, run_time, atol=FLOAT32_TOLERANCE)
+
+
+def test_large_cameras_go_through_the_released_size_first(cameras):
+    large = {name: torch.nn.functional.interpolate(image.float(), scale_factor=2).byte() for name, image in cameras.items()}
+    twice, once = compose_training(large, 384, 320), compose_training(large, 384, 320, camera_size=None)
+    by_hand = torch.nn.functional.interpolate(large["cam_high"].float() / 255, (240, 320), mode="bilinear", antialias=True)
+    by_hand = torch.nn.functional.interpolate(by_hand, (256, 320), mode="bilinear", antialias=True) * 2 - 1
+    torch.testing.assert_close(twice[:, :, :256], by_hand, atol=FLOAT32_TOLERANCE, rtol=0)
+    assert (twice - once).abs().max() > 1e-3
+
+
+def test_missing_or_malformed_cameras_are_refused(cameras):
+    with pytest.raises(ContractError, match="cam_right_wrist"):
+        compose_training({name: cameras[name] for name in ("cam_high", "cam_left_wrist")}, 384, 320)
+    with pytest.raises(ContractError, match=r"uint8 \[B, 3, H, W\]"):
+        compose_training({**cameras, "cam_high": cameras["cam_high"].float()}, 384, 320)
+    with pytest.raises(ContractError, match="height % 3"):
+        compose_training(cameras, 385, 320)
