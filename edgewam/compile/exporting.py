@@ -60,7 +60,7 @@ def exporting(stage: Stage) -> Iterator[None]:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Silence the exporters' remarks about packages and registries that are not used here; errors still surface."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch.__trace", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,0 +1,181 @@
+"""`compile`: from a model's stages and programs to a bundle whose every stage was compared with the eager reference.
+
+Nothing is written until everything is proved: stages are built into a temporary sibling, checked, run against golden
+vectors of the eager reference, and only then renamed into place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from edgewam.compile.samples import random_inputs
+from edgewam.compile.stage_gate import CapturingEngine, compare_stages
+from edgewam.core import plugins
+from edgewam.core.artifacts import write_artifact
+from edgewam.core.errors import GateError, PluginError
+from edgewam.core.program import Call, Programs
+from edgewam.core.stage import Stage
+from edgewam.runtime.backends.eager import TorchEngine
+from edgewam.runtime.bundle import CONSTANTS, GOLDEN, KIND, PROMPTS, STAGES, Bundle
+from edgewam.runtime.deviation import Deviation, deviation
+from edgewam.runtime.engine import EngineOptions
+from edgewam.runtime.pipeline import Pipeline
+from edgewam.runtime.selftest import GoldenCall, observe_run, save_golden
+from edgewam.runtime.tensors import save_tensors
+
+PROGRAM_TOLERANCE = 1e-4  # of a whole program, relative to the output's maximum: stage errors compounded over the steps
+SELF_TEST_MARGIN = 20.0  # another processor sums in another order; a wrong weight is off by far more than this
+SELF_TEST_FLOOR = 1e-4
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+Calls = Sequence[tuple[str, Arrays]]
+
+
+@dataclass(frozen=True)
+class CompilePlan:
+    """Everything that becomes a bundle.
+
+    host: what the policy's host code needs.  prompts: prompt -> embedding.  policy: plugin that drives the programs.
+    calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
+    config: further facts for the manifest, such as the number of action steps.
+    """
+
+    family: str
+    stages: Sequence[Stage]
+    programs: Programs
+    backend: str
+    host: Mapping[str, Any] = field(default_factory=dict)
+    policy: str | None = None
+    prompts: Arrays = field(default_factory=dict)
+    calls: Calls | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    parents: Mapping[str, str] = field(default_factory=dict)
+    threads: int = 2
+
+    def describe(self) -> dict[str, Any]:
+        """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
+        stages = {}
+        for stage in self.stages:
+            calls = {name: num_calls(self.programs, name, stage.name) for name in self.programs.programs}
+            stages[stage.name] = {
+                "inputs": {spec.name: str(spec) for spec in stage.inputs},
+                "outputs": {spec.name: str(spec) for spec in stage.outputs},
+                "weight_bytes": stage.cost.weight_bytes,
+                "flops": stage.cost.flops,
+                "calls": {name: count for name, count in calls.items() if count},
+            }
+        weight_bytes = sum(stage.cost.weight_bytes for stage in self.stages)
+        constant_bytes = sum(array.nbytes for array in self.programs.constants.values())
+        return {
+            "family": self.family,
+            "backend": self.backend,
+            "stages": stages,
+            "weight_bytes": weight_bytes,
+            "constant_bytes": constant_bytes,
+            "state_bytes": sum(state.spec.size_bytes for state in self.programs.states),
+            # the reference model, the engines and one export at a time are in memory together
+            "memory_estimate_bytes": 3 * weight_bytes + constant_bytes,
+        }
+
+
+def num_calls(programs: Programs, program: str, stage: str) -> int:
+    """How often one run of a program calls a stage."""
+    declared = programs.programs[program]
+    once = sum(isinstance(step, Call) and step.stage == stage for step in (*declared.setup, *declared.finish))
+    loop = declared.loop
+    return once + (loop.num_rows * sum(call.stage == stage for call in loop.calls) if loop else 0)
+
+
+def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
+    """Build, prove and write a bundle; returns its directory.
+
+    Raises:
+        PluginError: unknown backend, or one that refuses a stage (with its reason).
+        EdgewamError: a stage that cannot be exported.
+        GateError: a stage or a program that differs from the eager reference.
+    """
+    build, run = plugins.load("backend_build", plan.backend), plugins.load("backend_run", plan.backend)
+    if not (support := run.supports()).ok:
+        raise PluginError(f"Backend '{plan.backend}' cannot run here: {support.reason}.")
+    for stage in plan.stages:
+        if not (support := build.supports(stage)).ok:
+            raise PluginError(f"Backend '{plan.backend}' cannot build: {support.reason}.")
+    reference = {stage.name: CapturingEngine(TorchEngine(stage)) for stage in plan.stages}
+    stages = {stage.name: stage for stage in plan.stages}
+    golden = _record(plan, Pipeline(plan.programs, stages, reference))
+    measured: dict[str, Any] = {}
+    records: list[dict[str, Any]] = []
+    golden_index: list[dict[str, object]] = []
+    config = {
+        "family": plan.family, "backend": plan.backend, "policy": plan.policy, "host": dict(plan.host), **plan.config,
+        "programs": plan.programs.to_json(), "stages": records, "golden": golden_index,
+    }  # fmt: skip
+    with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
+        (directory / STAGES).mkdir()
+        for stage in plan.stages:
+            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES)})
+        options = EngineOptions(plan.threads)
+        engines = {
+            entry["stage"]["name"]: run.load(stages[entry["stage"]["name"]], directory / STAGES, entry["record"], options)
+            for entry in records
+        }
+        samples = {stage.name: [random_inputs(stage.inputs, seed=7), *reference[stage.name].samples] for stage in plan.stages}
+        report = compare_stages(plan.stages, reference, engines, samples, build.TOLERANCE)
+        measured["stages"] = report.to_json()
+        report.require()
+        worst = _compare_programs(Pipeline(plan.programs, stages, engines), golden)
+        measured["programs"] = {name: d.to_json() for name, d in worst.items()}
+        tolerance = max(SELF_TEST_FLOOR, SELF_TEST_MARGIN * max(d.relative for d in worst.values()))
+        golden_index += save_golden(directory / GOLDEN, [GoldenCall(c.program, c.inputs, c.expected, tolerance) for c in golden])
+        save_tensors(directory / CONSTANTS, plan.programs.constants)
+        save_tensors(directory / PROMPTS, plan.prompts)
+    return Path(out)
+
+
+class _Recorder(Pipeline):
+    """A pipeline that notes every run, to learn from a policy what its programs are really given."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.calls: list[tuple[str, Arrays]] = []
+
+    def run(self, program: str, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        self.calls.append((program, {name: array.copy() for name, array in inputs.items()}))
+        return super().run(program, inputs)
+
+
+def _record(plan: CompilePlan, pipeline: Pipeline) -> list[GoldenCall]:
+    """Golden calls with what the eager reference answers, from zero state."""
+    calls = plan.calls
+    if calls is None and plan.policy is not None:
+        stages = {stage.name: stage for stage in plan.stages}
+        recorder = _Recorder(plan.programs, stages, {stage.name: TorchEngine(stage) for stage in plan.stages})
+        bundle = Bundle(plan.family, "eager", plan.policy, plan.host, stages, {}, recorder, plan.prompts)
+        plugins.load("policy", plan.policy).rehearse(bundle)
+        calls = recorder.calls
+    if calls is None:
+        calls = [(name, random_inputs(p.inputs, seed=i)) for i, (name, p) in enumerate(plan.programs.programs.items())]
+    pipeline.reset()
+    return [GoldenCall(name, inputs, observe_run(pipeline, name, inputs), 0.0) for name, inputs in calls]
+
+
+def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall]) -> dict[str, Deviation]:
+    """Worst deviation per program over all golden calls; GateError beyond PROGRAM_TOLERANCE."""
+    worst: dict[str, Deviation] = {}
+    for call in golden:
+        found = observe_run(pipeline, call.program, call.inputs)
+        for name, expected in call.expected.items():
+            now = deviation(found[name], expected)
+            if not now.within(PROGRAM_TOLERANCE):
+                raise GateError(
+                    f"Program '{call.program}' gives '{name}' off by {now.relative:.2g} of its maximum "
+                    f"({now.num_bad} not finite) although each stage is within its tolerance; {PROGRAM_TOLERANCE:g} is allowed."
+                )
+            if call.program not in worst or now.relative > worst[call.program].relative:
+                worst[call.program] = now
+    return worst

@@ -1,0 +1,106 @@
+"""A bundle: the directory that goes to the robot, opened into a checked pipeline.
+
+`manifest.json` (stages, programs, host settings, digests), `stages/` (one file per stage), `constants.safetensors`,
+`prompts.safetensors` (embeddings by prompt) and `golden.safetensors`.  `compile.compile` writes it, `Bundle.open` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgewam.core import plugins
+from edgewam.core.artifacts import Manifest, read_manifest
+from edgewam.core.errors import ArtifactError, EdgewamError, PluginError
+from edgewam.core.program import Programs
+from edgewam.core.stage import Stage
+from edgewam.runtime.engine import Array, Engine, EngineOptions
+from edgewam.runtime.pipeline import Pipeline
+from edgewam.runtime.selftest import load_golden, self_test
+from edgewam.runtime.tensors import load_tensors
+
+KIND = "bundle"
+STAGES, CONSTANTS, PROMPTS, GOLDEN = "stages", "constants.safetensors", "prompts.safetensors", "golden.safetensors"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened policy.
+
+    host: what the family's host code needs (`host_config` of the family).  prompts: prompt -> text embedding.
+    policy: name of the policy plugin that drives the programs; None when there is none.
+    """
+
+    family: str
+    backend: str
+    policy: str | None
+    host: Mapping[str, Any]
+    stages: Mapping[str, Stage]
+    engines: Mapping[str, Engine]
+    pipeline: Pipeline
+    prompts: Mapping[str, Array]
+    options: EngineOptions = field(default_factory=EngineOptions)
+    path: Path | None = None
+    manifest: Manifest | None = None
+
+    @staticmethod
+    def open(path: Path | str, threads: int = 2, spinning: bool = True, verify: bool = True) -> Bundle:
+        """Load a bundle and let it test itself.  `verify=False` skips the digests (never the golden vectors).
+
+        Raises:
+            ArtifactError: missing, truncated, changed or unreadable files.
+            PluginError: an unknown backend, or one that cannot run on this machine.
+            GateError: the engines do not reproduce the golden vectors.
+        """
+        path = Path(path)
+        manifest = read_manifest(path, kind=KIND, verify=verify)
+        config = manifest.config
+        options = EngineOptions(threads, spinning)
+        backend = plugins.load("backend_run", config["backend"])
+        support = backend.supports()
+        if not support.ok:
+            raise PluginError(f"Backend '{config['backend']}' of '{path}' cannot run here: {support.reason}.")
+        stages = {entry["stage"]["name"]: Stage.from_json(entry["stage"]) for entry in config["stages"]}
+        engines = {
+            entry["stage"]["name"]: backend.load(stages[entry["stage"]["name"]], path / STAGES, entry["record"], options)
+            for entry in config["stages"]
+        }
+        programs = Programs.from_json(config["programs"], load_tensors(path / CONSTANTS))
+        pipeline = Pipeline(programs, stages, engines)
+        self_test(pipeline, load_golden(path / GOLDEN, config["golden"]))
+        return Bundle(
+            config["family"], config["backend"], config["policy"], config["host"], stages, engines, pipeline,
+            load_tensors(path / PROMPTS), options, path, manifest,
+        )  # fmt: skip
+
+    @property
+    def digest(self) -> str:
+        """The artifact's digest; empty for a bundle that was never written."""
+        return self.manifest.digest if self.manifest else ""
+
+    def prompt(self, name: str) -> Array:
+        """Embedding of a prompt.
+
+        Raises:
+            EdgewamError: unknown prompt, with the known ones and the command that adds one.
+        """
+        if name not in self.prompts:
+            known = ", ".join(f"'{prompt}'" for prompt in self.prompts) or "none"
+            where = self.path or "BUNDLE"
+            raise EdgewamError(
+                f"This bundle has no embedding of the prompt '{name}'. It has: {known}. "
+                f'Add it with: edgewam prompt add {where} "{name}"'
+            )
+        return self.prompts[name]
+
+    def open_policy(self) -> Any:
+        """The policy that drives these programs (`runtime/policies/<name>.py`).
+
+        Raises:
+            ArtifactError: the bundle names no policy.
+        """
+        if self.policy is None:
+            raise ArtifactError(f"The bundle of family '{self.family}' names no policy, so its programs can only be run by name.")
+        return plugins.load("policy", self.policy).open_policy(self)
