@@ -15,7 +15,8 @@ from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.models.wan_vae_image import image_encoder
 
 GOLDEN = Path(os.environ.get("EDGEWAM_GOLDEN", Path(__file__).parents[1] / "golden"))
-FOLDED_TOLERANCE = 6e-6  # float32: either side is within 3e-6 of the float64 result, and their errors are independent
+ROUNDING_TOLERANCE = 5e-6  # float32 against float64, about forty convolutions; measured 2.6e-6
+FOLDED_TOLERANCE = 2 * ROUNDING_TOLERANCE  # two float32 roads with independent errors; measured 3.4e-6
 EXACT_TOLERANCE = 1e-11  # float64: nothing but the order of sums may differ
 FULL_HEIGHT, FULL_WIDTH = 384, 320
 
@@ -51,11 +52,11 @@ def test_image_encoder_equals_encode_image(images, dtype, tolerance):
         assert (latent - expected).abs().max().item() < tolerance
 
 
-def test_folding_errors_stay_within_3e6_of_the_exact_latent(images):
+def test_folding_keeps_float32_as_close_to_the_exact_latent_as_rounding_allows(images):
     encoder, exact = image_encoder(golden_vae()), golden_vae().double()
     for image in images:
         expected = exact.encode_image(image[None].double() * (2 / 255) - 1)
-        assert (encoder(camera_image(image)) - expected).abs().max().item() < 3e-6
+        assert (encoder(camera_image(image)) - expected).abs().max().item() < ROUNDING_TOLERANCE
 
 
 def test_image_encoder_reproduces_the_golden_latent(images):
