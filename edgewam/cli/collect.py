@@ -1,0 +1,40 @@
+"""`edgewam collect`: record demonstrations in physics as a LeRobot v3.0 dataset; run again to continue."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewam.cli._output import Json, emit, progress, say
+
+
+def command(
+    out: Annotated[Path, typer.Argument(help="Dataset directory to write.")],
+    episodes: Annotated[int, typer.Option(help="Successful demonstrations to keep.")] = 400,
+    first_seed: Annotated[int, typer.Option(help="Seeds are tried in order from here.")] = 300_001,
+    style: Annotated[str, typer.Option(help="plain, or multimodal: the expert varies yaw, meeting point and timing.")] = "plain",
+    robot: Annotated[str, typer.Option(help="Robot whose demonstrator records.")] = "aloha_sim",
+    as_json: Json = False,
+) -> None:
+    """Record demonstrations (LeRobot v3.0: parquet and mp4). Safe to interrupt; the same command continues."""
+    from edgewam.data.collect import CollectProgress, collect
+
+    with progress("collect") as update:
+
+        def report(state: CollectProgress) -> None:
+            update(state.num_kept, state.num_wanted, note=f"{state.num_dropped} unsuccessful dropped")
+
+        result = collect(out, episodes, first_seed, style=style, robot=robot, progress=report)
+    say(f"{result.num_kept} episodes in {result.path} ({result.num_recorded_now} now, {result.num_dropped} dropped).")
+    emit(
+        {
+            "path": str(result.path),
+            "num_episodes": result.num_kept,
+            "num_dropped": result.num_dropped,
+            "num_recorded_now": result.num_recorded_now,
+            "elapsed_s": result.elapsed_s,
+        },
+        as_json,
+    )
