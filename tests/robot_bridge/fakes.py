@@ -149,6 +149,9 @@ class Seeing:
         self._gate = 0.0
 
 
+ALL = ("nan", "shape", "flat", "long", "dtype", "jump", "future", "foreseen", "expired", "stale")
+
+
 class Faulty(ReplayPolicy):
     """The slow wave, except between two of its ticks, where it does something wrong (see `_spoil`)."""
 
@@ -171,7 +174,10 @@ class Faulty(ReplayPolicy):
 
     def _spoil(self, chunk):
         actions, start, observed, stamp = chunk.actions.copy(), chunk.start_tick, chunk.observation_tick, chunk.t_capture_ns
-        match self._fault:
+        fault = self._fault
+        if fault == "all":
+            fault = ALL[self._calls % len(ALL)]
+        match fault:
             case "nan":
                 actions[3, 1] = np.nan
             case "shape":

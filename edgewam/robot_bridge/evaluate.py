@@ -1,0 +1,229 @@
+"""`edgewam evaluate`: success of a policy over seeds in lockstep, resumable, and the paired comparison of two such results.
+
+Episodes are shared among worker processes that each hold a robot and a policy; which worker plays a seed changes nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import statistics as averages
+import threading
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgewam.core import plugins
+from edgewam.core.errors import EdgewamError
+from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings
+from edgewam.robot_bridge.results import ResultsFile, read_results
+from edgewam.robot_bridge.robot import RobotSpec
+from edgewam.robot_bridge.statistics import (
+    Interval,
+    clopper_pearson,
+    mcnemar_exact,
+    tango_lower_bound,
+    wilson,
+)
+from edgewam.robot_bridge.workers import Worker
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Successes of n episodes, with Wilson's and Clopper-Pearson's 95 % intervals."""
+
+    successes: int
+    n: int
+    rate: float
+    wilson: Interval
+    clopper_pearson: Interval
+
+    @classmethod
+    def of(cls, successes: int, n: int) -> Rate:
+        """From counts; n > 0."""
+        return cls(successes, n, successes / n, wilson(successes, n), clopper_pearson(successes, n))
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """strict, success: rates over the seeds.  *_time_s: median time of the episodes that got there, None when none did."""
+
+    config: dict[str, Any]
+    strict: Rate
+    success: Rate
+    mean_reward: float
+    median_strict_time_s: float | None
+    median_success_time_s: float | None
+    held_ticks: int
+    episodes: list[EpisodeResult]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return asdict(self)
+
+
+def evaluate(
+    policy_factory: str,
+    policy_args: Mapping[str, Any],
+    seeds: Iterable[int],
+    *,
+    robot: str = "aloha_sim",
+    robot_options: Mapping[str, Any] | None = None,
+    settings: LockstepSettings | None = None,
+    prompt: str | None = None,
+    ablate: Sequence[str] = (),
+    identity: Mapping[str, Any] | None = None,
+    results: Path | str | None = None,
+    workers: int = 2,
+    on_episode: Callable[[EpisodeResult, int, int], None] | None = None,
+) -> EvaluationReport:
+    """Play the episodes of `seeds` that `results` does not hold yet, and judge them all.
+
+    Args:
+        policy_factory: dotted name of a function that returns a `Policy`; called as factory(**policy_args) in each worker.
+        policy_args: plain data.
+        seeds: one episode each; the seed fixes scene and noise.
+        robot: a simulator's plugin name or dotted module.
+        robot_options: arguments of its `make`.
+        settings: ticks per episode and per chunk, declared latency.
+        prompt: instruction; by default the robot's first.
+        ablate: parts to do without: 'images' (black), or what the policy offers, such as 'memory' and 'router'.
+        identity: what the policy really is, such as the digest of its bundle; a results file of another one is refused.
+        results: JSONL file to add to; without it nothing is kept.
+        workers: processes; each computes with one thread.
+        on_episode: called with each new episode, the number done and the number asked for.
+
+    Raises:
+        EdgewamError: a worker failed (its message), or the results file is of another configuration.  Episodes that ended
+            before are kept.
+    """
+    seeds = list(dict.fromkeys(int(seed) for seed in seeds))
+    if not seeds or workers < 1:
+        raise EdgewamError("Give at least one seed and one worker.")
+    spec: RobotSpec = plugins.load("robot", robot).SPEC
+    config = {
+        "policy": {"factory": policy_factory, "args": dict(policy_args)},
+        "identity": dict(identity or {}),
+        "robot": robot,
+        "robot_options": dict(robot_options or {}),
+        "prompt": prompt if prompt is not None else spec.prompts[0],
+        "settings": asdict(settings or LockstepSettings()),
+        "ablate": list(ablate),
+    }
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(ResultsFile(results, config)) if results is not None else None
+        episodes = dict(file.episodes) if file else {}
+        todo = [seed for seed in seeds if seed not in episodes]
+        played = stack.enter_context(contextlib.closing(_play(config, todo, min(workers, len(todo)))))
+        for episode in played:
+            episodes[episode.seed] = episode
+            if file is not None:
+                file.add(episode)
+            if on_episode is not None:
+                on_episode(episode, sum(seed in episodes for seed in seeds), len(seeds))
+    return summarize(config, [episodes[seed] for seed in sorted(seeds)], spec.control_hz)
+
+
+def _play(config: Mapping[str, Any], seeds: Sequence[int], num_workers: int) -> Generator[EpisodeResult]:
+    """Episodes in the order in which they end."""
+    todo: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    for seed in [*seeds, *[None] * num_workers]:
+        todo.put(seed)
+    done: queue.Queue[EpisodeResult | Exception] = queue.Queue()
+
+    def serve(worker: Worker) -> None:
+        try:
+            while (seed := todo.get()) is not None:
+                done.put(worker.play(seed))
+        except Exception as error:  # handed to the caller's thread, which raises it
+            done.put(error)
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(num_workers):
+            worker = Worker(config)
+            thread = threading.Thread(target=serve, args=(worker,), daemon=True)
+            for step in (worker.close, thread.join, worker.end):  # called in the opposite order
+                stack.callback(step)
+            thread.start()
+        for _ in seeds:
+            episode = done.get()
+            if isinstance(episode, Exception):
+                raise episode
+            yield episode
+
+
+def summarize(config: Mapping[str, Any], episodes: Sequence[EpisodeResult], control_hz: float) -> EvaluationReport:
+    """Judge episodes (at least one)."""
+
+    def median_s(ticks: list[int]) -> float | None:
+        return averages.median(ticks) / control_hz if ticks else None
+
+    strict = [e.strict_tick for e in episodes if e.strict_tick is not None]
+    success = [e.success_tick for e in episodes if e.success_tick is not None]
+    return EvaluationReport(
+        config=dict(config),
+        strict=Rate.of(len(strict), len(episodes)),
+        success=Rate.of(len(success), len(episodes)),
+        mean_reward=averages.fmean(e.reward for e in episodes),
+        median_strict_time_s=median_s(strict),
+        median_success_time_s=median_s(success),
+        held_ticks=sum(e.held_ticks for e in episodes),
+        episodes=list(episodes),
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """First against second on the seeds that both have, by strict success.
+
+    difference: rate of the first minus rate of the second.  lower_bound: Tango's one-sided 95 % bound of it.
+    is_non_inferior: the bound is above minus the margin.  p_value: McNemar's exact test of "no difference", two-sided.
+    """
+
+    n: int
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+    difference: float
+    lower_bound: float
+    margin: float
+    is_non_inferior: bool
+    p_value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data for `--json`."""
+        return asdict(self)
+
+
+def compare(first: Path | str, second: Path | str, margin: float = 0.05) -> Comparison:
+    """Paired comparison of two results files of the same robot and episode length.
+
+    Raises:
+        EdgewamError: different robots, prompts or episode lengths, or no common seed.
+    """
+    (config_a, a), (config_b, b) = read_results(first), read_results(second)
+    for name in ("robot", "robot_options", "prompt"):
+        if config_a[name] != config_b[name]:
+            raise EdgewamError(f"Cannot pair '{first}' with '{second}': {name} differs ({config_a[name]}, {config_b[name]}).")
+    if config_a["settings"]["max_ticks"] != config_b["settings"]["max_ticks"]:
+        raise EdgewamError(f"Cannot pair '{first}' with '{second}': their episodes differ in length (max_ticks).")
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        raise EdgewamError(f"'{first}' and '{second}' have no seed in common. Evaluate both on the same seeds.")
+    pairs = [(a[seed].strict_success, b[seed].strict_success) for seed in seeds]
+    both, only_a, only_b = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True)))
+    bound = tango_lower_bound(only_a, only_b, len(pairs))
+    return Comparison(
+        n=len(pairs),
+        both=both,
+        only_first=only_a,
+        only_second=only_b,
+        neither=len(pairs) - both - only_a - only_b,
+        difference=(only_a - only_b) / len(pairs),
+        lower_bound=bound,
+        margin=margin,
+        is_non_inferior=bound > -margin,
+        p_value=mcnemar_exact(only_a, only_b),
+    )

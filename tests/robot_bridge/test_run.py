@@ -1,0 +1,244 @@
+"""The bridge as a whole, with real processes: it keeps its clock, survives its engine and leaves nothing behind.
+
+Runs on noisy machines: counts and safety are asserted, wall-clock times only loosely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewam.core.errors import EdgewamError, PluginError
+from edgewam.robot_bridge import run as run_module
+from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.run import RunReport, RunSettings, run
+from tests.robot_bridge import fakes
+
+PERIOD_NS = 20_000_000
+FACTORY = "tests.robot_bridge.fakes."
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def logs(monkeypatch):
+    """The logs of the runs of a test."""
+    found = []
+    count = run_module.count
+
+    def keep(log, *args):
+        found.append(log)
+        return count(log, *args)
+
+    monkeypatch.setattr(run_module, "count", keep)
+    return found
+
+
+def drive(policy, args=None, seconds=2.0, **kwargs):
+    report = run(FACTORY + policy, args or {}, robot=fakes.ROBOT, seconds=seconds, **kwargs)
+    check_sums(report)
+    assert report.violations == report.violations_in_log == 0
+    return report
+
+
+def check_sums(report: RunReport):
+    assert report.ticks == report.sent + report.missed
+    assert report.sent == report.ready + report.run + report.held + report.stopped
+    assert report.held == sum(report.held_by_cause.values())
+    assert report.rejected == sum(report.rejected_by_cause.values())
+    assert report.chunks_received == report.chunks_applied + report.chunks_superseded + report.rejected
+    assert report.clamped <= sum(report.clamped_by_joint.values()) or not report.clamped
+    assert report.observation_to_command_ms.n == report.chunks_applied
+    assert report.command_age_ms.n == report.run
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def when_running(action, role, after_s, pids):
+    """Do something to one child some time after the run has begun."""
+    timer = threading.Timer(after_s, lambda: action(pids[role]))
+    timer.start()
+
+
+def test_an_undisturbed_run_counts_to_its_end(logs):
+    report = drive("slow_wave", seconds=2.5)
+    assert report.ticks == 125 and report.is_complete and not report.faults
+    assert report.final_mode == "RUN" and report.rejected == report.stopped == 0
+    assert report.run >= 80 and report.chunks_applied >= 8 and report.clamped == 0
+    assert report.num_strict_successes == 0 and report.frames >= 20
+    log = logs[0]
+    assert (log["deadline_ns"] - log["deadline_ns"][0] == (log["tick"] - log["tick"][0]) * PERIOD_NS).all(), "deadlines drift"
+    assert (log["sent_ns"] >= log["deadline_ns"]).all()
+    assert (np.diff(log["tick"]) >= 1).all()
+    json.dumps(report.to_json(), allow_nan=False)
+
+
+def test_commands_follow_the_chunks_by_time(logs):
+    drive("slow_wave", seconds=2.0, settings=RunSettings(episode_ticks=10_000))
+    log = logs[0]
+    running = log[log["mode"] == Mode.RUN]
+    expected = 0.4 * np.sin(2 * np.pi * running["tick"] / 200)
+    np.testing.assert_allclose(running["command"][:, 0], expected, atol=1e-6)
+
+
+def test_every_kind_of_bad_chunk_is_refused_and_the_run_recovers():
+    report = drive("faulty", {"fault": "all", "begin": 24, "end": 24 + 80}, seconds=3.5)
+    causes = report.rejected_by_cause
+    assert causes.keys() >= {"shape", "dtype", "not_finite", "future", "expired", "stale"}, causes
+    assert report.held > 0 and report.final_mode == "RUN" and report.is_complete
+
+
+def test_a_jump_is_refused_while_running():
+    report = drive("faulty", {"fault": "jump", "begin": 24, "end": 32}, seconds=1.2)
+    assert report.rejected_by_cause == {"jump": 1} and report.final_mode == "RUN"
+
+
+def test_targets_out_of_range_are_clamped_and_counted_by_joint(logs):
+    report = drive("faulty", {"fault": "range", "begin": 24, "end": 40}, seconds=1.5)
+    assert report.clamped_by_joint.get("gripper", 0) > 0 and "elbow" not in report.clamped_by_joint
+    assert logs[0]["command"][:, 1].max() <= 1.0
+
+
+def test_a_stalled_engine_is_held_and_then_followed_again():
+    report = drive("faulty", {"fault": "stall", "begin": 24, "end": 32}, seconds=3.0)
+    assert report.held_by_cause["no_chunk"] >= 20
+    assert report.final_mode == "RUN" and report.engine_restarts == 0
+
+
+def test_a_killed_engine_is_held_and_replaced(tmp_path):
+    arguments = {"fault": "die_once", "begin": 24, "end": 10_000, "marker": str(tmp_path / "died")}
+    report = drive("faulty", arguments, seconds=4.0)
+    assert report.engine_restarts == 1 and report.held > 0 and report.is_complete
+    assert report.faults == ["The engine process was ended by SIGKILL."]
+    assert report.final_mode == "RUN"
+
+
+def test_an_engine_that_fails_again_and_again_ends_the_run_with_its_message():
+    report = drive("faulty", {"fault": "raise", "begin": 24, "end": 10_000}, seconds=30.0)
+    assert not report.is_complete and report.engine_restarts == run_module.MAX_ENGINE_RESTARTS
+    assert len(report.faults) == 4 and "RuntimeError: the engine is on fire" in report.faults[-1]
+    assert report.held > 0 and report.ticks < 1500
+
+
+def test_a_stopped_io_process_skips_ticks_and_never_bursts(logs):
+    def pause(pid):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.3)
+        os.kill(pid, signal.SIGCONT)
+
+    report = drive("slow_wave", seconds=2.0, on_start=lambda pids: when_running(pause, "io", 0.8, pids))
+    assert report.missed >= 14 and report.is_complete and report.final_mode == "RUN"
+    spacing = np.diff(logs[0]["sent_ns"])
+    assert spacing.max() >= 280_000_000
+    assert spacing.min() >= 0.4 * PERIOD_NS
+    assert len(set(logs[0]["tick"].tolist())) == report.sent
+
+
+@pytest.mark.parametrize("role", ["driver", "camera"])
+def test_without_robot_or_camera_the_run_ends_and_says_so(role):
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+
+    begin = time.monotonic()
+    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, role, 0.6, pids))
+    assert time.monotonic() - begin < 20
+    assert not report.is_complete and report.faults == [f"The {role} process was ended by SIGKILL."]
+    assert 0 < report.ticks < 1500
+
+
+def test_a_killed_io_process_ends_the_run_and_its_log_survives():
+    def kill(pid):
+        os.kill(pid, signal.SIGKILL)
+
+    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, "io", 0.8, pids))
+    assert not report.is_complete and report.faults == ["The io process was ended by SIGKILL."]
+    assert report.run > 0
+
+
+def test_episodes_end_and_the_next_one_begins(logs):
+    report = drive("seeing", seconds=3.0)
+    assert len(report.episodes) >= 2 and report.num_strict_successes == len(report.episodes)
+    assert [episode["seed"] for episode in report.episodes] == list(range(len(report.episodes)))
+    assert all(episode["reward"] == 4 and episode["success_tick"] <= episode["ticks"] for episode in report.episodes)
+    # even seeds go right, odd ones left: the engine looked at the scene of its own episode
+    ends = [logs[0][logs[0]["episode"] == n]["command"][-1, 0] for n in range(2)]
+    assert ends[0] > 0.4 and ends[1] < -0.4
+    assert report.ready >= 2, "an episode begins with a declared pause"
+
+
+def test_an_engine_that_cannot_start_is_reported_in_its_own_words():
+    with pytest.raises(EdgewamError, match=r"No such bundle 'x'\. Run edgewam compile\."):
+        drive("refusing")
+    with pytest.raises(EdgewamError, match="unexpected keyword"):
+        drive("slow_wave", {"wrong": 1})
+
+
+@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"robot": "nobody"}])
+def test_senseless_requests_are_refused(wrong):
+    with pytest.raises((EdgewamError, PluginError)):
+        run(FACTORY + "slow_wave", {}, **{"robot": fakes.ROBOT, **wrong})
+    with pytest.raises(EdgewamError, match="replan_ticks"):
+        RunSettings(replan_ticks=0)
+
+
+def test_progress_is_shown():
+    seen = []
+    drive("slow_wave", seconds=1.5, on_progress=seen.append)
+    assert len(seen) >= 3 and seen[-1].tick > seen[0].tick and seen[-1].mode == "RUN" and seen[-1].num_ticks == 75
+
+
+SCRIPT = """
+import json, sys
+from edgewam.robot_bridge.run import run
+def show(pids):
+    print(json.dumps(pids), flush=True)
+run("tests.robot_bridge.fakes.slow_wave", {}, robot="tests.robot_bridge.fakes", seconds=60, on_start=show)
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(how):
+    before = set(os.listdir("/dev/shm"))
+    parent = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pids = json.loads(parent.stdout.readline())
+    assert all(is_alive(pid) for pid in pids.values())
+    time.sleep(0.5)
+    parent.send_signal(how)
+    _, errors = parent.communicate(timeout=30)
+    assert parent.returncode != 0
+    assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
+    limit = time.monotonic() + 10
+    while any(is_alive(pid) for pid in pids.values()) and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert not any(is_alive(pid) for pid in pids.values())
+    assert set(os.listdir("/dev/shm")) <= before
+
+
+def test_the_io_process_imports_nothing_heavy():
+    code = (
+        "import sys, edgewam.robot_bridge.child, edgewam.robot_bridge.io_process;"
+        "print([m for m in ('torch', 'mujoco', 'PIL', 'onnxruntime', 'pyarrow', 'scipy') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_report_is_plain_data_with_the_permissions_that_were_got():
+    report = drive("slow_wave", seconds=1.0)
+    assert {field.name for field in dataclasses.fields(report)} == report.to_json().keys()
+    assert report.real_time["io"].keys() == {"scheduler", "memory"}
