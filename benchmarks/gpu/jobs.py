@@ -1,0 +1,139 @@
+"""The jobs of `make gpu`, most important first.  A job is a module with `run(job, device, emit)`; its sources make its key.
+
+A job's result stands for the digest of every file named in `sources` and of its parameters: change one and it runs again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import ROOT, Section
+from edgewam.core.artifacts import file_digest
+from edgewam.core.errors import EdgewamError
+
+Emit = Callable[[str, Section], None]
+
+_MODEL = ("edgewam/models/aha_wam*.py", "edgewam/models/wan_*.py", "edgewam/models/dit_block.py", "edgewam/models/ovcr.py",
+          "edgewam/models/rope.py", "edgewam/flow/*.py")  # fmt: skip
+_COMMON = ("benchmarks/gpu/gpu_clock.py", "edgewam/profiles/measure.py")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One measurement: `module.run` in a process of its own, at most `limit_s` seconds.
+
+    params set its size on the GPU, smoke the few that make it a matter of a second on a processor.  `expected_s` is the time
+    it should take; the budget must still hold it for the job to start.
+    """
+
+    name: str
+    about: str
+    module: str
+    expected_s: int
+    limit_s: int
+    sources: tuple[str, ...]
+    params: Mapping[str, Any] = field(default_factory=dict)
+    smoke: Mapping[str, Any] = field(default_factory=dict)
+    needs_data: bool = False
+
+    def small(self) -> Job:
+        """The same code path at a size for a processor: what CI runs, so that no GPU minute is lost to a typo."""
+        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke})
+
+    def with_data(self, path: Path) -> Job:
+        """The job on a carried data file; the file's digest is part of the key.  Jobs that need none stay as they are."""
+        if not self.needs_data:
+            return self
+        if not path.is_file():
+            raise EdgewamError(f"There is no data file '{path}'. Make it with: python3 -m benchmarks.gpu.pack_dataset --help")
+        return replace(self, params={**self.params, "data": str(path), "data_sha256": file_digest(path)})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain-JSON form, as it is handed to the process that runs it."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Job:
+        """Inverse of `to_json`."""
+        return Job(**{**data, "sources": tuple(data["sources"])})
+
+    def key(self) -> str:
+        """Digest of the job's source files and parameters.
+
+        Raises:
+            EdgewamError: a source pattern that matches no file.
+        """
+        params = {name: value for name, value in self.params.items() if name != "data"}  # the digest stands for the file
+        digest = hashlib.sha256(json.dumps([self.module, params], sort_keys=True).encode())
+        for pattern in (*_COMMON, f"{self.module.replace('.', '/')}.py", *self.sources):
+            paths = sorted(ROOT.glob(pattern))
+            if not paths:
+                raise EdgewamError(
+                    f"Job '{self.name}' depends on '{pattern}', which matches no file. Correct benchmarks/gpu/jobs.py."
+                )
+            for path in paths:
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()[:16]
+
+
+JOBS = (
+    Job(
+        "copy_bandwidth",
+        "device-to-device copies, 64 MB to 8 GB: the bandwidth that floors use",
+        "benchmarks.gpu.copy_bandwidth",
+        15,
+        60,
+        (),
+        {"sizes_mb": [64, 256, 1024, 4096, 8192], "n": 20, "warmup": 3},
+        {"sizes_mb": [1, 2], "n": 3, "warmup": 1},
+    ),
+    Job(
+        "matmul_rate",
+        "bf16 and fp8 products on random data: the rates that floors use, and the shapes of the chunk path",
+        "benchmarks.gpu.matmul_rate",
+        25,
+        90,
+        (),
+        {"square": 8192, "n": 30, "warmup": 5, "rows": [16, 120, 480], "weights": [[1024, 3072], [3072, 1024], [1024, 4096],
+         [4096, 1024], [3072, 6144], [4096, 4096]], "working_set_mb": 512},
+        {"square": 64, "n": 3, "warmup": 1, "rows": [16], "weights": [[32, 64]], "working_set_mb": 1},
+    ),
+    Job(
+        "graph_nodes",
+        "latency of dependent nodes in a CUDA graph, and of eager launches",
+        "benchmarks.gpu.graph_nodes",
+        15,
+        60,
+        (),
+        {"chains": [500, 4000], "elements": [1, 16384], "n": 50, "warmup": 5},
+        {"chains": [5, 20], "elements": [4], "n": 3, "warmup": 1},
+    ),
+    Job(
+        "upstream_eager",
+        "full-size AHA-WAM, random bf16 weights, as released: L_chunk at 2 and 10 steps, L_prefill, per stage",
+        "benchmarks.gpu.upstream_eager",
+        120,
+        300,
+        ("benchmarks/gpu/upstream.py", *_MODEL),
+        {"size": "full", "steps": [2, 10], "n": 50, "warmup": 5, "refreshes": 30, "dtype": "bfloat16",
+         "denoise_gflop": 77.8, "seed": 0},
+        {"size": "golden", "steps": [2], "n": 2, "warmup": 1, "refreshes": 2, "denoise_gflop": None},
+    ),
+)  # fmt: skip
+
+
+def find_jobs(names: list[str]) -> list[Job]:
+    """Jobs by name, in their order of importance; all of them without names.
+
+    Raises:
+        EdgewamError: an unknown name; the message lists the known ones.
+    """
+    known = {job.name: job for job in JOBS}
+    if unknown := [name for name in names if name not in known]:
+        raise EdgewamError(f"Unknown job '{unknown[0]}'. Available: {', '.join(known)}.")
+    return [job for job in JOBS if not names or job.name in names]

@@ -1,0 +1,5 @@
+"""Ends well without a result."""
+
+
+def run(job, device, emit):
+    return None
