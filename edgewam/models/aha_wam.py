@@ -1,6 +1,7 @@
-"""The AHA-WAM family: configuration, construction and loading (DESIGN section 4, "family").
+"""The AHA-WAM family: configuration, construction, loading, stages and programs (DESIGN section 4, "family").
 
-The pieces live in their own files: `aha_wam_config`, `aha_wam_model`, `aha_wam_loss`, `aha_wam_ode`, `aha_wam_stream`.
+The pieces live in their own files: `aha_wam_config`, `aha_wam_model`, `aha_wam_stages`, `aha_wam_programs`; training uses
+`aha_wam_loss` and `aha_wam_ode`, and `aha_wam_stream` is the plain inference that programs are compared with.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from edgewam.core.errors import ArtifactError
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
 from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.aha_wam_programs import host_config, programs, stages
 
 FAMILY = "aha_wam"
 
-__all__ = ["FAMILY", "AhaWam", "AhaWamConfig", "build", "full", "load", "save", "small"]
+__all__ = ["FAMILY", "AhaWam", "AhaWamConfig", "build", "full", "host_config", "load", "programs", "save", "small", "stages"]
 
 
 def build(config: AhaWamConfig) -> AhaWam:
