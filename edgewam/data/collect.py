@@ -89,7 +89,7 @@ def collect(
             store.remove()
     except OSError as error:
         raise ArtifactError(
-            f"Cannot write to '{parts}': {error}. Free some space (0.3 MB per episode, twice) or choose another output, "
+            f"Cannot write to '{parts}': {error}. Free some space (0.5 MB per episode, twice) or choose another output, "
             "then run the same command again: complete episodes are kept."
         ) from error
     finally:

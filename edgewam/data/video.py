@@ -17,7 +17,7 @@ from edgewam.core.errors import ArtifactError, require
 from edgewam.data.schema import ENCODER, PIX_FMT, Images
 
 GROUP_OF_PICTURES = 2
-QUALITY = 15  # x264 constant rate factor: about 45 dB on rendered scenes; 23 is x264's default, lower is better
+QUALITY = 15  # x264 constant rate factor: 38..50 dB on the simulator's pictures; x264's default is 23, lower is better
 SEEK_GAP = 8  # decoding this many frames is cheaper than a seek
 
 
@@ -109,14 +109,14 @@ def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
         with open_video(path) as container:
             stream = container.streams.video[0]
             decoder: Iterator[tuple[int, Any]] = iter(())
-            position = None
+            position, frame = None, None
             for number in wanted:
                 if position is None or number > position + SEEK_GAP:
                     container.seek(round(number / fps / stream.time_base), stream=stream, backward=True)
                     decoder, position = _numbered_frames(container, stream, fps), None
                 while position is None or position < number:
                     position, frame = next(decoder, (number + 1, None))
-                if position != number:
+                if frame is None or position != number:
                     raise ArtifactError(f"Video '{path}' has no frame {number}. Copy or collect the dataset again.")
                 found[number] = frame.to_ndarray(format="rgb24")
     except av.FFmpegError as error:

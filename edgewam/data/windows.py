@@ -109,7 +109,8 @@ class WindowBatch:
 
 def num_valid_history(layout: WindowLayout, start: Ints, spacing: Ints) -> Ints:
     """How many history frames exist before `start`, at most `num_history`: int64, shape of `start`."""
-    return np.minimum(layout.num_history, start // spacing)
+    valid: Ints = np.minimum(layout.num_history, start // spacing)
+    return valid
 
 
 def make_windows(dataset: Dataset, layout: WindowLayout, episode: Ints, start: Ints, offset: Ints, spacing: Ints) -> WindowBatch:
