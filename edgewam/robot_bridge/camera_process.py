@@ -11,7 +11,7 @@ from typing import Any
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import now_ns, sleep_until
+from edgewam.robot_bridge.clock import become_preferred, now_ns, sleep_until
 
 POLL_NS = 500_000
 
@@ -22,6 +22,7 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     if not hasattr(module, "make_renderer"):
         raise EdgewamError(f"Robot '{config['robot']}' has no make_renderer(), so nothing can draw its cameras.")
     every, names = int(config["camera_every"]), list(module.SPEC.camera_shapes)
+    granted = become_preferred()
     renderer = module.make_renderer()
     physics, frame = link.wires["physics"], link.wires["frame"]
     version, drawn, skipped, last = 0, 0, 0, (-1, -1)
@@ -51,4 +52,4 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
             last = slot
     finally:
         renderer.close()
-    return {"frames": drawn, "skipped_frames": skipped}
+    return {"frames": drawn, "skipped_frames": skipped, "real_time": {"scheduler": granted}}

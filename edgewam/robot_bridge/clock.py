@@ -49,3 +49,15 @@ def become_real_time(priority: int) -> dict[str, str]:
     if ctypes.CDLL(None, use_errno=True).mlockall(flags) != 0:
         granted["memory"] = f"not locked ({os.strerror(ctypes.get_errno())}; needs CAP_IPC_LOCK or a memlock limit)"
     return granted
+
+
+def become_preferred(nice: int = -10) -> str:
+    """Ask for a better share of the processor than ordinary programs get; say what was granted.
+
+    For work that has a deadline in sum but may not block the control loop: drawing images, computing chunks.
+    """
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, nice)
+    except OSError as error:
+        return f"nice {os.getpriority(os.PRIO_PROCESS, 0)} ({nice} refused: {error.strerror}; needs CAP_SYS_NICE or a nice limit)"
+    return f"nice {nice}"

@@ -11,7 +11,7 @@ from typing import Any
 from edgewam.core.records import Observation
 from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.chunks import to_record
-from edgewam.robot_bridge.clock import NS, now_ns, sleep_until
+from edgewam.robot_bridge.clock import NS, become_preferred, now_ns, sleep_until
 from edgewam.robot_bridge.policy import Policy, open_policy
 from edgewam.robot_bridge.shm_record import Value
 
@@ -20,8 +20,9 @@ POLL_NS = 500_000
 
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     """Serve chunks until told to stop; returns how many were computed."""
+    granted = become_preferred()  # before the policy starts threads, which inherit it
     policy = open_policy(config["policy_factory"], config["policy_args"])
-    return _Engine(config, link, policy).run()
+    return {**_Engine(config, link, policy).run(), "real_time": {"scheduler": granted}}
 
 
 class _Engine:

@@ -214,7 +214,8 @@ class _Supervisor:
         log = self._wires.log.table[:rows].copy()
         num_ticks = int(self._config["num_ticks"])
         lasted = num_ticks if self._is_complete else (int(log["tick"][-1]) + 1 if rows else 0)
-        io, driver, camera = (self._children[role].results() for role in ("io", "driver", "camera"))
+        results = {role: self._children[role].results() for role in ROLES}
+        io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
         episodes = driver.get("episodes", [])
         return replace(
             count(log, lasted, self._config, spec.joint_names),
@@ -224,7 +225,7 @@ class _Supervisor:
             engine_restarts=self._restarts,
             episodes=episodes,
             num_strict_successes=sum(bool(episode["strict_success"]) for episode in episodes),
-            real_time={"io": io.get("real_time", {}), "driver": driver.get("real_time", {})},
+            real_time={role: result.get("real_time", {}) for role, result in results.items()},
             frames=camera.get("frames", 0),
             skipped_frames=camera.get("skipped_frames", 0),
             torn_reads=io.get("torn_reads", 0),
