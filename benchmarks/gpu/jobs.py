@@ -43,7 +43,7 @@ class Job:
 
     def small(self) -> Job:
         """The same code path at a size for a processor: what CI runs, so that no GPU minute is lost to a typo."""
-        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke})
+        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, needs_data=False)
 
     def with_data(self, path: Path) -> Job:
         """The job on a carried data file; the file's digest is part of the key.  Jobs that need none stay as they are."""
@@ -123,6 +123,18 @@ JOBS = (
         {"size": "full", "steps": [2, 10], "n": 50, "warmup": 5, "refreshes": 30, "dtype": "bfloat16",
          "denoise_gflop": 77.8, "seed": 0},
         {"size": "golden", "steps": [2], "n": 2, "warmup": 1, "refreshes": 2, "denoise_gflop": None},
+    ),
+    Job(
+        "train_small",
+        "training of the policy `small` on a carried data file: steps per second",
+        "benchmarks.gpu.train_small",
+        60,
+        180,
+        ("benchmarks/gpu/packed.py", "edgewam/training/*.py", "edgewam/data/windows.py", *_MODEL),
+        {"runs": [[32, 200], [256, 100]], "warmup": 20},
+        {"runs": [[2, 3]], "warmup": 1, "synthetic": {"episodes": 1, "length": 60, "cell": [48, 4, 6]},
+         "model": {"num_layers": 1, "image_height": 64, "image_width": 96}},
+        needs_data=True,
     ),
 )  # fmt: skip
 

@@ -16,8 +16,6 @@ from edgewam.profiles.device import load_device
 from edgewam.profiles.roofline import roofline
 from tests.bench.fake_jobs.good import section
 
-SMOKE = [job for job in JOBS if not job.needs_data]
-
 
 @pytest.fixture
 def no_gpu(monkeypatch, tmp_path):
@@ -74,7 +72,7 @@ def test_all_jobs_fit_one_call_and_its_files():
     assert all(len(job.key()) == 16 for job in JOBS)
 
 
-@pytest.mark.parametrize("job", SMOKE, ids=lambda job: job.name)
+@pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_every_job_runs_at_toy_size_on_the_processor(job, tmp_path, capsys):
     sections = work(job.small(), "cpu", tmp_path / "sections.json")
     assert sections and all(s.contract.device and s.contract.n >= 1 for s in sections.values())
