@@ -12,7 +12,9 @@ from typing import Annotated, Any
 import typer
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Out = Annotated[Path, typer.Option("--out", help="Directory to write; an existing artifact is replaced when the new one is whole.")]
+Out = Annotated[
+    Path, typer.Option("--out", help="Directory to write; an existing artifact is replaced when the new one is whole.")
+]
 
 
 def say(text: str) -> None:

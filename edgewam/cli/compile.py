@@ -1,0 +1,46 @@
+"""`edgewam compile`: every stage of a policy through a backend, proved against the eager reference, into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewam.cli._output import Json, emit, say, table
+
+
+def command(
+    policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
+    out: Annotated[Path, typer.Argument(help="Bundle directory to write.")],
+    backend: Annotated[str, typer.Option(help="onnxruntime, or eager.")] = "onnxruntime",
+    steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.")] = None,
+    prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
+    threads: Annotated[int, typer.Option(help="Compute threads while the bundle proves itself.")] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print stages, sizes and memory, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Compile a policy into the bundle that goes to the robot."""
+    from edgewam.compile.compile import compile_bundle
+    from edgewam.core.artifacts import read_manifest
+    from edgewam.recipes.deploy import compile_plan
+
+    plan = compile_plan(policy, backend, steps, tuple(prompt or ()), threads)
+    description = plan.describe()
+    rows = [
+        [name, stage["weight_bytes"] / 1e6, stage["flops"] / 1e6, ", ".join(f"{n} x{c}" for n, c in stage["calls"].items())]
+        for name, stage in description["stages"].items()
+    ]
+    table(f"{plan.family}, backend {backend}", ["stage", "weights MB", "MFLOP a call", "called by"], rows)
+    if dry_run:
+        say(f"Needs about {description['memory_estimate_bytes'] / 1e6:.0f} MB of memory. Nothing was written.")
+        return emit(description, as_json)
+    compile_bundle(plan, out)
+    manifest = read_manifest(out, kind="bundle")
+    programs = manifest.measured["programs"]
+    rows = [[name, d["max_abs"], d["relative"]] for name, d in programs.items()]
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    say(f"Bundle {out}, digest {manifest.digest[:12]}, {size / 1e6:.1f} MB. Largest deviation from eager, per program:")
+    for name, absolute, relative in rows:
+        say(f"  {name}: {absolute:.2e} absolute, {relative:.2e} of the output's maximum")
+    emit({"bundle": str(out), "digest": manifest.digest, "size_bytes": size, "measured": manifest.measured}, as_json)
