@@ -21,7 +21,7 @@ from edgewam.core.errors import GateError, PluginError
 from edgewam.core.program import Call, Programs
 from edgewam.core.stage import Stage
 from edgewam.runtime.backends.eager import TorchEngine
-from edgewam.runtime.bundle import CONSTANTS, GOLDEN, KIND, PROMPTS, STAGES, Bundle
+from edgewam.runtime.bundle import CONSTANTS, GOLDEN, KIND, PROMPTS, STAGES, Bundle, save_prompts
 from edgewam.runtime.deviation import Deviation, deviation
 from edgewam.runtime.engine import EngineOptions
 from edgewam.runtime.pipeline import Pipeline
@@ -40,18 +40,19 @@ Calls = Sequence[tuple[str, Arrays]]
 class CompilePlan:
     """Everything that becomes a bundle.
 
-    host: what the policy's host code needs.  prompts: prompt -> embedding.  policy: plugin that drives the programs.
+    stages: by name, in the order in which they first run.  host: what the policy's host code needs.  prompts: prompt ->
+    inputs of the program `prompt`.  policy: plugin that drives the programs.
     calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
     config: further facts for the manifest, such as the number of action steps.
     """
 
     family: str
-    stages: Sequence[Stage]
+    stages: Mapping[str, Stage]
     programs: Programs
     backend: str
     host: Mapping[str, Any] = field(default_factory=dict)
     policy: str | None = None
-    prompts: Arrays = field(default_factory=dict)
+    prompts: Mapping[str, Arrays] = field(default_factory=dict)
     calls: Calls | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
@@ -60,7 +61,7 @@ class CompilePlan:
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
         stages = {}
-        for stage in self.stages:
+        for stage in self.stages.values():
             calls = {name: num_calls(self.programs, name, stage.name) for name in self.programs.programs}
             stages[stage.name] = {
                 "inputs": {spec.name: str(spec) for spec in stage.inputs},
@@ -69,7 +70,7 @@ class CompilePlan:
                 "flops": stage.cost.flops,
                 "calls": {name: count for name, count in calls.items() if count},
             }
-        weight_bytes = sum(stage.cost.weight_bytes for stage in self.stages)
+        weight_bytes = sum(stage.cost.weight_bytes for stage in self.stages.values())
         constant_bytes = sum(array.nbytes for array in self.programs.constants.values())
         return {
             "family": self.family,
@@ -102,11 +103,11 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     build, run = plugins.load("backend_build", plan.backend), plugins.load("backend_run", plan.backend)
     if not (support := run.supports()).ok:
         raise PluginError(f"Backend '{plan.backend}' cannot run here: {support.reason}.")
-    for stage in plan.stages:
+    stages = plan.stages
+    for stage in stages.values():
         if not (support := build.supports(stage)).ok:
             raise PluginError(f"Backend '{plan.backend}' cannot build: {support.reason}.")
-    reference = {stage.name: CapturingEngine(TorchEngine(stage)) for stage in plan.stages}
-    stages = {stage.name: stage for stage in plan.stages}
+    reference = {name: CapturingEngine(TorchEngine(stage)) for name, stage in stages.items()}
     golden = _record(plan, Pipeline(plan.programs, stages, reference))
     measured: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
@@ -117,15 +118,15 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     }  # fmt: skip
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
-        for stage in plan.stages:
+        for stage in stages.values():
             records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES)})
         options = EngineOptions(plan.threads)
         engines = {
             entry["stage"]["name"]: run.load(stages[entry["stage"]["name"]], directory / STAGES, entry["record"], options)
             for entry in records
         }
-        samples = {stage.name: [random_inputs(stage.inputs, seed=7), *reference[stage.name].samples] for stage in plan.stages}
-        report = compare_stages(plan.stages, reference, engines, samples, build.TOLERANCE)
+        samples = {name: [random_inputs(stage.inputs, seed=7), *reference[name].samples] for name, stage in stages.items()}
+        report = compare_stages(stages, reference, engines, samples, build.TOLERANCE)
         measured["stages"] = report.to_json()
         report.require()
         worst = _compare_programs(Pipeline(plan.programs, stages, engines), golden)
@@ -133,7 +134,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         tolerance = max(SELF_TEST_FLOOR, SELF_TEST_MARGIN * max(d.relative for d in worst.values()))
         golden_index += save_golden(directory / GOLDEN, [GoldenCall(c.program, c.inputs, c.expected, tolerance) for c in golden])
         save_tensors(directory / CONSTANTS, plan.programs.constants)
-        save_tensors(directory / PROMPTS, plan.prompts)
+        save_prompts(directory / PROMPTS, plan.prompts)
     return Path(out)
 
 
@@ -153,9 +154,8 @@ def _record(plan: CompilePlan, pipeline: Pipeline) -> list[GoldenCall]:
     """Golden calls with what the eager reference answers, from zero state."""
     calls = plan.calls
     if calls is None and plan.policy is not None:
-        stages = {stage.name: stage for stage in plan.stages}
-        recorder = _Recorder(plan.programs, stages, {stage.name: TorchEngine(stage) for stage in plan.stages})
-        bundle = Bundle(plan.family, "eager", plan.policy, plan.host, stages, {}, recorder, plan.prompts)
+        recorder = _Recorder(plan.programs, plan.stages, {name: TorchEngine(stage) for name, stage in plan.stages.items()})
+        bundle = Bundle(plan.family, "eager", plan.policy, plan.host, plan.stages, {}, recorder, plan.prompts)
         plugins.load("policy", plan.policy).rehearse(bundle)
         calls = recorder.calls
     if calls is None:
@@ -179,3 +179,46 @@ def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall]) -> dict[
             if call.program not in worst or now.relative > worst[call.program].relative:
                 worst[call.program] = now
     return worst
+
+
+def plan_policy(
+    family: str,
+    model: Any,
+    backend: str,
+    *,
+    num_action_steps: int,
+    prompts: Arrays,
+    stage_arguments: Mapping[str, Any] | None = None,
+    host: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    parents: Mapping[str, str] | None = None,
+    threads: int = 2,
+) -> CompilePlan:
+    """A compile plan from a family's own functions.
+
+    Args:
+        family: plugin in `models/` with stages(model, **stage_arguments), programs(model, num_action_steps),
+            host_config(config) and prompt_inputs(config, embedding).
+        model: built or loaded by the family.
+        backend: name of a backend.
+        num_action_steps: solver steps per chunk.
+        prompts: prompt -> text embedding as the family's text encoder gives it.
+        stage_arguments: what the family's stages need besides the model, such as normalizers.
+        host: further entries of the host section, beyond those of the family.
+        config: further facts for the manifest.
+        parents: role -> digest of the artifacts that the model came from.
+        threads: CPU threads of the engines in the checks.
+    """
+    module = plugins.load("family", family)
+    return CompilePlan(
+        family=family,
+        stages=module.stages(model, **(stage_arguments or {})),
+        programs=module.programs(model, num_action_steps),
+        backend=backend,
+        host={**module.host_config(model.config), **(host or {})},
+        policy=family if family in plugins.names("policy") else None,
+        prompts={prompt: module.prompt_inputs(model.config, embedding) for prompt, embedding in prompts.items()},
+        config={"num_action_steps": num_action_steps, "precision": "fp32", **(config or {})},
+        parents=parents or {},
+        threads=threads,
+    )

@@ -51,7 +51,7 @@ class StageReport:
 
 
 def compare_stages(
-    stages: Sequence[Stage],
+    stages: Mapping[str, Stage],
     reference: Mapping[str, Engine],
     engines: Mapping[str, Engine],
     samples: Mapping[str, Sequence[Inputs]],
@@ -59,7 +59,7 @@ def compare_stages(
 ) -> StageReport:
     """Run both sides of every stage on the same samples.  Stages in the given order; those without samples are skipped."""
     report: dict[str, dict[str, Deviation]] = {}
-    for stage in stages:
+    for stage in stages.values():
         for sample in samples.get(stage.name, ()):
             expected = run_engine(stage, reference[stage.name], sample)
             found = run_engine(stage, engines[stage.name], sample)

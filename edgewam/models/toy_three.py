@@ -144,7 +144,7 @@ def solver_rows(config: ToyThreeConfig, num_action_steps: int) -> np.ndarray:
     return np.stack([unipc_table(config.num_video_steps), short, short], axis=1).astype(np.float32)
 
 
-def stages(model: ToyThree) -> tuple[Stage, ...]:
+def stages(model: ToyThree) -> dict[str, Stage]:
     """`context` (once per prompt), `start` (once per chunk) and `step` (once per solver row)."""
     config = model.config
     text = TensorSpec("text", (config.text_len, config.text_dim))
@@ -153,12 +153,13 @@ def stages(model: ToyThree) -> tuple[Stage, ...]:
     noise = tuple(TensorSpec(f"{name}_noise", config.shape(name)) for name in STATES)
     carries = tuple(TensorSpec(f"{name}_{part}", config.shape(name)) for name in STATES for part in MEMORY)
     after = tuple(TensorSpec(f"{spec.name}_next", spec.shape) for spec in carries)
-    return (
+    declared = (
         _stage("context", (text,), (context,), _Context(model), config.text_len, model.text),
         _stage("start", noise, carries, _Start(), 0),
         _stage("step", (rows, context, *carries), after, _Step(model), sum(config.shape(n)[0] for n in STATES),
                model.embed, model.head, model.qkv, model.mlp),
     )  # fmt: skip
+    return {stage.name: stage for stage in declared}
 
 
 def _stage(
@@ -169,8 +170,9 @@ def _stage(
     return Stage(name, inputs, outputs, Cost(4 * num_weights, 2 * num_weights * rows, rows, io_bytes), function.eval())
 
 
-def programs(config: ToyThreeConfig, num_action_steps: int = 4) -> Programs:
+def programs(model: ToyThree, num_action_steps: int = 4) -> Programs:
     """`prompt`; `act`, which ends when the actions are done; `imagine`, which goes on until the video is done too."""
+    config = model.config
     noise = tuple(TensorSpec(f"{name}_noise", config.shape(name)) for name in STATES)
     carries = [f"{name}_{part}" for name in STATES for part in MEMORY]
     start = Call("start", {spec.name: spec.name for spec in noise}, {name: name for name in carries})
@@ -192,6 +194,11 @@ def programs(config: ToyThreeConfig, num_action_steps: int = 4) -> Programs:
         {"prompt": prompt, "act": sampler("act", num_action_steps), "imagine": sampler("imagine", config.num_video_steps)},
         {"solver_rows": solver_rows(config, num_action_steps)},
     )
+
+
+def prompt_inputs(config: ToyThreeConfig, embedding: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the program `prompt` from text rows [text_len, text_dim]."""
+    return {"text": np.asarray(embedding, np.float32).reshape(config.text_len, config.text_dim)}
 
 
 def host_config(config: ToyThreeConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Array, Engine, EngineOptions
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.selftest import load_golden, self_test
-from edgewam.runtime.tensors import load_tensors
+from edgewam.runtime.tensors import load_tensors, save_tensors
 
 KIND = "bundle"
 STAGES, CONSTANTS, PROMPTS, GOLDEN = "stages", "constants.safetensors", "prompts.safetensors", "golden.safetensors"
@@ -29,7 +29,8 @@ STAGES, CONSTANTS, PROMPTS, GOLDEN = "stages", "constants.safetensors", "prompts
 class Bundle:
     """An opened policy.
 
-    host: what the family's host code needs (`host_config` of the family).  prompts: prompt -> text embedding.
+    host: what the family's host code needs (`host_config` of the family).  prompts: prompt -> inputs of the program
+    `prompt`, ready to run.
     policy: name of the policy plugin that drives the programs; None when there is none.
     """
 
@@ -40,7 +41,7 @@ class Bundle:
     stages: Mapping[str, Stage]
     engines: Mapping[str, Engine]
     pipeline: Pipeline
-    prompts: Mapping[str, Array]
+    prompts: Mapping[str, Mapping[str, Array]]
     options: EngineOptions = field(default_factory=EngineOptions)
     path: Path | None = None
     manifest: Manifest | None = None
@@ -72,7 +73,7 @@ class Bundle:
         self_test(pipeline, load_golden(path / GOLDEN, config["golden"]))
         return Bundle(
             config["family"], config["backend"], config["policy"], config["host"], stages, engines, pipeline,
-            load_tensors(path / PROMPTS), options, path, manifest,
+            load_prompts(path / PROMPTS), options, path, manifest,
         )  # fmt: skip
 
     @property
@@ -80,8 +81,8 @@ class Bundle:
         """The artifact's digest; empty for a bundle that was never written."""
         return self.manifest.digest if self.manifest else ""
 
-    def prompt(self, name: str) -> Array:
-        """Embedding of a prompt.
+    def prompt(self, name: str) -> Mapping[str, Array]:
+        """Inputs of the program `prompt` for an instruction.
 
         Raises:
             EdgewamError: unknown prompt, with the known ones and the command that adds one.
@@ -104,3 +105,17 @@ class Bundle:
         if self.policy is None:
             raise ArtifactError(f"The bundle of family '{self.family}' names no policy, so its programs can only be run by name.")
         return plugins.load("policy", self.policy).open_policy(self)
+
+
+def save_prompts(path: Path, prompts: Mapping[str, Mapping[str, Array]]) -> None:
+    """Write prompts; a tensor is named `<input>/<prompt>`, because prompts may hold any character and inputs no slash."""
+    save_tensors(path, {f"{name}/{prompt}": array for prompt, inputs in prompts.items() for name, array in inputs.items()})
+
+
+def load_prompts(path: Path) -> dict[str, dict[str, Array]]:
+    """Inverse of `save_prompts`."""
+    prompts: dict[str, dict[str, Array]] = {}
+    for key, array in load_tensors(path).items():
+        name, _, prompt = key.partition("/")
+        prompts.setdefault(prompt, {})[name] = array
+    return prompts

@@ -28,4 +28,5 @@ def load_tensors(path: Path) -> dict[str, Array]:
 def save_tensors(path: Path, tensors: Mapping[str, Array]) -> None:
     """Write tensors by name.  safetensors stores bytes in memory order, hence the C-contiguous copies."""
     numpy_api = require("safetensors.numpy", extra="onnx")
-    numpy_api.save_file({name: np.array(array, order="C") for name, array in tensors.items()}, path)
+    # not save_file: it leaves files that only their owner may read
+    path.write_bytes(numpy_api.save({name: np.array(array, order="C") for name, array in tensors.items()}))

@@ -25,14 +25,13 @@ from tests.compile.toy import toy_plan
 
 @pytest.fixture(scope="module", params=["eager", "onnxruntime"])
 def compiled(request, tmp_path_factory):
-    plan = toy_plan(request.param, prompts={"wave": np.ones((3, 8), np.float32)})
+    plan = toy_plan(request.param, prompts={"wave": {"text": np.ones((3, 8), np.float32)}})
     return plan, compile_bundle(plan, tmp_path_factory.mktemp("bundle") / request.param)
 
 
 def test_a_bundle_runs_every_program_as_the_eager_reference(compiled):
     plan, path = compiled
-    stages = {stage.name: stage for stage in plan.stages}
-    reference = Pipeline(plan.programs, stages, {name: TorchEngine(stage) for name, stage in stages.items()})
+    reference = Pipeline(plan.programs, plan.stages, {name: TorchEngine(stage) for name, stage in plan.stages.items()})
     bundle = Bundle.open(path, threads=1)
     for seed, (name, program) in enumerate(plan.programs.programs.items()):
         inputs = random_inputs(program.inputs, 40 + seed)
@@ -45,7 +44,7 @@ def test_the_manifest_holds_measured_error_per_stage_and_program(compiled):
     plan, path = compiled
     manifest = read_manifest(path, kind="bundle")
     stages = manifest.measured["stages"]["stages"]
-    assert set(stages) == {stage.name for stage in plan.stages}
+    assert set(stages) == set(plan.stages)
     assert all(0 <= d["relative"] < 5e-5 and d["cosine"] > 0.999999 for outputs in stages.values() for d in outputs.values())
     assert set(manifest.measured["programs"]) == {"prompt", "act", "imagine"}
     assert manifest.config["num_action_steps"] == 4
@@ -57,7 +56,7 @@ def test_dry_run_counts_calls_without_computing():
     described = plan.describe()
     assert described["stages"]["step"]["calls"] == {"act": 4, "imagine": 12}
     assert described["stages"]["context"]["calls"] == {"prompt": 1}
-    assert described["weight_bytes"] == sum(stage.cost.weight_bytes for stage in plan.stages) > 0
+    assert described["weight_bytes"] == sum(stage.cost.weight_bytes for stage in plan.stages.values()) > 0
     assert num_calls(plan.programs, "act", "start") == 1
 
 
@@ -68,7 +67,7 @@ def test_an_unknown_backend_lists_what_there_is(tmp_path):
 
 def test_a_refused_stage_is_refused_before_anything_is_written(tmp_path):
     plan = toy_plan("onnxruntime")
-    wide = [replace(s, inputs=(TensorSpec("text", (3, 8), "float64"),)) if s.name == "context" else s for s in plan.stages]
+    wide = {**plan.stages, "context": replace(plan.stages["context"], inputs=(TensorSpec("text", (3, 8), "float64"),))}
     with pytest.raises(PluginError, match="float64"):
         compile_bundle(replace(plan, stages=wide), tmp_path / "b")
     assert list(tmp_path.iterdir()) == []
@@ -93,8 +92,8 @@ def test_a_wrong_export_is_caught_by_name_and_the_old_bundle_stays(tmp_path, mon
 
 def test_a_program_that_computes_nan_is_refused(tmp_path):
     plan = toy_plan()
-    broken = [replace(s, function=lambda text: (torch.log(-text.abs()).expand(2, 3, 8).repeat(1, 1, 2),)) if s.name == "context"
-              else s for s in plan.stages]  # fmt: skip
+    function = lambda text: (torch.log(-text.abs()).expand(2, 3, 8).repeat(1, 1, 2),)  # noqa: E731
+    broken = {**plan.stages, "context": replace(plan.stages["context"], function=function)}
     with pytest.raises(GateError, match="context"):
         compile_bundle(replace(plan, stages=broken), tmp_path / "b")
     assert not (tmp_path / "b").exists()
@@ -135,4 +134,4 @@ def test_a_killed_compile_leaves_the_old_bundle_and_the_next_one_succeeds(tmp_pa
 def test_stages_survive_the_manifest(compiled):
     plan, path = compiled
     entries = read_manifest(path).config["stages"]
-    assert [Stage.from_json(entry["stage"]) for entry in entries] == [stage.without_function() for stage in plan.stages]
+    assert [Stage.from_json(entry["stage"]) for entry in entries] == [stage.without_function() for stage in plan.stages.values()]

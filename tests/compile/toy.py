@@ -11,6 +11,5 @@ def toy_plan(backend="eager", seed=0, **fields):
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     model = toy_three.build()
-    config = model.config
-    defaults = {"host": toy_three.host_config(config), "config": {"num_action_steps": 4}, "threads": 1}
-    return CompilePlan("toy_three", toy_three.stages(model), toy_three.programs(config), backend, **(defaults | fields))
+    defaults = {"host": toy_three.host_config(model.config), "config": {"num_action_steps": 4}, "threads": 1}
+    return CompilePlan("toy_three", toy_three.stages(model), toy_three.programs(model), backend, **(defaults | fields))

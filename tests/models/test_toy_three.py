@@ -27,8 +27,8 @@ def model() -> toy_three.ToyThree:
 
 @pytest.fixture(scope="module")
 def pipeline(model) -> Pipeline:
-    stages = {stage.name: stage for stage in toy_three.stages(model)}
-    programs = toy_three.programs(model.config, NUM_ACTION_STEPS)
+    stages = toy_three.stages(model)
+    programs = toy_three.programs(model, NUM_ACTION_STEPS)
     return Pipeline(programs, stages, {name: TorchEngine(stage) for name, stage in stages.items()})
 
 

@@ -19,7 +19,7 @@ from edgewam.runtime.engine import Support
 from edgewam.runtime.tensors import load_tensors, save_tensors
 from tests.compile.toy import toy_plan
 
-PROMPTS = {"wave": np.ones((3, 8), np.float32), "point at the cube": np.zeros((3, 8), np.float32)}
+PROMPTS = {"wave": {"text": np.ones((3, 8), np.float32)}, "point at a/the cube": {"text": np.zeros((3, 8), np.float32)}}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def resign(path, **config):
 def test_opening_runs_and_leaves_zero_state(path):
     bundle = Bundle.open(path, threads=1)
     assert not bundle.pipeline.state("context").any()
-    bundle.pipeline.run("prompt", {"text": bundle.prompt("wave")})
+    bundle.pipeline.run("prompt", bundle.prompt("wave"))
     assert bundle.pipeline.state("context").any()
     assert bundle.digest and bundle.backend == "onnxruntime" and bundle.options.threads == 1
 
@@ -53,7 +53,7 @@ def test_an_unknown_prompt_names_the_command_that_adds_one(path):
     bundle = Bundle.open(path, threads=1)
     with pytest.raises(EdgewamError, match=r"'wave'.*edgewam prompt add .*toy \"dance\"") as caught:
         bundle.prompt("dance")
-    assert "point at the cube" in str(caught.value)
+    assert "point at a/the cube" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["stages/step.onnx", CONSTANTS, GOLDEN, "prompts.safetensors"])
@@ -149,7 +149,7 @@ sys.meta_path.insert(0, Refuse())
 import numpy as np
 from edgewam.runtime.bundle import Bundle
 bundle = Bundle.open(sys.argv[1], threads=1)
-bundle.pipeline.run("prompt", {"text": bundle.prompt("wave")})
+bundle.pipeline.run("prompt", bundle.prompt("wave"))
 program = bundle.pipeline.programs.programs["act"]
 result = bundle.pipeline.run("act", {s.name: np.ones(s.shape, s.dtype) for s in program.inputs})
 assert not any(name.split(".")[0] == "torch" for name in sys.modules)
@@ -159,7 +159,7 @@ print(float(result["action_x"].sum()))
 
 def test_an_onnxruntime_bundle_runs_where_torch_cannot_be_imported(path):
     bundle = Bundle.open(path, threads=1)
-    bundle.pipeline.run("prompt", {"text": bundle.prompt("wave")})
+    bundle.pipeline.run("prompt", bundle.prompt("wave"))
     inputs = {s.name: np.ones(s.shape, s.dtype) for s in bundle.pipeline.programs.programs["act"].inputs}
     expected = float(bundle.pipeline.run("act", inputs)["action_x"].sum())
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(path)], capture_output=True, text=True, timeout=120)

@@ -1,0 +1,270 @@
+"""The host side of AHA-WAM in NumPy: when to refresh, which noise and which positions a chunk has, memory slots, prefixes.
+
+Chunks are indexed by time: chunk_index = floor((t_chunk - t_context) / chunk_size), and its noise and action positions
+are those of that index in the newest context's horizon (DESIGN section 8, facts/aha_wam.md sections 4 and 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.errors import ContractError, EdgewamError
+from edgewam.core.observation import compose_images
+from edgewam.core.records import ActionChunk, Observation
+from edgewam.core.rope import axis_rope, frame_rope
+from edgewam.runtime.ablation import bypass
+from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.engine import Array
+from edgewam.runtime.pipeline import Pipeline
+
+Floats = npt.NDArray[np.float32]
+Canvas = npt.NDArray[np.uint8]
+
+ABLATIONS = ("memory", "router")
+
+
+@dataclass(frozen=True)
+class HostConfig:
+    """What the programs' inputs are computed from; see `host_config` of the family.
+
+    offset_trained: chunks may start at any tick, not only every `chunk_size` ticks after a refresh.  prefix_trained:
+    rows of a chunk may be given.  refresh_ticks: control ticks between planner refreshes.
+    """
+
+    image_height: int
+    image_width: int
+    state_dim: int
+    action_dim: int
+    chunk_size: int
+    horizon: int
+    memory_slots: int
+    rope_theta: float
+    rope_dims: tuple[int, int, int]
+    head_dim: int
+    grid: tuple[int, int]
+    rope_stride: int
+    action_std: tuple[float, ...]
+    offset_trained: bool = False
+    prefix_trained: bool = False
+    refresh_ticks: int = 32
+
+    @staticmethod
+    def of(bundle: Bundle) -> HostConfig:
+        """Read the host section of a bundle; ContractError when a field is missing."""
+        names = HostConfig.__dataclass_fields__
+        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in bundle.host.items() if name in names}
+        try:
+            return HostConfig(**known)
+        except TypeError as error:
+            raise ContractError(f"The bundle's host section does not fit an AHA-WAM: {error}. Compile it again.") from error
+
+
+@dataclass(frozen=True)
+class _Context:
+    """What a refresh leaves for the chunks that follow: its tick and the noise of the whole horizon [horizon, D]."""
+
+    tick: int
+    noise: Floats
+
+
+class AhaWamPolicy:
+    """Observations in, action chunks out; see `robot_bridge.policy.Policy`.  Holds the state of one episode."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.host = HostConfig.of(bundle)
+        self._bundle = bundle
+        self._pipeline = bundle.pipeline
+        self._use_memory = True
+        self._context: _Context | None = None
+        self._num_refreshes = 0
+        self._seed: int | None = None
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """Forget the episode and take a new instruction; the seed fixes all noise until the next reset.
+
+        Raises:
+            EdgewamError: a prompt that the bundle has no embedding of.
+        """
+        inputs = self._bundle.prompt(prompt)
+        self._pipeline.reset()
+        self._pipeline.run("prompt", inputs)
+        self._context, self._num_refreshes, self._seed = None, 0, seed
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """`plan` when a refresh is due, then `act`.
+
+        Due: no context yet, one of `refresh_ticks` or more ago, or one on whose grid this tick does not lie.
+        """
+        if self._context is None or self._is_due(observation.tick - self._context.tick):
+            self.plan(observation)
+        return self.act(observation)
+
+    def plan(self, observation: Observation) -> None:
+        """Refresh the planner from an observation: remember its frame and draw the noise of a new horizon."""
+        self.plan_canvas(self.compose(observation), observation.tick)
+
+    def act(self, observation: Observation, prefix: Floats | None = None) -> ActionChunk:
+        """A chunk [chunk_size, D] whose row 0 belongs to `observation.tick`.
+
+        Args:
+            observation: images and state at the chunk's first tick.
+            prefix: float32 [k, D], robot units: the first k rows, already decided (k <= chunk_size).
+
+        Raises:
+            EdgewamError: no plan yet, a tick beyond its horizon or off its grid: the bridge must HOLD.
+        """
+        canvas = self.compose(observation)
+        actions = self.act_canvas(canvas, observation.state, observation.tick, prefix)
+        return ActionChunk(actions, observation.tick, observation.tick, observation.t_capture_ns)
+
+    def compose(self, observation: Observation) -> Canvas:
+        """The canvas uint8 [image_height, image_width, 3] of an observation's cameras."""
+        return compose_images(observation.images, self.host.image_height, self.host.image_width)
+
+    def plan_canvas(self, canvas: Canvas, tick: int, noise: Floats | None = None) -> None:
+        """`plan` from a composed canvas; `noise` [horizon, D] replaces the drawn one, to compare policies."""
+        if self._seed is None:
+            raise EdgewamError("Call reset(prompt, seed) before the first observation.")
+        if tick < 0 or (self._context is not None and tick < self._context.tick):
+            raise EdgewamError(f"Tick {tick} lies before the episode or its last refresh; call reset at the start of an episode.")
+        host, number = self.host, self._num_refreshes
+        if noise is None:
+            noise = np.random.default_rng((self._seed, number)).standard_normal((host.horizon, host.action_dim), np.float32)
+        cos, sin = frame_rope(tick // host.rope_stride, host.grid, host.rope_dims, host.rope_theta)
+        bias = np.full(host.memory_slots, -np.inf, np.float32)
+        if self._use_memory:
+            bias[: min(number, host.memory_slots)] = 0.0  # slots fill in order; once full, all are valid
+        inputs: dict[str, Array] = {
+            "image": canvas, "memory_bias": bias, "slot": np.array([number % host.memory_slots]),
+            "frame_cos": cos, "frame_sin": sin,
+        }  # fmt: skip
+        self._pipeline.run("plan", inputs)
+        self._context, self._num_refreshes = _Context(tick, noise), number + 1
+
+    def act_canvas(self, canvas: Canvas, state: Floats, tick: int, prefix: Floats | None = None) -> Floats:
+        """`act` from a composed canvas and the state [state_dim] in robot units -> actions [chunk_size, D] in robot units."""
+        host = self.host
+        rows = self._rows(tick)
+        cos, sin = axis_rope(rows, host.head_dim, host.rope_theta)
+        given, mask = self._prefix(prefix)
+        assert self._context is not None
+        inputs: dict[str, Array] = {
+            "image": canvas, "state": state, "noise": self._context.noise[rows], "prefix": given, "prefix_mask": mask,
+            "chunk_cos": cos, "chunk_sin": sin,
+        }  # fmt: skip
+        return self._pipeline.run("act", inputs)["actions"]
+
+    def sample(self, observation: Observation, noise: Floats) -> Floats:
+        """The first chunk of an episode that starts at this observation, for given noise [horizon, D], in units of the
+        action's std [chunk_size, D]: what gate 2 compares.  Call `reset` once before."""
+        self._pipeline.reset("plan")
+        self._context, self._num_refreshes = None, 0
+        canvas = self.compose(observation)
+        self.plan_canvas(canvas, 0, noise)
+        actions = self.act_canvas(canvas, observation.state, 0)
+        return (actions / np.array(self.host.action_std, np.float32)).astype(np.float32)
+
+    def ablate(self, part: str) -> None:
+        """Switch off the rolling memory or the router (chunks then read the planner's own keys and values), for good.
+
+        Raises:
+            EdgewamError: another part.
+        """
+        if part not in ABLATIONS:
+            raise EdgewamError(f"This policy cannot run without '{part}'. It can run without: {', '.join(ABLATIONS)}.")
+        if part == "memory":
+            self._use_memory = False
+            return
+        programs = bypass(self._pipeline.programs, "router", output="routed", source="context")
+        self._pipeline = Pipeline(programs, self._bundle.stages, self._bundle.engines)
+        self._seed = self._context = None
+
+    def _is_due(self, age_ticks: int) -> bool:
+        on_grid = self.host.offset_trained or age_ticks % self.host.chunk_size == 0
+        return age_ticks >= self.host.refresh_ticks or age_ticks + self.host.chunk_size > self.host.horizon or not on_grid
+
+    def _rows(self, tick: int) -> npt.NDArray[np.int64]:
+        """Rows of the context's horizon that a chunk starting at this tick consists of."""
+        host = self.host
+        if self._context is None:
+            raise EdgewamError("There is no plan yet: call plan (or infer) first.")
+        age = tick - self._context.tick
+        index = age // host.chunk_size
+        if age < 0 or (index + 1) * host.chunk_size > host.horizon:
+            raise EdgewamError(
+                f"Tick {tick} is {age} ticks after the last refresh; its horizon is {host.horizon}. Refresh (plan) before acting."
+            )
+        if not host.offset_trained and age % host.chunk_size:
+            raise EdgewamError(
+                f"These weights were trained without offsets: a chunk must start a multiple of {host.chunk_size} ticks after "
+                f"a refresh, not {age}. Refresh first, or train with offsets."
+            )
+        return index * host.chunk_size + np.arange(host.chunk_size)
+
+    def _prefix(self, prefix: Floats | None) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        host = self.host
+        given = np.zeros((host.chunk_size, host.action_dim), np.float32)
+        mask = np.zeros(host.chunk_size, np.bool_)
+        if prefix is None or not len(prefix):
+            return given, mask
+        if not host.prefix_trained:
+            raise EdgewamError("These weights were not trained with action prefixes. Act without a prefix, or train with them.")
+        if prefix.ndim != 2 or prefix.shape[1] != host.action_dim or len(prefix) > host.chunk_size:
+            raise ContractError(
+                f"A prefix must be float32 [k <= {host.chunk_size}, {host.action_dim}], got {list(prefix.shape)}."
+            )
+        given[: len(prefix)], mask[: len(prefix)] = prefix, True
+        return given, mask
+
+
+def open_policy(bundle: Bundle) -> AhaWamPolicy:
+    """The plugin's entry point."""
+    return AhaWamPolicy(bundle)
+
+
+def synthetic_observation(host: HostConfig, tick: int, seed: int = 0) -> Observation:
+    """Smooth random camera images and a random state: not a scene, but of the right sizes and of natural smoothness."""
+    rng = np.random.default_rng((seed, tick))
+    split, half = host.image_height * 2 // 3, host.image_width // 2
+    shapes = {"cam_high": (split, host.image_width), "cam_left_wrist": (host.image_height - split, half)}
+    shapes["cam_right_wrist"] = shapes["cam_left_wrist"]
+    images = {}
+    for name, (height, width) in shapes.items():
+        coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
+        images[name] = np.ascontiguousarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width])
+    state = (0.1 * rng.standard_normal(host.state_dim)).astype(np.float32)
+    return Observation(images, state, tick)
+
+
+def rehearse(bundle: Bundle) -> None:
+    """A short episode on synthetic observations, whose program runs become the bundle's golden vectors.
+
+    Raises:
+        EdgewamError: a bundle without prompts.
+    """
+    if not bundle.prompts:
+        raise EdgewamError("A policy bundle needs at least one prompt. Give one with --prompt.")
+    policy = AhaWamPolicy(bundle)
+    policy.reset(next(iter(bundle.prompts)), seed=0)
+    refresh = min(policy.host.refresh_ticks, policy.host.horizon - policy.host.chunk_size)
+    for tick in (0, policy.host.chunk_size, refresh, 2 * refresh):
+        policy.infer(synthetic_observation(policy.host, tick))
+
+
+def timed_calls(bundle: Bundle) -> dict[str, Callable[[], object]]:
+    """The figures of the timing contract: `L_chunk` (canvas and state in, actions out), `L_prefill`, `L_compose`."""
+    policy = AhaWamPolicy(bundle)
+    policy.reset(next(iter(bundle.prompts)), seed=0)
+    observation = synthetic_observation(policy.host, 0)
+    canvas = policy.compose(observation)
+    policy.plan_canvas(canvas, 0)
+    return {
+        "L_chunk": lambda: policy.act_canvas(canvas, observation.state, 0),
+        "L_prefill": lambda: policy.plan_canvas(canvas, 0),
+        "L_compose": lambda: policy.compose(observation),
+    }
