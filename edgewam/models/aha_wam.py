@@ -14,11 +14,24 @@ from edgewam.core.errors import ArtifactError
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
 from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_programs import host_config, programs, stages
+from edgewam.models.aha_wam_programs import host_config, programs, prompt_inputs, stages
 
 FAMILY = "aha_wam"
 
-__all__ = ["FAMILY", "AhaWam", "AhaWamConfig", "build", "full", "host_config", "load", "programs", "save", "small", "stages"]
+__all__ = [
+    "FAMILY",
+    "AhaWam",
+    "AhaWamConfig",
+    "build",
+    "full",
+    "host_config",
+    "load",
+    "programs",
+    "prompt_inputs",
+    "save",
+    "small",
+    "stages",
+]
 
 
 def build(config: AhaWamConfig) -> AhaWam:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -31,6 +33,7 @@ from edgewam.models.aha_wam_stages import (
     modulation_rows,
 )
 from edgewam.models.stage_cost import make_stage
+from edgewam.models.text import pack_context
 
 DEFAULT_TEXT_BUCKET = 48  # real prompts have 25 to 45 tokens; a longer one needs a bundle with 128
 
@@ -131,7 +134,7 @@ def programs(model: AhaWam, num_action_steps: int, tables: TableDtype = "float32
     """The three programs, their states, and the constant tables of an Euler sampler with `num_action_steps` steps."""
     config = model.config
     buffers = specs(config, text_bucket or default_text_bucket(config), _dtype(model))
-    denoise = _call("denoise")
+    denoise = Call("denoise", _call("denoise").inputs, {"x_next": "x"})
     act = Program(
         "act",
         tuple(buffers[name] for name in ("image", "state", "noise", "prefix", "prefix_mask", "chunk_cos", "chunk_sin")),
@@ -168,6 +171,18 @@ def _call(stage: str) -> Call:
 
 def _dtype(model: AhaWam) -> str:
     return str(model.branch.dtype).removeprefix("torch.")
+
+
+def prompt_inputs(config: AhaWamConfig, embedding: npt.ArrayLike, text_bucket: int | None = None) -> dict[str, Any]:
+    """Inputs of the program `prompt` from text rows [L, text_dim] with their zero padding.
+
+    Raises:
+        ValueError: more words than the bucket holds, or padding that is longer or shorter than in training.
+    """
+    if (length := len(np.asarray(embedding))) != config.text_len:
+        raise ValueError(f"The prompt has {length} rows with its padding; this model was trained with {config.text_len}.")
+    rows, bias = pack_context(embedding, text_bucket or default_text_bucket(config))
+    return {"text_rows": rows, "text_bias": bias}
 
 
 def host_config(config: AhaWamConfig, text_bucket: int | None = None) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from edgewam.core.observation import Normalizer
 from edgewam.core.program import Programs
 from edgewam.core.rope import axis_rope, frame_rope
 from edgewam.core.stage import Stage
+from edgewam.flow.solver import euler_table
 from edgewam.models import aha_wam, toy_three
 from edgewam.models.aha_wam import host_config, programs, stages
-from edgewam.models.text import pack_context
+from edgewam.models.aha_wam_stream import sample_chunk
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.pipeline import Pipeline
@@ -40,7 +41,7 @@ def aha_wam_case() -> Case:
 
 def toy_three_case() -> Case:
     model = toy_three.build()
-    return Case({s.name: s for s in toy_three.stages(model)}, lambda steps: toy_three.programs(model.config, steps))
+    return Case(toy_three.stages(model), lambda steps: toy_three.programs(model, steps))
 
 
 CASES = {"aha_wam": aha_wam_case, "toy_three": toy_three_case}
@@ -86,12 +87,11 @@ def test_costs_are_positive_and_io_is_what_the_specs_say(cases, name):
 class Robot:
     """The host's part of AHA-WAM, as a runtime does it: rope rows, ring slots, packed text."""
 
-    def __init__(self, case: Case, steps: int, prompt: np.ndarray) -> None:
-        self.host = host_config(golden.config())
+    def __init__(self, case: Case, steps: int, prompt: np.ndarray, bucket: int | None = None) -> None:
+        self.host = host_config(golden.config(), bucket)
         engines = {name: TorchEngine(stage) for name, stage in case.stages.items()}
         self.pipeline = Pipeline(case.programs(steps), case.stages, engines)
-        rows, bias = pack_context(prompt, self.host["text_bucket"])
-        self.pipeline.run("prompt", {"text_rows": rows, "text_bias": bias})
+        self.pipeline.run("prompt", aha_wam.prompt_inputs(golden.config(), prompt, bucket))
         self.refreshes = 0
 
     def plan(self, image: np.ndarray, frame_id: int) -> None:
@@ -168,9 +168,6 @@ def test_an_empty_prefix_mask_changes_no_bit_and_a_set_one_fixes_its_rows(cases)
 
 
 def test_a_prefix_through_programs_equals_the_plain_sampler(cases):
-    from edgewam.flow.solver import euler_table
-    from edgewam.models.aha_wam_stream import sample_chunk
-
     data, model, size = golden.arrays("sampler_streaming"), golden.model().requires_grad_(False), golden.config().chunk_size
     wanted = torch.linspace(-1, 1, size * golden.config().action_dim).reshape(1, size, -1)
     mask = torch.arange(size)[None] < size // 2
@@ -186,16 +183,11 @@ def test_a_prefix_through_programs_equals_the_plain_sampler(cases):
 def test_a_larger_text_bucket_gives_the_same_actions(cases):
     model, data = golden.model().requires_grad_(False), golden.arrays("prefill_memory")
     bucket = golden.config().text_len + 2
-    larger = Case(
-        stages(model, image_encoder(golden.vae()), STATES, ACTIONS, bucket), lambda s: programs(model, s, text_bucket=bucket)
-    )
+    built = stages(model, image_encoder(golden.vae()), STATES, ACTIONS, bucket)
+    larger = Case(built, lambda steps: programs(model, steps, text_bucket=bucket))
     results = []
-    for case, size in ((cases["aha_wam"], golden.config().text_len), (larger, bucket)):
-        robot = Robot.__new__(Robot)
-        robot.host, robot.refreshes = host_config(golden.config(), size), 0
-        robot.pipeline = Pipeline(case.programs(2), case.stages, {n: TorchEngine(s) for n, s in case.stages.items()})
-        rows, bias = pack_context(data["text.context"][0].numpy(), size)
-        robot.pipeline.run("prompt", {"text_rows": rows, "text_bias": bias})
+    for case, size in ((cases["aha_wam"], None), (larger, bucket)):
+        robot = Robot(case, 2, data["text.context"][0].numpy(), size)
         robot.plan(_hwc(data["refresh0.image_u8"][0]), 0)
         results.append(act_on_golden(robot, 0))
     np.testing.assert_allclose(*results, atol=golden.STAGE_ATOL, rtol=0)
@@ -222,3 +214,8 @@ def test_full_size_stages_build_on_the_meta_device_and_count_the_published_work(
     assert built["router"].cost.flops == pytest.approx(297.8e9, rel=0.01)
     assert built["planner"].cost.flops == pytest.approx(1050e9, rel=0.05)
     assert built["planner"].input("memory").size_bytes == 6 * 30 * 2 * 120 * 3072 * 2
+
+
+def test_a_prompt_padded_otherwise_than_in_training_is_refused():
+    with pytest.raises(ValueError, match="trained with"):
+        aha_wam.prompt_inputs(golden.config(), np.ones((golden.config().text_len + 1, golden.config().text_dim)))
