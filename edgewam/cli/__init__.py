@@ -15,11 +15,11 @@ import typer
 from edgewam.core.errors import EdgewamError
 
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
-ORDER = ("demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "evaluate", "run")
+ORDER = ("demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "evaluate", "run", "prompt")
 
 
 def build() -> typer.Typer:
-    """The Typer application; every module of this package that has a `command` is one command."""
+    """The Typer application; every module of this package is a command, or a group of them."""
     app = typer.Typer(
         help="Shrink a robot world-action model until it runs on the robot, and run it there.",
         no_args_is_help=True,
@@ -28,7 +28,11 @@ def build() -> typer.Typer:
     )
     found = {info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")}
     for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
-        app.command(name)(importlib.import_module(f"{__name__}.{name}").command)
+        module = importlib.import_module(f"{__name__}.{name}")
+        if hasattr(module, "app"):
+            app.add_typer(module.app, name=name)
+        else:
+            app.command(name)(module.command)
     return app
 
 

@@ -47,6 +47,18 @@ def progress(what: str) -> Iterator[Callable[..., None]]:
         yield update
 
 
+@contextmanager
+def training_progress(what: str) -> Iterator[Callable[[Any], None]]:
+    """`progress` for a training loop, which reports step, fraction done and scalars."""
+    with progress(what) as update:
+
+        def report(state: Any) -> None:
+            loss = state.scalars.get("loss")
+            update(100 * state.fraction, 100, note=f"step {state.step}" + (f", loss {loss:.4f}" if loss is not None else ""))
+
+        yield report
+
+
 def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     """A table on stderr; numbers are right-aligned."""
     from rich.console import Console

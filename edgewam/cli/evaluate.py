@@ -63,9 +63,8 @@ def command(
 def show(title: str, result: EvaluationReport) -> None:
     """Rates with their intervals, on stderr."""
     for name, rate in (("strict success", result.strict), ("success", result.success)):
-        say(
-            f"{title}: {name} {rate.successes}/{rate.n} = {rate.rate:.1%} (95 % interval {rate.wilson.low:.1%} to {rate.wilson.high:.1%})"
-        )
+        interval = f"95 % interval {rate.wilson.low:.1%} to {rate.wilson.high:.1%}"
+        say(f"{title}: {name} {rate.successes}/{rate.n} = {rate.rate:.1%} ({interval})")
     if result.median_strict_time_s is not None:
         say(f"{title}: median time to strict success {result.median_strict_time_s:.2f} s, mean reward {result.mean_reward:.2f}")
 

@@ -28,9 +28,7 @@ def _artifact(path: Path) -> dict[str, Any]:
 
     manifest = read_manifest(path)
     size = sum((path / name).stat().st_size for name in manifest.files)
-    say(
-        f"{path}: {manifest.kind}, digest {manifest.digest[:12]}, {len(manifest.files)} files, {size / 1e6:.2f} MB, all digests match"
-    )
+    say(f"{path}: {manifest.kind}, digest {manifest.digest[:12]}, {size / 1e6:.2f} MB, {len(manifest.files)} files, all verified")
     for role, digest in manifest.parents.items():
         say(f"  made from {role} {digest[:12]}")
     say(f"  made with {', '.join(f'{name} {version}' for name, version in manifest.versions.items())}")

@@ -1,57 +1,91 @@
-"""From a trained policy on disk to what `compile` needs: stages, programs, prompts and host settings of its family."""
+"""From a trained policy on disk to a bundle: what `compile` and `edgewam prompt add` need to know of the family."""
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
     from edgewam.compile.compile import CompilePlan
 
-DEFAULT_STEPS = {"policy": 10, "student": 2}  # the teacher's sampler, and what a student was distilled for
+TEXT_ENCODER = "small"  # the frozen encoder of `models/text.py`; released policies need the embeddings of their own
 
 
 def compile_plan(
-    policy: Path,
-    backend: str = "onnxruntime",
-    num_action_steps: int | None = None,
-    prompts: tuple[str, ...] = (),
-    threads: int = 2,
+    policy: Path, backend: str = "onnxruntime", num_action_steps: int | None = None, prompts: Sequence[str] = (), threads: int = 2
 ) -> CompilePlan:
     """Plan of a bundle.
 
     Args:
         policy: artifact of `train` (kind "policy") or `distill` (kind "student").
         backend: name of a compile backend.
-        num_action_steps: Euler steps of the action sampler; by default 10 for a teacher, 2 for a student.
-        prompts: instructions whose embeddings go into the bundle, besides those that the policy was trained on.
+        num_action_steps: Euler steps of the action sampler; by default what the policy is meant for (10, or 2 distilled).
+        prompts: instructions that go into the bundle besides those that the policy was trained on.
         threads: compute threads of the engines while the bundle proves itself.
 
     Raises:
         EdgewamError: the artifact is damaged or of another kind.
     """
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.compile import plan_policy
     from edgewam.models import aha_wam
     from edgewam.models.text import SmallTextEncoder
     from edgewam.models.wan_vae_image import image_encoder
     from edgewam.training.policy_artifact import load_policy
 
     loaded = load_policy(policy)
-    model, config = loaded.model, loaded.model.config
-    steps = num_action_steps or DEFAULT_STEPS[loaded.manifest.kind]
-    stages = aha_wam.stages(model, image_encoder(loaded.vae), loaded.stats.state, loaded.stats.action)
+    config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
     text = SmallTextEncoder(config.text_dim, config.text_len)
-    names = dict.fromkeys((*loaded.config["tasks"], *prompts))
-    layout: dict[str, Any] = loaded.config["layout"]
-    return CompilePlan(
-        family=aha_wam.FAMILY,
-        stages=tuple(stages.values()),
-        programs=aha_wam.programs(model, steps),
-        backend=backend,
-        host=aha_wam.host_config(config) | {"max_offset": layout["max_offset"]},
-        policy=aha_wam.FAMILY,
+    names = dict.fromkeys((*facts.tasks, *prompts))
+    return plan_policy(
+        aha_wam.FAMILY,
+        loaded.model,
+        backend,
+        num_action_steps=num_action_steps or facts.num_action_steps,
         prompts={name: text.encode(name) for name in names},
-        config={"num_action_steps": steps, "precision": "fp32", "trained_as": loaded.manifest.kind},
+        stage_arguments={
+            "image_encoder": image_encoder(loaded.vae),
+            "state_normalizer": stats.state,
+            "action_normalizer": stats.action,
+        },
+        host={
+            "action_std": stats.action.std.tolist(),
+            "offset_trained": facts.layout.max_offset > 0,
+            "text_encoder": TEXT_ENCODER,
+        },
+        config={"trained_as": loaded.manifest.kind},
         parents={loaded.manifest.kind: loaded.manifest.digest},
         threads=threads,
     )
+
+
+def add_prompt(bundle: Path, instruction: str) -> None:
+    """Embed an instruction and rewrite the bundle with it; everything else stays as it was proved.
+
+    Raises:
+        EdgewamError: the instruction is known already, or the bundle's text encoder is not part of edgewam.
+    """
+    from edgewam.core.artifacts import read_manifest, write_artifact
+    from edgewam.models.text import SmallTextEncoder, pack_context
+    from edgewam.runtime.bundle import KIND, PROMPTS, load_prompts, save_prompts
+
+    manifest = read_manifest(bundle, kind=KIND)
+    prompts, host = load_prompts(bundle / PROMPTS), manifest.config["host"]
+    if instruction in prompts:
+        raise EdgewamError(f"'{bundle}' knows '{instruction}' already.")
+    if host.get("text_encoder") != TEXT_ENCODER:
+        raise EdgewamError(
+            f"The text encoder of '{bundle}' is not part of edgewam. Compile it again with this prompt's embedding."
+        )
+    embedding = SmallTextEncoder(host["text_dim"], host["text_len"]).encode(instruction)
+    rows, bias = pack_context(embedding, host["text_bucket"])
+    prompts[instruction] = {"text_rows": rows, "text_bias": bias}
+    measured = dict(manifest.measured)
+    with write_artifact(bundle, KIND, config=manifest.config, parents=manifest.parents, measured=measured) as directory:
+        for name in manifest.files:
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(bundle / name, directory / name)
+        save_prompts(directory / PROMPTS, prompts)

@@ -1,0 +1,45 @@
+"""`edgewam distill`: fewer sampler steps for the same actions; run again to continue where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewam.cli._output import Json, emit, say, table, training_progress
+
+
+def command(
+    teacher: Annotated[Path, typer.Argument(help="Policy directory that `train` wrote.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset that gives the situations; its actions are not used.")],
+    out: Annotated[Path, typer.Argument(help="Student directory to write; the running state is OUT.training.")],
+    method: Annotated[str, typer.Option(help="Distiller plugin.")] = "ode",
+    init_from: Annotated[Path | None, typer.Option(help="Continue from this student instead of the teacher's weights.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.")] = None,
+    batches: Annotated[int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Distil the action sampler from 10 to 2 (and 1) steps on cached teacher trajectories."""
+    from edgewam.core import plugins
+    from edgewam.recipes.transfer_cube import small_cpu
+
+    distiller = plugins.load("distiller", method)
+    config = replace(small_cpu(out.parent).distillation, teacher=teacher, dataset=dataset, latents=None, init_from=init_from)
+    limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
+    config = replace(config, loop=replace(config.loop, threads=threads, device=device, **limit))
+    if batches is not None:
+        config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
+    with training_progress(f"distill {method}") as update:
+        measured = distiller.distill(config, out, progress=update, report=say)
+    rms = measured["rms"]
+    rows = [
+        [steps, rms[f"undistilled_{steps}_to_16_rad"], rms[f"student_{steps}_to_16_rad"]] for steps in (1, 2, 4)
+    ]  # fmt: skip
+    table("RMS distance to the teacher's 16 steps, same noise, rad", ["steps", "undistilled", "student"], rows)
+    say(f"Wrote {out}.")
+    emit(measured, as_json)

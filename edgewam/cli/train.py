@@ -1,0 +1,51 @@
+"""`edgewam train`: a policy (default) or its VAE on a dataset; run again to continue where it stopped."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from edgewam.cli._output import Json, emit, say, training_progress
+from edgewam.cli._shipped import or_shipped
+from edgewam.core.errors import EdgewamError
+
+
+def command(
+    dataset: Annotated[Path, typer.Argument(help="LeRobot v3.0 dataset directory.")],
+    out: Annotated[Path, typer.Argument(help="Directory of the policy (or VAE) to write; the running state is OUT.training.")],
+    part: Annotated[str, typer.Option(help="What to train: policy, or vae.")] = "policy",
+    vae: Annotated[Path | None, typer.Option(help="VAE of the policy; by default the shipped one.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Start from these weights instead of random ones.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.")] = None,
+    seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.")] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
+    from edgewam.recipes.transfer_cube import small_cpu
+    from edgewam.training.aha_wam import train_policy
+    from edgewam.training.vae import train_vae
+
+    recipe = small_cpu(out.parent)
+    if part not in ("policy", "vae"):
+        raise EdgewamError(f"Unknown part '{part}'. Available: policy, vae.")
+    defaults = recipe.policy if part == "policy" else recipe.vae
+    limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
+    loop = replace(defaults.loop, seed=seed, threads=threads, device=device, **limit)
+    with training_progress(f"train {part}") as update:
+        if part == "vae":
+            config = replace(recipe.vae, dataset=dataset, init_from=init_from, loop=loop)
+            measured = train_vae(config, out, progress=update)
+        else:
+            measured = train_policy(
+                replace(recipe.policy, dataset=dataset, vae=or_shipped(vae, "vae"), latents=None, init_from=init_from, loop=loop),
+                out,
+                progress=update,
+            )
+    say(f"Wrote {out}. Measured on held-out episodes: {measured}")
+    emit(measured, as_json)
