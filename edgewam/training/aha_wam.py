@@ -20,6 +20,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
 from edgewam.flow.solver import euler_table
+from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, small
 from edgewam.models.aha_wam_loss import LossBatch, draw_noise, training_loss
 from edgewam.models.aha_wam_model import AhaWam
@@ -29,8 +30,8 @@ from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
 from edgewam.training.loop import LoopConfig, Progress, train
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.policy_artifact import load_policy, write_policy
-from edgewam.training.weights import StoredDtype, load_state, load_vae, rounded
+from edgewam.training.policy_artifact import PolicyFacts, load_policy, write_policy
+from edgewam.training.weights import StoredDtype, load_vae, rounded
 from edgewam.training.windows import Choice, WindowSource, latent_plan
 
 
@@ -52,7 +53,7 @@ class PolicyTraining:
     init_from: Path | None = None  # a policy artifact to start from; its statistics are kept
     batch_size: int = 32  # contexts
     action_draws: int = 1  # per context and chunk
-    start_stride: int = 16  # control steps between window starts
+    start_stride: int = 24  # control steps between window starts
     muon_lr: float = 0.02
     adamw_lr: float = 1e-3
     weight_decay: float = 1e-2
@@ -125,22 +126,21 @@ def train_policy(config: PolicyTraining, out: Path | str, progress: Callable[[Pr
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})
     task = PolicyTask(config, source, parents)
     if start:
-        load_state(task.module, start.model.state_dict(), config.init_from or "")
+        checkpoints.fit(task.module, start.model.state_dict(), f"'{config.init_from}'")
     result = train(task, config.loop, work, progress=progress)
-    state = rounded(result.average or task.module.state_dict(), config.weights_dtype)
-    task.module.load_state_dict(state)
+    model: AhaWam = task.module.cpu()  # type: ignore[assignment]
+    model.load_state_dict(rounded(result.average or model.state_dict(), config.weights_dtype))
     held = WindowSource(dataset, cache, stats, text, config.layout, range(split, dataset.num_episodes))
-    measured = measure_policy(task.module.cpu(), held, config.loop.seed)  # type: ignore[arg-type]
+    measured = measure_policy(model, held, config.loop.seed)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     write_policy(
         out,
         "policy",
-        state,
-        config.model,
+        model,
         stats,
         config.vae,
+        PolicyFacts(config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks)),
         recipe={**task.identity, "loop": asdict(config.loop)},
-        details={"layout": asdict(config.layout), "tasks": list(dataset.tasks), "training_steps": result.step},
         parents=parents,
         measured=measured,
         dtype=config.weights_dtype,

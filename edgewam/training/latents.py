@@ -35,15 +35,17 @@ _BATCH_IMAGES = 32
 class LatentPlan:
     """What is cached.  Sizes in pixels; strides in control steps: between clip frames, and between window starts.
 
-    `clip_frames` includes the first.  Window starts have a random phase per episode, fixed by `seed`.
+    `clip_frames` includes the first.  Window starts have a random phase per episode, fixed by `seed`.  With `bfloat16` the
+    VAE computes its products in that type: half the time, and latents move by 0.5 % of their standard deviation.
     """
 
     height: int = 192
     width: int = 160
     clip_frames: int = 13
     clip_stride: int = 8
-    start_stride: int = 16
+    start_stride: int = 24
     seed: int = 0
+    bfloat16: bool = True
 
 
 @dataclass(frozen=True)
@@ -216,13 +218,15 @@ def _encode(
         steps = np.arange(0, dataset.lengths[episode], hold, dtype=np.int64)
         pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width))
         frames = pixels.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0  # channels-last: four times faster on a CPU
-        latents = torch.cat([vae.encode_image(part) for part in frames.split(_BATCH_IMAGES)])
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
+            latents = torch.cat([vae.encode_image(part) for part in frames.split(_BATCH_IMAGES)])
         images[frame_starts[episode] : frame_starts[episode] + len(steps)] = _half(latents)
         for window in np.flatnonzero(episode_of == episode):
             wanted = step_of[window] + plan.clip_stride * np.arange(plan.clip_frames)
             rows = np.minimum(wanted // hold, len(steps) - 1)
             clip = frames[rows].transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
-            clips[window] = _half(vae.encode(clip)[0, :, 1:])
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
+                clips[window] = _half(vae.encode(clip)[0, :, 1:])
         for array in (images, clips):
             array.flush()  # type: ignore[attr-defined]
         write_json(out / DONE, {"episodes": episode + 1})

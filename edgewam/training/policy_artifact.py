@@ -1,8 +1,8 @@
 """A trained policy on disk: weights, sizes, statistics, and the VAE it belongs to, by digest.
 
-`model.safetensors` has the state-dict keys of `AhaWam`; `config.json` its sizes and the relative path of the VAE artifact
-(which must have the recorded digest); `stats.json` the statistics in the released form.  Teachers are of kind "policy",
-distilled ones of kind "student".
+`model.safetensors` and `model.json` are those of `models.aha_wam.save`; the metadata in the latter hold the relative path
+of the VAE artifact (which must have the recorded digest) and the window layout.  `stats.json` has the released form.
+Teachers are of kind "policy", distilled ones of kind "student".
 """
 
 from __future__ import annotations
@@ -11,23 +11,34 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from edgewam.core.artifacts import MANIFEST, Manifest, read_manifest, write_artifact
 from edgewam.core.errors import ArtifactError
 from edgewam.data.stats import DatasetStats, read_stats, write_stats
-from edgewam.models.aha_wam_config import AhaWamConfig
+from edgewam.data.windows import WindowLayout
+from edgewam.models import aha_wam, checkpoints
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.wan_vae import WanVae
 from edgewam.training.log import LOG
-from edgewam.training.weights import StoredDtype, load_state, load_vae, read_config, read_weights, write_weights
+from edgewam.training.weights import StoredDtype, load_vae
 
 STATS = "stats.json"
 KINDS = ("policy", "student")
+
+
+@dataclass(frozen=True)
+class PolicyFacts:
+    """What must be known of a policy beside its weights: its windows (to train on or to distil) and its instructions."""
+
+    layout: WindowLayout
+    start_stride: int
+    latent_seed: int
+    tasks: tuple[str, ...]
+    ode_metadata: Mapping[str, Any] | None = None  # of a student: teacher, its grid, its captured steps
+    num_action_steps: int = 10  # sampler steps that it is meant for
 
 
 @dataclass(frozen=True)
@@ -37,7 +48,7 @@ class LoadedPolicy:
     model: AhaWam
     vae: WanVae
     stats: DatasetStats
-    config: Mapping[str, Any]
+    facts: PolicyFacts
     manifest: Manifest
     vae_path: Path
 
@@ -45,24 +56,23 @@ class LoadedPolicy:
 def write_policy(
     out: Path,
     kind: str,
-    state: Mapping[str, Tensor],
-    model: AhaWamConfig,
+    model: AhaWam,
     stats: DatasetStats,
     vae: Path,
+    facts: PolicyFacts,
     *,
     recipe: Mapping[str, Any],
-    details: Mapping[str, Any],
     parents: Mapping[str, str],
     measured: dict[str, Any],
     dtype: StoredDtype,
     log_from: Path,
 ) -> None:
-    """Write a policy artifact.  `recipe` goes to the manifest, `details` beside the sizes into `config.json`."""
+    """Write a policy artifact.  `recipe` (how it was made) goes into the manifest, the log of `log_from` beside it."""
     assert kind in KINDS, kind
-    config = {"family": "aha_wam", "model": model.to_json(), "vae": os.path.relpath(vae.resolve(), out.resolve()), **details}
+    metadata = {"vae": os.path.relpath(vae.resolve(), out.resolve()), **asdict(facts)}
     recipe = json.loads(json.dumps(dict(recipe), default=str))
     with write_artifact(out, kind, config=recipe, parents=parents, measured=measured) as directory:
-        write_weights(directory, state, config, dtype)
+        aha_wam.save(model, directory, dtype, metadata)
         write_stats(directory / STATS, stats)
         shutil.copyfile(log_from / LOG, directory / LOG)
 
@@ -81,17 +91,19 @@ def load_policy(directory: Path | str, vae: Path | str | None = None) -> LoadedP
     manifest = read_manifest(directory)
     if manifest.kind not in KINDS:
         raise ArtifactError(f"'{directory}' is a {manifest.kind}, but a policy is needed here. Make one with: edgewam train")
-    config = read_config(directory)
+    model = aha_wam.load(directory)
+    metadata = dict(checkpoints.read(directory, aha_wam.FAMILY).metadata)
     try:
-        sizes, vae_path = AhaWamConfig.from_json(config["model"]), Path(vae) if vae else directory / config["vae"]
+        recorded = directory / metadata.pop("vae")
+        layout = {name: tuple(value) if isinstance(value, list) else value for name, value in metadata.pop("layout").items()}
+        facts = PolicyFacts(WindowLayout(**layout), tasks=tuple(metadata.pop("tasks")), **metadata)
     except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(f"'{directory}/config.json' does not describe a policy of this version: {error}.") from error
+        raise ArtifactError(f"'{directory}/model.json' does not describe a policy of this version: {error!r}.") from error
+    vae_path = recorded if vae is None else Path(vae)
     if not (vae_path / MANIFEST).exists():
         raise ArtifactError(f"The VAE of '{directory}' is not at '{vae_path}'. Copy it there or give its path.")
     network, vae_manifest = load_vae(vae_path)
     if vae_manifest.digest != manifest.parents.get("vae"):
         raise ArtifactError(f"'{vae_path}' is not the VAE that '{directory}' was trained with (its digest differs).")
-    model = AhaWam(sizes)
-    load_state(model, read_weights(directory), directory)
     stats = read_stats(directory / STATS)
-    return LoadedPolicy(model.eval().requires_grad_(False), network, stats, config, manifest, vae_path)
+    return LoadedPolicy(model.eval().requires_grad_(False), network, stats, facts, manifest, vae_path)

@@ -24,20 +24,13 @@ from torch import Tensor, nn
 from edgewam.core.artifacts import write_artifact
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import Images
+from edgewam.models import checkpoints
 from edgewam.models.wan_vae import FRAMES_PER_LATENT, WanVae, WanVaeConfig
 from edgewam.training.frames import FrameSet, held_out
 from edgewam.training.log import LOG
 from edgewam.training.loop import LoopConfig, Progress, train
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.weights import (
-    StoredDtype,
-    load_state,
-    load_vae,
-    rounded,
-    vae_config_json,
-    with_latent_constants,
-    write_weights,
-)
+from edgewam.training.weights import StoredDtype, load_vae, rounded, save_vae, with_latent_constants
 
 
 def small_vae() -> WanVaeConfig:
@@ -91,7 +84,7 @@ class VaeTask:
             "latent_noise",
         )
         settings = {name: getattr(config, name) for name in names}
-        self.identity: Mapping[str, Any] = {"task": "vae", "dataset": digest, "vae": vae_config_json(config.vae), **settings}
+        self.identity: Mapping[str, Any] = {"task": "vae", "dataset": digest, "vae": asdict(config.vae), **settings}
         self._clips = {frames: data.clip_starts(frames) for frames, _ in config.batch_clips}
         if short := [frames for frames, starts in self._clips.items() if len(starts) == 0]:
             raise ValueError(
@@ -167,7 +160,7 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
     parents = {"dataset": dataset.digest}
     if config.init_from is not None:
         start, manifest = load_vae(config.init_from)
-        load_state(task.vae, unnormalized(start).state_dict(), config.init_from)
+        checkpoints.fit(task.vae, start.state_dict(), f"'{config.init_from}'")
         parents["init_from"] = manifest.digest
     result = train(task, config.loop, work, progress=progress)
     if result.average is not None:
@@ -186,7 +179,7 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
         measured["probe_error_cm"] = _probe_error_cm(task, held.images, truth, center, spread)
     settings = {**task.identity, "loop": asdict(config.loop), "privileged_training_state": probing}
     with write_artifact(out, "vae", config=json.loads(json.dumps(settings)), parents=parents, measured=measured) as directory:
-        write_weights(directory, state, vae_config_json(vae.config), config.weights_dtype)
+        save_vae(vae, directory, config.weights_dtype)
         shutil.copyfile(work / LOG, directory / LOG)
         _write_picture(directory / "reconstruction.png", vae, held)
     return measured
@@ -195,13 +188,6 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
 def to_video(images: npt.NDArray[np.uint8]) -> Tensor:
     """Canvases uint8 [B, T, H, W, 3] -> float32 [B, 3, T, H, W] in [-1, 1], as at run time."""
     return torch.from_numpy(images).permute(0, 4, 1, 2, 3).float() * (2.0 / 255.0) - 1.0
-
-
-def unnormalized(vae: WanVae) -> WanVae:
-    """The same VAE with latent constants 0 and 1."""
-    plain = WanVae(with_latent_constants(vae.config, torch.zeros(vae.config.z_dim), torch.ones(vae.config.z_dim)))
-    plain.load_state_dict(vae.state_dict())
-    return plain
 
 
 @torch.inference_mode()

@@ -1,0 +1,242 @@
+"""Distiller `ode`: the executor learns to jump from any anchor of the teacher's trajectory to its end.
+
+Facts/aha_wam.md 7: sixteen teacher steps, six anchors, one drawn uniformly for every chunk; plain mean squared error to the
+teacher's result, no weighting and no ground truth.  Only the action expert and the branch embedding learn.  The student
+is sampled with the ordinary Euler sampler at 1, 2 or 4 steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from edgewam.data.dataset import Dataset
+from edgewam.data.schema import ACTION
+from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_choice
+from edgewam.flow.solver import euler_table
+from edgewam.models import checkpoints
+from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, sample_horizon
+from edgewam.models.text import SmallTextEncoder
+from edgewam.training.frames import held_out
+from edgewam.training.latents import build_cache
+from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.optimizers import ParameterGroup
+from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
+from edgewam.training.weights import StoredDtype, rounded
+from edgewam.training.windows import WindowSource, latent_plan
+
+
+@dataclass(frozen=True, kw_only=True)
+class OdeDistillation:
+    """What to distil and how; the defaults are those of `small` (the released run used lr 2e-5 and batches of 64 per card)."""
+
+    teacher: Path  # policy artifact
+    dataset: Path
+    vae: Path | None = None  # where the teacher's VAE is, when not at its recorded place
+    latents: Path | None = None  # latent cache of the teacher's training; default: in the run's working directory
+    init_from: Path | None = None  # a student to start from; default: the teacher's weights
+    trajectories: TrajectoryPlan = field(default_factory=TrajectoryPlan)
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(minutes=6.0, warmup_steps=20, ema_decay=None))
+    lr: float = 3e-4
+    weight_decay: float = 1e-2
+    anchor_draws: int = 2  # per context and chunk; they share one planner pass
+    num_action_steps: int = 2  # what the student is meant to be sampled with
+    weights_dtype: StoredDtype = "float32"
+
+
+Config = OdeDistillation
+
+
+class OdeTask:
+    """The student; a batch is the number of a cached batch of trajectories."""
+
+    def __init__(
+        self,
+        config: OdeDistillation,
+        teacher: AhaWam,
+        student: AhaWam,
+        source: WindowSource,
+        cache: TrajectoryCache,
+        digests: Mapping[str, str],
+    ) -> None:
+        self.config, self.teacher, self.source, self.cache = config, teacher, source, cache
+        self.module: nn.Module = student
+        table = euler_table(cache.plan.num_steps, teacher.config.shift)
+        self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
+        settings = {name: getattr(config, name) for name in ("lr", "weight_decay", "anchor_draws")}
+        self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": asdict(cache.plan), **settings}
+        for parameter in student.parameters():
+            parameter.requires_grad_(False)
+        for parameter in self._learning().values():
+            parameter.requires_grad_(True)
+
+    def _learning(self) -> dict[str, nn.Parameter]:
+        names = ("mot.mixtures.action.", "mot.action_branch_embedding")
+        return {name: p for name, p in self.module.named_parameters() if name.startswith(names)}
+
+    def parameter_groups(self) -> list[ParameterGroup]:
+        """Action expert and branch embedding, AdamW."""
+        return [ParameterGroup("adamw", self._learning(), lr=self.config.lr, weight_decay=self.config.weight_decay)]
+
+    def batch(self, index: int, generator: np.random.Generator) -> int:
+        """Cached batches in turn, reshuffled every round."""
+        count = self.cache.plan.num_batches
+        order = np.random.default_rng([self.config.loop.seed, index // count]).permutation(count)
+        return int(order[index % count])
+
+    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+        """Distance of one jump from a random anchor per chunk to the teacher's result."""
+        device = self.config.loop.device
+        data = self.source.batch(plan_choice(self.source, self.cache.plan, batch)).to(device)
+        states = self.cache.batch(batch).to(device)
+        trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
+        conditioning = condition(self.teacher, data)
+        student: AhaWam = self.module  # type: ignore[assignment]
+        losses = [
+            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), data.action_is_pad)
+            for _ in range(self.config.anchor_draws)
+        ]
+        return torch.stack(losses).mean(), {}
+
+    def describe(self, batch: int) -> str:
+        """The windows behind a cached batch."""
+        return self.source.describe(plan_choice(self.source, self.cache.plan, batch))
+
+
+def prepare(
+    config: OdeDistillation, work: Path, report: Callable[[str], None] | None = None
+) -> tuple[OdeTask, WindowSource, LoadedPolicy]:
+    """Load the teacher, fill the caches in `work`, and return the task, the held-out windows and the teacher.
+
+    Args:
+        config: what to distil.
+        work: working directory of this distillation.
+        report: gets a line of text per cached part.
+    """
+    say = report or (lambda line: None)
+    dataset = Dataset.open(config.dataset)
+    teacher = load_policy(config.teacher, config.vae)
+    facts = teacher.facts
+    plan = latent_plan(facts.layout, teacher.model.config, facts.start_stride, facts.latent_seed)
+    digest = teacher.manifest.parents["vae"]
+    device = config.loop.device
+    latents = build_cache(
+        config.latents or work / "latents", dataset, teacher.vae, digest, plan, device,
+        lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
+    )  # fmt: skip
+    split = dataset.num_episodes - held_out(dataset.num_episodes)
+    text = SmallTextEncoder(teacher.model.config.text_dim, teacher.model.config.text_len)
+    source, held = (
+        WindowSource(dataset, latents, teacher.stats, text, facts.layout, episodes)
+        for episodes in (range(split), range(split, dataset.num_episodes))
+    )
+    digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
+    teacher.model.to(device)
+    cache = build_trajectories(
+        work / "trajectories", teacher.model, source, digests, config.trajectories,
+        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
+    )  # fmt: skip
+    student = copy.deepcopy(teacher.model)
+    if config.init_from is not None:
+        start = load_policy(config.init_from, teacher.vae_path)
+        checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
+        digests["init_from"] = start.manifest.digest
+    return OdeTask(config, teacher.model, student, source, cache, digests), held, teacher
+
+
+def distill(
+    config: OdeDistillation,
+    out: Path | str,
+    progress: Callable[[Progress], None] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
+    """Distil a teacher and write the artifact `out` (kind "student"); returns its measured fidelity.
+
+    The running state and the caches live in `<out>.training` beside it; a run that was cut goes on from there.
+
+    Raises:
+        EdgewamError: what teacher, dataset, caches or loop refuse.
+    """
+    out = Path(out)
+    work = out.parent / f"{out.name}.training"
+    task, held, teacher = prepare(config, work, report)
+    result = train(task, config.loop, work, progress=progress)
+    student: AhaWam = task.module.cpu()  # type: ignore[assignment]
+    student.load_state_dict(rounded(result.average or student.state_dict(), config.weights_dtype))
+    names = held.dataset.features[ACTION]["names"]
+    measured: dict[str, Any] = fidelity(
+        teacher.model.cpu(), student, held, [name for name in names if "gripper" not in name], names
+    )
+    measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
+    metadata = {
+        "teacher": teacher.manifest.digest,
+        "teacher_num_inference_steps": task.cache.plan.num_steps,
+        "teacher_capture_step_indices": list(task.cache.plan.captured),
+        "teacher_sigma_shift": teacher.model.config.shift,
+    }
+    write_policy(
+        out,
+        "student",
+        student,
+        teacher.stats,
+        teacher.vae_path,
+        replace(teacher.facts, ode_metadata=metadata, num_action_steps=config.num_action_steps),
+        recipe={**task.identity, "loop": asdict(config.loop)},
+        parents={name: task.identity[name] for name in ("teacher", "dataset", "vae", "init_from") if name in task.identity},
+        measured=measured,
+        dtype=config.weights_dtype,
+        log_from=work,
+    )
+    return measured
+
+
+@torch.inference_mode()
+def fidelity(
+    teacher: AhaWam,
+    student: AhaWam,
+    held: WindowSource,
+    arm: list[str],
+    names: list[str],
+    seed: int = 0,
+    num_batches: int = 4,
+    size: int = 16,
+) -> dict[str, Any]:
+    """RMS distance to the teacher's 16- and 10-step results from the same noise, on held-out windows.
+
+    Per sampler ("student_2", "undistilled_2", ... = steps) and reference: over all dimensions in normalised units, and over
+    the joints `arm` in rad.  Padded actions do not count.
+    """
+    columns = [names.index(name) for name in arm]
+    radian = torch.from_numpy(held.stats.action.std)[columns]
+    shift = teacher.config.shift
+    squares: dict[str, list[float]] = {}
+    for index in range(num_batches):
+        batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
+        noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index))
+        conditioning = condition(teacher, batch)
+        valid = ~batch.action_is_pad
+
+        def sample(model: AhaWam, steps: int) -> Tensor:
+            return sample_horizon(model, conditioning, noise, euler_table(steps, shift))[-1]  # noqa: B023 (used within the turn)
+
+        found = {f"undistilled_{steps}": sample(teacher, steps) for steps in (1, 2, 4)}
+        found |= {f"student_{steps}": sample(student, steps) for steps in (1, 2, 4)}
+        for reference in (16, 10):
+            goal = sample(teacher, reference)
+            for name, value in found.items():
+                error = (value - goal)[valid]
+                key = f"{name}_to_{reference}"
+                squares.setdefault(f"{key}_normalised", []).append(float(error.square().mean()))
+                squares.setdefault(f"{key}_rad", []).append(float((error[:, columns] * radian).square().mean()))
+    return {
+        "rms": {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()},
+        "held_out_windows": num_batches * size,
+    }

@@ -1,0 +1,152 @@
+"""Teacher trajectories on disk: sampler states at the anchor steps, for batches of training windows.
+
+Running the teacher's sixteen steps costs several times a student step, so it is done once and read often.  Batch i is
+drawn from (seed, i) alone, so only its states need storing; conditioning (routed keys and values, fifteen times larger)
+is recomputed, which costs one planner pass.  A cut run goes on with the next batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from edgewam.core.artifacts import write_json
+from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.models.aha_wam_loss import LossBatch
+from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, condition, teacher_trajectory
+from edgewam.training.windows import Choice, WindowSource
+
+HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
+
+
+@dataclass(frozen=True)
+class TrajectoryPlan:
+    """How many batches of how many contexts, from which seed, and the teacher's grid with the steps that are kept."""
+
+    num_batches: int = 96
+    batch_size: int = 32
+    seed: int = 0
+    num_steps: int = TEACHER_STEPS
+    captured: tuple[int, ...] = CAPTURED_STEPS
+
+
+@dataclass(frozen=True)
+class TrajectoryCache:
+    """`states` float32 [batches, kept steps, B, horizon, action_dim], first the noise, last the teacher's result."""
+
+    states: npt.NDArray[np.float32]
+    plan: TrajectoryPlan
+
+    def batch(self, index: int) -> Tensor:
+        """States [kept steps, B, horizon, action_dim] of one batch."""
+        return torch.from_numpy(np.array(self.states[index]))
+
+
+def plan_choice(source: WindowSource, plan: TrajectoryPlan, index: int) -> Choice:
+    """The windows of batch `index`."""
+    return source.draw(plan.batch_size, np.random.default_rng([plan.seed, index, 3]))
+
+
+def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
+    """The starting noise [B, horizon, action_dim] of batch `index`."""
+    seed = int(np.random.SeedSequence([plan.seed, index, 4]).generate_state(1)[0])
+    return torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed))
+
+
+def build_trajectories(
+    out: Path | str,
+    teacher: AhaWam,
+    source: WindowSource,
+    identity: Mapping[str, str],
+    plan: TrajectoryPlan | None = None,
+    progress: Callable[[int, int, float], None] | None = None,
+) -> TrajectoryCache:
+    """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
+
+    Args:
+        out: directory; made, continued or only opened.
+        teacher: frozen network.
+        source: windows to start from.
+        identity: digests of teacher, dataset and VAE.
+        plan: what to cache.
+        progress: called after every batch with (batches done, batches, seconds left).
+
+    Raises:
+        ArtifactError: `out` was made from something else.
+        EdgewamError: the disk is full.
+    """
+    out, plan = Path(out), plan or TrajectoryPlan()
+    config = teacher.config
+    shape = (plan.num_batches, len(plan.captured), plan.batch_size, config.horizon, config.action_dim)
+    header = json.loads(json.dumps({"format": 1, **identity, "plan": vars(plan), "shape": shape, "layout": vars(source.layout)}))
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / HEADER).exists():
+        write_json(out / HEADER, header)
+    found = _read(out / HEADER)
+    if differ := [name for name in header if found.get(name) != header[name]]:
+        raise ArtifactError(
+            f"The trajectories in '{out}' were made with another {' and '.join(differ)}. Use another directory or delete it."
+        )
+    path = out / STATES
+    done = int(_read(out / DONE)["batches"]) if (out / DONE).exists() else 0
+    if done < plan.num_batches:
+        try:
+            _roll_out(out, path, shape, done, teacher, source, plan, progress)
+        except OSError as error:
+            raise EdgewamError(
+                f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
+                "space and run the same command again: finished batches are kept."
+            ) from error
+    if not path.exists() or path.stat().st_size != 4 * int(np.prod(shape)):
+        raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and distil again.")
+    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan)
+
+
+@torch.inference_mode()
+def _roll_out(
+    out: Path,
+    path: Path,
+    shape: tuple[int, ...],
+    done: int,
+    teacher: AhaWam,
+    source: WindowSource,
+    plan: TrajectoryPlan,
+    progress: Callable[[int, int, float], None] | None,
+) -> None:
+    size = 4 * int(np.prod(shape))
+    if not path.exists() or path.stat().st_size != size:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+    states = np.memmap(path, np.float32, "r+", shape=shape)
+    device = next(teacher.parameters()).device
+    began = time.monotonic()
+    for index in range(done, plan.num_batches):
+        batch = source.batch(plan_choice(source, plan, index)).to(device)
+        noise = plan_noise(batch, plan, index).to(device)
+        trajectory = teacher_trajectory(teacher, condition(teacher, batch), noise, plan.num_steps, plan.captured)
+        if not trajectory.states.isfinite().all():
+            raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
+        states[index] = trajectory.states.cpu().numpy()
+        states.flush()
+        write_json(out / DONE, {"batches": index + 1})
+        if progress is not None:
+            left = (time.monotonic() - began) / (index + 1 - done) * (plan.num_batches - index - 1)
+            progress(index + 1, plan.num_batches, left)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"Cannot read '{path}': {error}. Delete '{path.parent}' and distil again.") from error
