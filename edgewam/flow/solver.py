@@ -41,7 +41,8 @@ def euler_table(num_steps: int, shift: float = DEFAULT_SHIFT, tables: TableDtype
 def integrate(network: Callable[[Tensor, Tensor], Tensor], noise: Tensor, table: LinearTable) -> list[Tensor]:
     """All states of a sampler, noise first: N + 1 tensors like `noise`.  network(x, timestep []) -> velocity like x."""
     states = [noise]
-    for timestep, state, velocity in zip(table.timesteps, table.state, table.velocity, strict=True):
+    rows = (column.to(noise.device) for column in (table.timesteps, table.state, table.velocity))
+    for timestep, state, velocity in zip(*rows, strict=True):
         x = states[-1]
         states.append(state * x + velocity * network(x, timestep))
     return states

@@ -39,8 +39,10 @@ def build(config: AhaWamConfig) -> AhaWam:
     return AhaWam(config)
 
 
-def load(path: Path | str, config: AhaWamConfig | None = None) -> AhaWam:
+def load(path: Path | str, config: AhaWamConfig | None = None, dtype: torch.dtype = torch.float32) -> AhaWam:
     """A network from our own directory, or from a released `.pt` file of the sizes in `config` (default: `full`).
+
+    Weights become `dtype`; give torch.bfloat16 for the full size, whose float32 copy takes 29 GB.
 
     Raises:
         ArtifactError: what is wrong with the file and what to do.
@@ -52,11 +54,11 @@ def load(path: Path | str, config: AhaWamConfig | None = None) -> AhaWam:
             sizes = AhaWamConfig.from_json(stored.config)
         except (TypeError, ValueError) as error:
             raise ArtifactError(f"The sizes in '{path / checkpoints.SIZES}' are not usable: {error}") from error
-        model = _empty(sizes)
+        model = _empty(sizes, dtype)
         checkpoints.fit(model, stored.tensors, f"'{path}'")
         return model
     release = checkpoints.read_release(path)
-    model = _empty(config or full())
+    model = _empty(config or full(), dtype)
     checkpoints.load_release(model, release, f"'{path}'")
     return model
 
@@ -66,7 +68,7 @@ def save(model: AhaWam, directory: Path | str, storage: str = "float32", metadat
     checkpoints.save(model, directory, family=FAMILY, config=model.config.to_json(), storage=storage, metadata=metadata)
 
 
-def _empty(config: AhaWamConfig) -> AhaWam:
+def _empty(config: AhaWamConfig, dtype: torch.dtype) -> AhaWam:
     """A network without memory behind its parameters; loading gives them theirs."""
     with torch.device("meta"):
-        return AhaWam(config)
+        return AhaWam(config).to(dtype)

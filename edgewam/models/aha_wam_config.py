@@ -17,7 +17,8 @@ class AhaWamConfig:
 
     `image_height` and `image_width` are those of the composed canvas; a latent pixel is 16 image pixels and a planner
     token is 2x2 latent pixels.  `rope_stride` is the number of control steps per temporal position of the planner.
-    `gate_init` is where the router's gates start in training, before the sigmoid.
+  
+    `shift` bends the noise grid of samplers, `train_shift` that of training.  `gate_init` is where the router's gates start in training, before the sigmoid.
     """
 
     num_layers: int = 30
@@ -42,6 +43,7 @@ class AhaWamConfig:
     rope_stride: int = 8
     rope_theta: float = 10000.0
     shift: float = 5.0
+    train_shift: float = 5.0
     lambda_video: float = 1.0
     lambda_action: float = 1.0
     gate_init: float = -4.0
@@ -159,6 +161,7 @@ def from_release_json(data: Mapping[str, Any]) -> AhaWamConfig:
         memory_slots=data["num_history_frames"],
         rope_stride=data["video_rope_frame_stride"],
         shift=data["scheduler"]["infer_shift"],
+        train_shift=data["scheduler"]["train_shift"],
         lambda_video=data["loss"]["lambda_video"],
         lambda_action=data["loss"]["lambda_action_prior"],
     )

@@ -115,10 +115,10 @@ def predict(model: AhaWam, batch: LossBatch, noise: Noise) -> Predictions:
 def training_loss(model: AhaWam, batch: LossBatch, noise: Noise) -> Losses:
     """Joint loss of one batch; the mean over samples of each part, weighted by the configuration's lambdas."""
     config, prediction = model.config, predict(model, batch, noise)
-    video = (video_loss(prediction.video, batch, noise) * loss_weight(noise.video_timestep, config.shift)).mean()
+    video = (video_loss(prediction.video, batch, noise) * loss_weight(noise.video_timestep, config.train_shift)).mean()
     target = velocity_target(batch.actions[:, None], noise.action)
     error = (prediction.action.float() - target).pow(2).mean(-1) * loss_weight(
-        _per_token(noise.action_timestep, batch), config.shift
+        _per_token(noise.action_timestep, batch), config.train_shift
     )
     action = masked_mean(error.mean(1), ~batch.action_is_pad).mean()
     return Losses(config.lambda_video * video + config.lambda_action * action, video, action)

@@ -126,7 +126,7 @@ def stages(
         inputs, outputs = (tuple(buffers[buffer] for buffer in names) for names in _WIRING[name])
         if name == "denoise":  # exporters need different names in and out; the program maps both to one carry
             outputs = (TensorSpec("x_next", outputs[0].shape),)
-        built[name] = make_stage(name, module, inputs, outputs, rows)
+        built[name] = make_stage(name, module.to(model.branch.device), inputs, outputs, rows)
     return built
 
 

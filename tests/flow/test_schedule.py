@@ -1,5 +1,6 @@
 """The inference tables are the released ones, bit for bit, and the training weight follows its closed form."""
 
+import json
 import os
 import re
 from pathlib import Path
@@ -13,28 +14,30 @@ from edgewam.flow.training import add_noise, draw_timesteps, loss_weight, veloci
 
 GOLDEN = Path(os.environ.get("EDGEWAM_GOLDEN", Path(__file__).parents[1] / "golden" / "aha_wam"))
 ARRAYS = load_file(GOLDEN / "scheduler.safetensors")
+SHIFTS = json.loads((GOLDEN / "config_ahawam.json").read_text())["scheduler"]
 TABLES = sorted(key.removesuffix(".timesteps.f32") for key in ARRAYS if key.endswith(".timesteps.f32"))
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_float32_tables_equal_the_golden_ones_bitwise(name):
     steps, shift = re.fullmatch(r"infer\.steps(\d+)(?:\.shift(\d+))?", name).groups()
-    table = step_table(int(steps), float(shift or 5.0))
+    table = step_table(int(steps), float(shift or SHIFTS["infer_shift"]))
     assert torch.equal(table.timesteps, ARRAYS[f"{name}.timesteps.f32"])
     assert torch.equal(table.deltas, ARRAYS[f"{name}.deltas.f32"])
 
 
 @pytest.mark.parametrize("name", [name for name in TABLES if f"{name}.timesteps.bf16" in ARRAYS])
 def test_bf16_tables_equal_the_golden_ones_bitwise(name):
-    table = step_table(int(re.search(r"steps(\d+)", name).group(1)), tables="bf16")
+    table = step_table(int(re.search(r"steps(\d+)", name).group(1)), SHIFTS["infer_shift"], "bf16")
     assert torch.equal(table.timesteps, ARRAYS[f"{name}.timesteps.bf16"])
     assert torch.equal(table.deltas, ARRAYS[f"{name}.deltas.bf16"])
 
 
 def test_training_shift_and_weight_equal_the_golden_ones_bitwise():
-    assert torch.equal(1000 * shift_sigma(ARRAYS["train.shift.u"], 5.0), ARRAYS["train.shift.timestep"])
-    assert torch.equal(loss_weight(ARRAYS["train.weight.timestep_grid"]), ARRAYS["train.weight.values"])
-    assert weight_constants() == (ARRAYS["train.weight.y_min_f64"].item(), ARRAYS["train.weight.norm_const_f64"].item())
+    shift = SHIFTS["train_shift"]
+    assert torch.equal(1000 * shift_sigma(ARRAYS["train.shift.u"], shift), ARRAYS["train.shift.timestep"])
+    assert torch.equal(loss_weight(ARRAYS["train.weight.timestep_grid"], shift), ARRAYS["train.weight.values"])
+    assert weight_constants(shift) == (ARRAYS["train.weight.y_min_f64"].item(), ARRAYS["train.weight.norm_const_f64"].item())
 
 
 def test_the_grid_ends_at_zero_and_the_deltas_sum_to_minus_one():

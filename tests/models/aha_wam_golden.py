@@ -99,7 +99,7 @@ def loss_batch(name: str) -> tuple[LossBatch, AhaWamConfig]:
     if "batch.chunk_obs_images_u8" in data:
         chunk_images = data["batch.chunk_obs_images_u8"]
     else:
-        every = chunk // config().rope_stride  # RGB frames of the clip are one planner stride apart
+        every = chunk // release_json()["golden_sizes"]["action_video_freq_ratio"]  # sampled frames per chunk
         chunk_images = video[:, :, : every * (horizon // chunk) : every].transpose(1, 2)
     latents = data.get("batch.vae_latents_of_video")
     if latents is None:

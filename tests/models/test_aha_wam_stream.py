@@ -11,9 +11,9 @@ from tests.models import aha_wam_golden as golden
 
 CLOSE = {"atol": golden.STAGE_ATOL, "rtol": 0}
 SAMPLED = {"atol": golden.SAMPLER_ATOL, "rtol": 0}
-# Largest distance between a float32 network with rounded tables and the released bf16 network, over all of its stored
-# chunks: 0.17 at 10 steps and 0.10 at 2 (facts/aha_wam.md 3); un-rounded tables give 1.35 and more.
-BF16_ATOL = 0.2
+# Share of the recorded gap between the released float32 and bf16 actions that rounded tables may leave: the tables are
+# the dominant bf16 effect (facts/aha_wam.md 3: gaps of 1.35 and 1.53 shrink to 0.17 and 0.10).
+BF16_SHARE = 0.25
 
 
 def assert_layers_close(actual, expected, **tolerance):
@@ -138,16 +138,17 @@ def test_streamed_actions_of_the_student_equal_the_golden_ones(steps, chunk):
     torch.testing.assert_close(states[-1][0], data[f"steps{steps}.chunk{chunk}.actions_normalized"], **SAMPLED)
 
 
-@pytest.mark.parametrize(("steps", "chunk"), chunks_of("bf16_streaming"))
-def test_rounded_tables_come_near_the_released_bf16_actions_and_exact_ones_do_not(net, steps, chunk):
-    expected = golden.arrays("bf16_streaming")[f"steps{steps}.chunk{chunk}.actions_normalized"]
-    data, context = golden.arrays("sampler_streaming"), golden.layers("ovcr", "planner")
-    shift = golden.config().shift
-    rounded, exact = (
-        run_chunk(net, data, context, chunk, euler_table(steps, shift, tables))[-1][0] for tables in ("bf16", "float32")
-    )
-    torch.testing.assert_close(rounded, expected, atol=BF16_ATOL, rtol=0)
-    assert (exact - expected).abs().max() > (rounded - expected).abs().max()
+@pytest.mark.parametrize("steps", golden.indices("bf16_streaming", r"steps(\d+)\."))
+def test_rounded_tables_explain_the_released_bf16_actions(net, steps):
+    data, rounded, context = golden.arrays("sampler_streaming"), golden.arrays("bf16_streaming"), golden.layers("ovcr", "planner")
+    table = euler_table(steps, golden.config().shift, "bf16")
+    gaps, left = [], []
+    for chunk in (chunk for n, chunk in chunks_of("bf16_streaming") if n == steps):
+        key = f"steps{steps}.chunk{chunk}.actions_normalized"
+        ours = run_chunk(net, data, context, chunk, table)[-1][0]
+        gaps.append((data[key] - rounded[key]).abs().max())
+        left.append((ours - rounded[key]).abs().max())
+    assert max(left) < BF16_SHARE * max(gaps), (left, gaps)
 
 
 def test_the_planner_context_is_near_the_released_bf16_one():
