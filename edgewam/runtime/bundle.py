@@ -18,11 +18,11 @@ from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Array, Engine, EngineOptions
 from edgewam.runtime.pipeline import Pipeline
+from edgewam.runtime.prompts import KIND, PROMPTS, load_prompts
 from edgewam.runtime.selftest import load_golden, self_test
-from edgewam.runtime.tensors import load_tensors, save_tensors
+from edgewam.runtime.tensors import load_tensors
 
-KIND = "bundle"
-STAGES, CONSTANTS, PROMPTS, GOLDEN = "stages", "constants.safetensors", "prompts.safetensors", "golden.safetensors"
+STAGES, CONSTANTS, GOLDEN = "stages", "constants.safetensors", "golden.safetensors"
 
 
 @dataclass(frozen=True)
@@ -105,17 +105,3 @@ class Bundle:
         if self.policy is None:
             raise ArtifactError(f"The bundle of family '{self.family}' names no policy, so its programs can only be run by name.")
         return plugins.load("policy", self.policy).open_policy(self)
-
-
-def save_prompts(path: Path, prompts: Mapping[str, Mapping[str, Array]]) -> None:
-    """Write prompts; a tensor is named `<input>/<prompt>`, because prompts may hold any character and inputs no slash."""
-    save_tensors(path, {f"{name}/{prompt}": array for prompt, inputs in prompts.items() for name, array in inputs.items()})
-
-
-def load_prompts(path: Path) -> dict[str, dict[str, Array]]:
-    """Inverse of `save_prompts`."""
-    prompts: dict[str, dict[str, Array]] = {}
-    for key, array in load_tensors(path).items():
-        name, _, prompt = key.partition("/")
-        prompts.setdefault(prompt, {})[name] = array
-    return prompts

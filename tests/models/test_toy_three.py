@@ -1,7 +1,6 @@
 """The toy family: UniPC tables against the reference, and the programs against a plain python loop."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,7 @@ from edgewam.models.toy_unipc import COLUMNS, finished_rows, unipc_table
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.pipeline import Pipeline
 
-GOLDEN = Path(os.environ.get("EDGEWAM_GOLDEN", Path(__file__).parents[1] / "golden")) / "x_wam" / "unipc_coefficients.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "x_wam" / "unipc_coefficients.json"
 NUM_ACTION_STEPS = 4
 
 

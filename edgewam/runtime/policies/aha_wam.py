@@ -32,8 +32,9 @@ ABLATIONS = ("memory", "router")
 class HostConfig:
     """What the programs' inputs are computed from; see `host_config` of the family.
 
-    offset_trained: chunks may start at any tick, not only every `chunk_size` ticks after a refresh.  prefix_trained:
-    rows of a chunk may be given.  refresh_ticks: control ticks between planner refreshes.
+    max_offset: largest offset (ticks) from the grid of chunks after a refresh that the weights were trained with; chunk_size
+    - 1 means that a chunk may start anywhere.  prefix_trained: rows of a chunk may be given.  refresh_ticks: control ticks
+    between planner refreshes.  action_std: of the training data, to express actions in units of it.
     """
 
     image_height: int
@@ -48,10 +49,10 @@ class HostConfig:
     head_dim: int
     grid: tuple[int, int]
     rope_stride: int
-    action_std: tuple[float, ...]
-    offset_trained: bool = False
+    max_offset: int = 0
     prefix_trained: bool = False
     refresh_ticks: int = 32
+    action_std: tuple[float, ...] = ()
 
     @staticmethod
     def of(bundle: Bundle) -> HostConfig:
@@ -162,6 +163,10 @@ class AhaWamPolicy:
     def sample(self, observation: Observation, noise: Floats) -> Floats:
         """The first chunk of an episode that starts at this observation, for given noise [horizon, D], in units of the
         action's std [chunk_size, D]: what gate 2 compares.  Call `reset` once before."""
+        if len(self.host.action_std) != self.host.action_dim:
+            raise EdgewamError(
+                "This bundle does not record the std of its actions, so they cannot be compared. Compile it again."
+            )
         self._pipeline.reset("plan")
         self._context, self._num_refreshes = None, 0
         canvas = self.compose(observation)
@@ -185,7 +190,7 @@ class AhaWamPolicy:
         self._seed = self._context = None
 
     def _is_due(self, age_ticks: int) -> bool:
-        on_grid = self.host.offset_trained or age_ticks % self.host.chunk_size == 0
+        on_grid = age_ticks % self.host.chunk_size <= self.host.max_offset
         return age_ticks >= self.host.refresh_ticks or age_ticks + self.host.chunk_size > self.host.horizon or not on_grid
 
     def _rows(self, tick: int) -> npt.NDArray[np.int64]:
@@ -199,10 +204,10 @@ class AhaWamPolicy:
             raise EdgewamError(
                 f"Tick {tick} is {age} ticks after the last refresh; its horizon is {host.horizon}. Refresh (plan) before acting."
             )
-        if not host.offset_trained and age % host.chunk_size:
+        if age % host.chunk_size > host.max_offset:
             raise EdgewamError(
-                f"These weights were trained without offsets: a chunk must start a multiple of {host.chunk_size} ticks after "
-                f"a refresh, not {age}. Refresh first, or train with offsets."
+                f"These weights were trained with chunks that start a multiple of {host.chunk_size} (to + {host.max_offset}) "
+                f"ticks after a refresh, not {age}. Refresh (plan) first, or train with offsets."
             )
         return index * host.chunk_size + np.arange(host.chunk_size)
 
