@@ -17,8 +17,8 @@ class AhaWamConfig:
 
     `image_height` and `image_width` are those of the composed canvas; a latent pixel is 16 image pixels and a planner
     token is 2x2 latent pixels.  `rope_stride` is the number of control steps per temporal position of the planner.
-  
-    `shift` bends the noise grid of samplers, `train_shift` that of training.  `gate_init` is where the router's gates start in training, before the sigmoid.
+    `shift` bends the noise grid of samplers, `train_shift` that of training.  `gate_init` is where the router's gates
+    start in training, before the sigmoid.
     """
 
     num_layers: int = 30
