@@ -56,6 +56,8 @@ def random_policy(name: str, dtype: torch.dtype, device: str, seed: int) -> Upst
         module.to(dtype).to_empty(device=device)
         fill_randomly(module, torch.Generator(device).manual_seed(seed))
         module.eval().requires_grad_(False)
+    # buffers hold whatever was in memory: these two are constants of the configuration, and there are no others
+    assert not list(model.buffers()) and {name for name, _ in vae.named_buffers()} == {"latent_mean", "latent_std"}
     shape = vae.latent_mean.shape
     vae.latent_mean.copy_(torch.tensor(vae_config.latent_mean).view(shape))
     vae.latent_std.copy_(torch.tensor(vae_config.latent_std).view(shape))

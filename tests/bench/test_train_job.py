@@ -7,15 +7,20 @@ import pytest
 import torch
 
 from benchmarks.gpu.jobs import find_jobs
+from benchmarks.gpu.pack_dataset import pack
 from benchmarks.gpu.packed import read_packed, synthetic, write_packed
 from benchmarks.gpu.worker import work
+from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import EdgewamError
 from edgewam.data.schema import ACTION, STATE
 from edgewam.models.text import SmallTextEncoder
+from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.training.aha_wam import PolicyTask, PolicyTraining
 from edgewam.training.loop import LoopConfig
 from edgewam.training.optimizers import build_optimizers
+from edgewam.training.weights import save_vae
 from edgewam.training.windows import WindowSource
+from tests.data.synthetic import dataset_of, episode
 
 torch.set_num_threads(1)
 
@@ -94,3 +99,20 @@ def test_the_job_trains_on_a_packed_file(packed_file, tmp_path, capsys):
     figures = sections["batch_2"].figures
     assert figures["steps_per_s"] > 0 and figures["synthetic_data"] and sections["batch_2"].timings["step"].n == 2
     assert figures["contexts_per_s"] == pytest.approx(2 * figures["steps_per_s"])
+
+
+def test_packing_a_dataset_takes_as_many_episodes_as_fit(tmp_path):
+    pytest.importorskip("av")
+    dataset = dataset_of(tmp_path / "data", [episode(length=40, seed=seed) for seed in range(3)])
+    with write_artifact(tmp_path / "vae", "vae", config={}) as directory:
+        save_vae(WanVae(WanVaeConfig(dim=4, dec_dim=4)), directory, "float32")
+    latents, out = tmp_path / "latents", tmp_path / "packed" / "small.npz"
+    episodes, size = pack(tmp_path / "data", tmp_path / "vae", latents, out, 20.0)
+    packed = read_packed(out)
+    assert episodes == 3 == packed.dataset.num_episodes and size == out.stat().st_size
+    assert packed.origin["dataset"] == dataset.digest
+    episodes, smaller = pack(tmp_path / "data", tmp_path / "vae", latents, out, 0.8 * size / 1e6)
+    assert 1 <= episodes < 3 and smaller <= 0.8 * size
+    with pytest.raises(EdgewamError, match="One episode takes"):
+        pack(tmp_path / "data", tmp_path / "vae", latents, out, 1e-3)
+    assert not out.exists()

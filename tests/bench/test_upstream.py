@@ -10,6 +10,7 @@ from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from tests.models import aha_wam_golden as golden
 
 torch.set_num_threads(1)
+BF16_ATOL = 0.25  # two bf16 runs of ten evaluations differ by rounding (0.125 seen); a float32 run is off by 0.5 to 1.5
 COUNTED_GFLOP = {"vae": 571.2, "prefill_cold": 1219.6, "prefill": 1251.5, "observation": 67.0, "editor": 230.8, "denoise": 77.8}
 
 
@@ -44,6 +45,25 @@ def test_memory_keeps_the_newest_refreshes_only():
         policy.refresh(refreshes[f"refresh{i}.image_u8"][0], refreshes["text.context"], frame_id)
     for ours, theirs in zip(policy.memory, golden.layers("prefill_memory", "memory_final"), strict=True):
         torch.testing.assert_close(ours, theirs, atol=golden.STAGE_ATOL, rtol=0)
+
+
+def test_the_bf16_run_is_that_of_the_release_and_not_a_float32_one():
+    refreshes, samples = golden.arrays("prefill_memory"), golden.arrays("sampler_streaming")
+    recorded, chunk_size = golden.arrays("bf16_streaming"), golden.config().chunk_size
+    policy = golden_policy()
+    policy = UpstreamEager(policy.model.bfloat16(), policy.vae.bfloat16())
+    text = refreshes["text.context"].bfloat16()
+    for i in golden.indices("prefill_memory", r"refresh(\d+)\.image_u8"):
+        policy.refresh(refreshes[f"refresh{i}.image_u8"][0], text, int(refreshes[f"refresh{i}.frame_index"]))
+    for steps in golden.indices("bf16_streaming", r"steps(\d+)\."):
+        for chunk in golden.indices("bf16_streaming", rf"steps{steps}\.chunk(\d+)\."):
+            noise = samples["start_noise_full_horizon"][:, chunk * chunk_size : (chunk + 1) * chunk_size]
+            proprio = samples["chunk_proprio"][chunk : chunk + 1]
+            actions = policy.act(samples["chunk_obs_images_u8"][chunk], proprio, text, noise, chunk, steps)
+            expected = recorded[f"steps{steps}.chunk{chunk}.actions_normalized"]
+            gap = (samples[f"steps{steps}.chunk{chunk}.actions_normalized"] - expected).abs().max()
+            error = (actions - expected).abs().max()
+            assert error < BF16_ATOL and error < gap / 2
 
 
 @pytest.fixture(scope="module")
