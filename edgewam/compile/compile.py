@@ -180,3 +180,46 @@ def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall]) -> dict[
             if call.program not in worst or now.relative > worst[call.program].relative:
                 worst[call.program] = now
     return worst
+
+
+def plan_policy(
+    family: str,
+    model: Any,
+    backend: str,
+    *,
+    num_action_steps: int,
+    prompts: Arrays,
+    stage_arguments: Mapping[str, Any] | None = None,
+    host: Mapping[str, Any] | None = None,
+    config: Mapping[str, Any] | None = None,
+    parents: Mapping[str, str] | None = None,
+    threads: int = 2,
+) -> CompilePlan:
+    """A compile plan from a family's own functions.
+
+    Args:
+        family: plugin in `models/` with stages(model, **stage_arguments), programs(model, num_action_steps),
+            host_config(config) and prompt_inputs(config, embedding).
+        model: built or loaded by the family.
+        backend: name of a backend.
+        num_action_steps: solver steps per chunk.
+        prompts: prompt -> text embedding as the family's text encoder gives it.
+        stage_arguments: what the family's stages need besides the model, such as normalizers.
+        host: further entries of the host section, beyond those of the family.
+        config: further facts for the manifest.
+        parents: role -> digest of the artifacts that the model came from.
+        threads: CPU threads of the engines in the checks.
+    """
+    module = plugins.load("family", family)
+    return CompilePlan(
+        family=family,
+        stages=module.stages(model, **(stage_arguments or {})),
+        programs=module.programs(model, num_action_steps),
+        backend=backend,
+        host={**module.host_config(model.config), **(host or {})},
+        policy=family if family in plugins.names("policy") else None,
+        prompts={prompt: module.prompt_inputs(model.config, embedding) for prompt, embedding in prompts.items()},
+        config={"num_action_steps": num_action_steps, "precision": "fp32", **(config or {})},
+        parents=parents or {},
+        threads=threads,
+    )

@@ -196,6 +196,11 @@ def programs(model: ToyThree, num_action_steps: int = 4) -> Programs:
     )
 
 
+def prompt_inputs(config: ToyThreeConfig, embedding: np.ndarray) -> dict[str, np.ndarray]:
+    """Inputs of the program `prompt` from text rows [text_len, text_dim]."""
+    return {"text": np.asarray(embedding, np.float32).reshape(config.text_len, config.text_dim)}
+
+
 def host_config(config: ToyThreeConfig) -> dict[str, Any]:
     """What a host needs to feed the programs: the configuration itself."""
     return config.to_json()

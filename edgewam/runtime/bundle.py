@@ -19,6 +19,7 @@ from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Array, Engine, EngineOptions
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.prompts import KIND, PROMPTS, load_prompts
+from edgewam.runtime.prompts import save_prompts as save_prompts
 from edgewam.runtime.selftest import load_golden, self_test
 from edgewam.runtime.tensors import load_tensors
 

@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from edgewam.compile.backends import eager as eager_build
-from edgewam.compile.compile import compile_bundle, num_calls
+from edgewam.compile.compile import compile_bundle, num_calls, plan_policy
 from edgewam.compile.samples import random_inputs
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import GateError, PluginError
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.models import toy_three
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
@@ -135,3 +136,19 @@ def test_stages_survive_the_manifest(compiled):
     plan, path = compiled
     entries = read_manifest(path).config["stages"]
     assert [Stage.from_json(entry["stage"]) for entry in entries] == [stage.without_function() for stage in plan.stages.values()]
+
+
+def test_a_policy_plan_takes_everything_from_the_family():
+    torch.manual_seed(0)
+    model = toy_three.build()
+    plan = plan_policy(
+        "toy_three", model, "eager", num_action_steps=3, prompts={"wave": np.ones((3, 8))}, host={"robot": "toy"},
+        parents={"policy": "abc"}, config={"trained_as": "student"},
+    )  # fmt: skip
+    assert list(plan.stages) == ["context", "start", "step"] and plan.policy is None
+    assert plan.programs.programs["act"].loop.num_rows == 3
+    assert plan.prompts["wave"]["text"].dtype == np.float32
+    assert plan.host == {**toy_three.host_config(model.config), "robot": "toy"}
+    assert plan.config == {"num_action_steps": 3, "precision": "fp32", "trained_as": "student"}
+    with pytest.raises(PluginError, match=r"Unknown family 'toy'\. Available: .*toy_three"):
+        plan_policy("toy", model, "eager", num_action_steps=3, prompts={})

@@ -53,7 +53,7 @@ def make_bundle(parts, num_steps=2, **host):
     stages = aha_wam.stages(model, encoder, state, action)
     engines = {name: TorchEngine(stage) for name, stage in stages.items()}
     pipeline = Pipeline(aha_wam.programs(model, num_steps), stages, engines)
-    settings = aha_wam.host_config(model.config) | {"max_offset": 15, "action_std": action.std.tolist()} | host
+    settings = aha_wam.host_config(model.config) | {"offset_trained": True, "action_std": action.std.tolist()} | host
     rows, bias = pack_context(text, settings["text_bucket"])
     prompts = {PROMPT: {"text_rows": rows, "text_bias": bias}}
     return Bundle("aha_wam", "eager", "aha_wam", settings, stages, engines, pipeline, prompts)
@@ -166,7 +166,7 @@ def test_beyond_the_horizon_there_is_no_chunk(policy):
 
 
 def test_weights_without_offsets_start_on_the_grid_only(parts):
-    policy = AhaWamPolicy(make_bundle(parts, max_offset=0))
+    policy = AhaWamPolicy(make_bundle(parts, offset_trained=False))
     policy.reset(PROMPT, seed=0)
     policy.plan(look(policy, 0))
     policy.act(look(policy, 16))

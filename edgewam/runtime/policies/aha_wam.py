@@ -32,9 +32,9 @@ ABLATIONS = ("memory", "router")
 class HostConfig:
     """What the programs' inputs are computed from; see `host_config` of the family.
 
-    max_offset: largest offset (ticks) from the grid of chunks after a refresh that the weights were trained with; chunk_size
-    - 1 means that a chunk may start anywhere.  prefix_trained: rows of a chunk may be given.  refresh_ticks: control ticks
-    between planner refreshes.  action_std: of the training data, to express actions in units of it.
+    offset_trained: chunks may start at any tick, not only every `chunk_size` ticks after a refresh.  prefix_trained:
+    rows of a chunk may be given.  refresh_ticks: control ticks between planner refreshes.  action_std: of the training
+    data, to express actions in units of it.
     """
 
     image_height: int
@@ -49,7 +49,7 @@ class HostConfig:
     head_dim: int
     grid: tuple[int, int]
     rope_stride: int
-    max_offset: int = 0
+    offset_trained: bool = False
     prefix_trained: bool = False
     refresh_ticks: int = 32
     action_std: tuple[float, ...] = ()
@@ -190,7 +190,7 @@ class AhaWamPolicy:
         self._seed = self._context = None
 
     def _is_due(self, age_ticks: int) -> bool:
-        on_grid = age_ticks % self.host.chunk_size <= self.host.max_offset
+        on_grid = self.host.offset_trained or age_ticks % self.host.chunk_size == 0
         return age_ticks >= self.host.refresh_ticks or age_ticks + self.host.chunk_size > self.host.horizon or not on_grid
 
     def _rows(self, tick: int) -> npt.NDArray[np.int64]:
@@ -204,10 +204,10 @@ class AhaWamPolicy:
             raise EdgewamError(
                 f"Tick {tick} is {age} ticks after the last refresh; its horizon is {host.horizon}. Refresh (plan) before acting."
             )
-        if age % host.chunk_size > host.max_offset:
+        if not host.offset_trained and age % host.chunk_size:
             raise EdgewamError(
-                f"These weights were trained with chunks that start a multiple of {host.chunk_size} (to + {host.max_offset}) "
-                f"ticks after a refresh, not {age}. Refresh (plan) first, or train with offsets."
+                f"These weights were trained without offsets: a chunk must start a multiple of {host.chunk_size} ticks after "
+                f"a refresh, not {age}. Refresh (plan) first, or train with offsets."
             )
         return index * host.chunk_size + np.arange(host.chunk_size)
 
