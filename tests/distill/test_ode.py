@@ -1,0 +1,134 @@
+"""Distillation closes the gap between few steps and the teacher, touches only the action expert, and resumes."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgewam.core.artifacts import read_manifest
+from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.data.dataset import Dataset
+from edgewam.distill.ode import OdeDistillation, distill, fidelity, prepare
+from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_choice, plan_noise
+from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.training.aha_wam import train_policy
+from edgewam.training.log import read_log
+from edgewam.training.policy_artifact import load_policy
+from tests.training import tiny
+
+PLAN = TrajectoryPlan(num_batches=6, batch_size=8)
+Road = tuple[Dataset, Path, Path]
+
+
+@pytest.fixture(scope="module")
+def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
+    """(dataset, teacher artifact, directory)."""
+    root = tmp_path_factory.mktemp("ode")
+    dataset, vae = tiny.dataset_at(root / "dataset"), tiny.vae_at(root / "vae")
+    loop = replace(tiny.LOOP, steps=80, warmup_steps=5)
+    train_policy(tiny.policy_training(dataset, vae, root / "latents", loop=loop), root / "teacher")
+    return dataset, root / "teacher", root
+
+
+def config(road: Road, **changes: object) -> OdeDistillation:
+    loop = replace(tiny.LOOP, steps=60, warmup_steps=2, ema_decay=None)
+    plain = OdeDistillation(
+        teacher=road[1], dataset=road[0].path, latents=road[2] / "latents", trajectories=PLAN, loop=loop, lr=2e-3
+    )
+    return replace(plain, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def student(road: Road) -> tuple[Path, dict[str, object]]:
+    out = road[2] / "student"
+    return out, distill(config(road), out)
+
+
+def test_the_gap_to_the_teacher_falls_at_one_and_two_steps_on_held_out_episodes(student: tuple[Path, dict[str, object]]) -> None:
+    rms = student[1]["rms"]
+    assert isinstance(rms, dict)
+    for steps in (1, 2):
+        assert rms[f"student_{steps}_to_16_normalised"] < 0.75 * rms[f"undistilled_{steps}_to_16_normalised"]
+        assert rms[f"student_{steps}_to_16_rad"] < 0.75 * rms[f"undistilled_{steps}_to_16_rad"]
+    log = read_log(student[0])
+    assert np.mean([line["loss"] for line in log[-6:]]) < 0.5 * np.mean([line["loss"] for line in log[:6]])
+
+
+def test_only_the_action_expert_and_the_branch_embedding_change(road: Road, student: tuple[Path, dict[str, object]]) -> None:
+    before, after = load_policy(road[1]).model.state_dict(), load_policy(student[0]).model.state_dict()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith(("mot.mixtures.action.", "mot.action_branch_embedding")) for name in changed)
+    assert "mot.mixtures.action.blocks.1.ffn.0.weight" in changed
+
+
+def test_the_student_says_where_it_comes_from(road: Road, student: tuple[Path, dict[str, object]]) -> None:
+    loaded = load_policy(student[0])
+    assert loaded.manifest.kind == "student"
+    assert loaded.manifest.parents["teacher"] == read_manifest(road[1]).digest
+    assert loaded.facts.num_action_steps == 2
+    assert loaded.facts.ode_metadata is not None
+    assert loaded.facts.ode_metadata["teacher_capture_step_indices"] == [0, 1, 2, 4, 8, 12, 16]
+
+
+def test_a_cached_trajectory_is_the_teachers_from_the_noise_it_names(road: Road, student: tuple[Path, dict[str, object]]) -> None:
+    task, _, teacher = prepare(config(road), road[2] / "student.training")
+    batch = task.source.batch(plan_choice(task.source, PLAN, 4))
+    noise = plan_noise(batch, PLAN, 4)
+    wanted = teacher_trajectory(teacher.model, condition(teacher.model, batch), noise)
+    found = task.cache.batch(4)
+    assert torch.equal(found[0], noise)
+    assert torch.allclose(found, wanted.states, atol=1e-5)
+
+
+def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None:
+    _, held, teacher = prepare(config(road), road[2] / "student.training")
+    names = [f"joint_{i}" for i in range(14)]
+    rms = fidelity(teacher.model, teacher.model, held, names[:6], names)["rms"]
+    for steps in (1, 2, 4):
+        assert rms[f"student_{steps}_to_16_rad"] == rms[f"undistilled_{steps}_to_16_rad"]
+    assert rms["undistilled_4_to_16_normalised"] < rms["undistilled_2_to_16_normalised"] < rms["undistilled_1_to_16_normalised"]
+
+
+def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road, tmp_path: Path) -> None:
+    task, _, teacher = prepare(config(road), road[2] / "student.training")
+    identity = {"teacher": teacher.manifest.digest}
+
+    def stop(done: int, total: int, left: float) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN, stop)
+    seen: list[int] = []
+    cache = build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN, lambda done, total, left: seen.append(done))
+    assert seen == [3, 4, 5, 6]
+    assert np.array_equal(cache.states, task.cache.states)
+    with pytest.raises(ArtifactError, match="another teacher"):
+        build_trajectories(tmp_path, teacher.model, task.source, {"teacher": "x"}, PLAN)
+    (tmp_path / "states.f32").write_bytes(b"")
+    with pytest.raises(ArtifactError, match="missing or truncated"):
+        build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN)
+
+
+def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:
+    task, _, teacher = prepare(config(road), road[2] / "student.training")
+    broken = load_policy(road[1]).model
+    torch.nn.init.constant_(broken.mot.action_branch_embedding, float("nan"))
+    with pytest.raises(EdgewamError, match="not finite in batch 0"):
+        build_trajectories(tmp_path, broken, task.source, {"teacher": teacher.manifest.digest}, PLAN)
+    assert not (tmp_path / DONE).exists()
+
+
+def test_distilling_from_something_else_than_a_policy_is_refused(road: Road, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="policy is needed"):
+        distill(config(road, teacher=road[2] / "vae"), tmp_path / "student")
+    shutil.copytree(road[1], road[2] / "copied")
+    (road[2] / "copied/model.safetensors").write_bytes(b"short")
+    with pytest.raises(ArtifactError, match="truncated or was changed"):
+        distill(config(road, teacher=road[2] / "copied"), tmp_path / "student")
