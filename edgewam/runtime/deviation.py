@@ -11,7 +11,8 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Deviation:
-    """`max_abs` = max |a - ref|; `relative` = max_abs / max |ref|; `cosine` of the flat arrays; `num_bad` = NaN or Inf in a."""
+    """`max_abs` = max |a - ref|; `relative` = max_abs / max |ref|; `cosine` of the flat arrays; `num_bad` = places with NaN
+    or Inf on one side, equal infinities on both aside."""
 
     cosine: float
     max_abs: float
@@ -34,15 +35,12 @@ def deviation(array: npt.NDArray[Any], reference: npt.NDArray[Any]) -> Deviation
     """
     assert array.shape == reference.shape, f"{array.shape} against {reference.shape}"
     a, b = array.astype(np.float64).ravel(), reference.astype(np.float64).ravel()
-    num_bad = int((~np.isfinite(a) & (a != b)).sum())
-    if num_bad:
+    odd = ~(np.isfinite(a) & np.isfinite(b))
+    if num_bad := int((odd & (a != b)).sum()):
         return Deviation(0.0, 1e300, 1e300, num_bad)
-    keep = np.isfinite(b)
-    a, b = a[keep], b[keep]
+    a, b = a[~odd], b[~odd]
     if a.size == 0:
         return Deviation(1.0, 0.0, 0.0, 0)
-    if not np.isfinite(a).all():
-        return Deviation(0.0, 1e300, 1e300, int((~np.isfinite(a)).sum()))
     max_abs, scale = float(np.abs(a - b).max()), float(np.abs(b).max())
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     cosine = float(a @ b) / norms if norms else float(max_abs == 0)

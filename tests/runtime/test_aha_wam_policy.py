@@ -7,45 +7,23 @@ import pytest
 import torch
 
 from edgewam.core.errors import ContractError, EdgewamError
-from edgewam.core.observation import Normalizer
 from edgewam.core.rope import axis_rope, frame_rope
 from edgewam.flow.solver import euler_table
 from edgewam.models import aha_wam
 from edgewam.models.aha_wam_stream import PlannerMemory, prefill, sample_chunk
-from edgewam.models.text import SmallTextEncoder, pack_context
-from edgewam.models.wan_vae import WanVae, WanVaeConfig
-from edgewam.models.wan_vae_image import image_encoder
+from edgewam.models.text import pack_context
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.policies.aha_wam import AhaWamPolicy, HostConfig, rehearse, synthetic_observation, timed_calls
+from tests.runtime.tiny_aha_wam import MEMORY_SLOTS, PROMPT, tiny_parts
 
-PROMPT = "pass the red cube"
-MEMORY_SLOTS = 2
 ATOL = 2e-5  # float32 sums in another order, actions of order one
 
 
 @pytest.fixture(scope="module")
 def parts():
-    """A tiny AHA-WAM with every part alive, its image encoder, normalizers and text rows."""
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    config = replace(
-        aha_wam.small(), num_layers=2, num_heads=2, head_dim=12, video_dim=16, video_ffn_dim=32, action_hidden_dim=16,
-        action_ffn_dim=32, text_dim=16, text_len=6, freq_dim=8, image_height=96, image_width=64, horizon=48, num_queries=3,
-        memory_slots=MEMORY_SLOTS,
-    )  # fmt: skip
-    model = aha_wam.build(config).requires_grad_(False).eval()
-    for parameter in model.parameters():
-        if not parameter.any():
-            parameter.normal_(0, 0.3)
-    encoder = image_encoder(WanVae(WanVaeConfig(dim=4, dec_dim=4)))
-    rng = np.random.default_rng(0)
-    state, action = (
-        Normalizer(rng.normal(size=14).astype(np.float32), rng.uniform(0.5, 2, 14).astype(np.float32)) for _ in range(2)
-    )
-    text = SmallTextEncoder(config.text_dim, config.text_len).encode(PROMPT)
-    return model, encoder, state, action, text
+    return tiny_parts()
 
 
 def make_bundle(parts, num_steps=2, **host):

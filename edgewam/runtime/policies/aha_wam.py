@@ -160,6 +160,11 @@ class AhaWamPolicy:
         }  # fmt: skip
         return self._pipeline.run("act", inputs)["actions"]
 
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """(horizon, D) of the noise that `sample` takes."""
+        return self.host.horizon, self.host.action_dim
+
     def sample(self, observation: Observation, noise: Floats) -> Floats:
         """The first chunk of an episode that starts at this observation, for given noise [horizon, D], in units of the
         action's std [chunk_size, D]: what gate 2 compares.  Call `reset` once before."""

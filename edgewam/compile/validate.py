@@ -1,0 +1,141 @@
+"""`validate`: gates 1 and 2 of DESIGN section 6 between two opened bundles, engine against student or student against teacher.
+
+Gate 1 replays every stage of the candidate on the values that the reference's stages really saw; gate 2 compares the
+actions of whole chunks with the policy's own spread.  Gate 3, the closed loop, is `evaluate`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.compile.excess_error import ENGINE_LIMITS, ExcessError, ExcessErrorLimits, excess_error
+from edgewam.compile.stage_gate import CapturingEngine, StageReport, compare_stages
+from edgewam.core.errors import ArtifactError, ContractError
+from edgewam.core.records import Observation
+from edgewam.data.dataset import Dataset
+from edgewam.runtime.bundle import GOLDEN, Bundle
+from edgewam.runtime.pipeline import Pipeline
+from edgewam.runtime.selftest import load_golden
+
+STAGE_TOLERANCE = 1e-4  # relative to each output's maximum: two exact backends, float32
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """Results of the gates that ran, with what was compared; None where a gate was not asked for."""
+
+    candidate: str
+    reference: str
+    stages: StageReport | None
+    actions: ExcessError | None
+    limits: ExcessErrorLimits
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain-JSON form."""
+        limits = {"median": self.limits.median, "p99": self.limits.p99}
+        actions = None
+        if self.actions is not None:
+            passed = self.actions.median <= self.limits.median and self.actions.p99 <= self.limits.p99
+            actions = {"passed": passed, "limits": limits, **self.actions.to_json()}
+        return {
+            "candidate": self.candidate,
+            "reference": self.reference,
+            "stages": self.stages.to_json() if self.stages else None,
+            "actions": actions,
+        }
+
+    def require(self) -> None:
+        """Raise GateError at the first gate that fails, in their order."""
+        if self.stages is not None:
+            self.stages.require()
+        if self.actions is not None:
+            self.actions.require(self.limits)
+
+
+def validate(
+    candidate: Bundle,
+    reference: Bundle,
+    *,
+    stages: bool = True,
+    frames: Iterable[Observation] = (),
+    prompt: str | None = None,
+    limits: ExcessErrorLimits = ENGINE_LIMITS,
+    tolerance: float = STAGE_TOLERANCE,
+    seed: int = 0,
+) -> ValidationReport:
+    """Run the gates and report; nothing is raised for a failed gate until `ValidationReport.require`.
+
+    Args:
+        candidate: the bundle that is to be trusted.
+        reference: for an engine the same weights compiled with `eager`; for a student the teacher's bundle.
+        stages: run gate 1; both sides must declare the same stages (not so for a teacher with other weights).
+        frames: observations for gate 2, skipped when empty.  Each is judged as the first frame of an episode.
+        prompt: instruction for gate 2; by default the first that both bundles know.
+        limits: of gate 2.
+        tolerance: of gate 1.
+        seed: of the noise pairs.
+
+    Raises:
+        ContractError: bundles that cannot be compared.
+        GateError: results that are not finite.
+    """
+    report = _compare_stages(candidate, reference, tolerance) if stages else None
+    observations = list(frames)
+    actions = _compare_actions(candidate, reference, observations, prompt, seed) if observations else None
+    return ValidationReport(candidate.digest, reference.digest, report, actions, limits)
+
+
+def dataset_frames(dataset: Dataset, num_frames: int, seed: int = 0) -> list[Observation]:
+    """Observations drawn uniformly over episodes and control steps, the same ones for the same seed.
+
+    Raises:
+        ContractError: fewer than one frame asked for.
+    """
+    if num_frames < 1:
+        raise ContractError(f"Validation needs at least one frame, got {num_frames}.")
+    rng = np.random.default_rng(seed)
+    frames = []
+    for _ in range(num_frames):
+        episode = int(rng.integers(dataset.num_episodes))
+        tick = int(rng.integers(dataset.lengths[episode]))
+        images = {name: dataset.frames(episode, name, [tick])[0] for name in dataset.cameras}
+        frames.append(Observation(images, dataset.states(episode)[tick], tick))
+    return frames
+
+
+def _compare_stages(candidate: Bundle, reference: Bundle, tolerance: float) -> StageReport:
+    if dict(candidate.stages) != dict(reference.stages):
+        different = sorted(
+            name
+            for name in candidate.stages.keys() | reference.stages.keys()
+            if candidate.stages.get(name) != reference.stages.get(name)
+        )
+        raise ContractError(f"The bundles declare different stages ({', '.join(different)}): compare their actions only.")
+    if reference.path is None or reference.manifest is None:
+        raise ArtifactError("The reference must be a bundle opened from a directory: its golden vectors are the samples.")
+    capturing = {name: CapturingEngine(engine) for name, engine in reference.engines.items()}
+    pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing)
+    for call in load_golden(reference.path / GOLDEN, reference.manifest.config["golden"]):
+        pipeline.run(call.program, call.inputs)
+    samples: dict[str, list[Mapping[str, npt.NDArray[Any]]]] = {name: [*e.samples] for name, e in capturing.items()}
+    return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance)
+
+
+def _compare_actions(
+    candidate: Bundle, reference: Bundle, frames: list[Observation], prompt: str | None, seed: int
+) -> ExcessError:
+    shared = [name for name in reference.prompts if name in candidate.prompts]
+    if prompt is None and not shared:
+        raise ContractError("The bundles share no prompt. Add one to both with: edgewam prompt add BUNDLE PROMPT")
+    policies = [bundle.open_policy() for bundle in (reference, candidate)]
+    for policy in policies:
+        policy.reset(prompt or shared[0], 0)
+    shapes = {policy.noise_shape for policy in policies}
+    if len(shapes) > 1:
+        raise ContractError(f"The policies take noise of different shapes {sorted(shapes)}, so they cannot be compared.")
+    return excess_error(policies[0].sample, policies[1].sample, frames, shapes.pop(), seed)
