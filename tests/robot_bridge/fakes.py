@@ -215,8 +215,10 @@ class Faulty(ReplayPolicy):
         return ActionChunk(actions, start, observed, stamp)
 
 
-def faulty(fault: str, begin: int = 48, end: int = 96, marker: str | None = None) -> Faulty:
-    """The wave with a fault in ticks [begin, end)."""
+def faulty(fault: str, begin: int, end: int, marker: str | None = None, restart_s: float = 0.0) -> Faulty:
+    """The wave with a fault in ticks [begin, end); a factory call after the fault that left the marker takes restart_s."""
+    if marker and os.path.exists(marker):
+        time.sleep(restart_s)
     return Faulty(fault, begin, end, marker)
 
 

@@ -184,6 +184,7 @@ def test_a_new_episode_starts_from_where_the_robot_is_and_forgets_old_chunks():
     decision = bench.step(old)
     assert decision.mode is Mode.READY and decision.reject is Reject.OTHER_EPISODE
     np.testing.assert_allclose(decision.command, [0.8, 0.2], rtol=1e-6)
+    assert bench.step().mode is Mode.READY, "the chunk in use belonged to the episode before"
     assert bench.step(bench.chunk(ramp(0.8, 0.0))).mode is Mode.RUN
 
 

@@ -63,6 +63,7 @@ def test_a_new_episode_is_a_new_pause():
     assert waited.mode is Mode.READY
     assert waited.step(WAITING) is Mode.HOLD
     assert machine(WAITING, GOOD, WAITING, NEW).mode is Mode.READY
+    assert machine(WAITING, WAITING, NEW, WAITING, WAITING).mode is Mode.READY, "each episode has its own pause"
 
 
 def test_a_hold_that_lasts_too_long_stops_for_good():

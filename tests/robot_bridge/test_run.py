@@ -122,11 +122,11 @@ def test_a_stalled_engine_is_held_and_then_followed_again():
 
 
 def test_a_killed_engine_is_held_and_replaced(tmp_path):
-    arguments = {"fault": "die_once", "begin": 24, "end": 10_000, "marker": str(tmp_path / "died")}
+    arguments = {"fault": "die_once", "begin": 24, "end": 10_000, "marker": str(tmp_path / "died"), "restart_s": 1.0}
     report = drive("faulty", arguments, seconds=4.0)
     assert report.engine_restarts == 1 and report.held > 0 and report.is_complete
     assert report.faults == ["The engine process was ended by SIGKILL."]
-    assert report.final_mode == "RUN"
+    assert report.final_mode == "RUN" and report.rejected == 0, "a new engine's chunks are new ones"
 
 
 def test_an_engine_that_fails_again_and_again_ends_the_run_with_its_message():
@@ -244,3 +244,14 @@ def test_a_report_is_plain_data_with_the_permissions_that_were_got():
     assert {field.name for field in dataclasses.fields(report)} == report.to_json().keys()
     assert report.real_time["io"].keys() == {"scheduler", "memory"}
     assert all("scheduler" in granted for granted in report.real_time.values())
+
+
+def test_a_stopped_driver_is_held_for_and_the_world_has_moved_on_meanwhile():
+    def pause(pid):
+        os.kill(pid, signal.SIGSTOP)
+        time.sleep(0.4)
+        os.kill(pid, signal.SIGCONT)
+
+    report = drive("slow_wave", seconds=2.5, on_start=lambda pids: when_running(pause, "driver", 0.6, pids))
+    assert report.held_by_cause["stale_state"] >= 10 and report.final_mode == "RUN"
+    assert report.driver_caught_up_ticks >= 15
