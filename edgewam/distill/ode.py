@@ -44,7 +44,8 @@ class OdeDistillation:
     latents: Path | None = None  # latent cache of the teacher's training; default: in the run's working directory
     init_from: Path | None = None  # a student to start from; default: the teacher's weights
     trajectories: TrajectoryPlan = field(default_factory=TrajectoryPlan)
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(minutes=6.0, warmup_steps=20, ema_decay=None))
+    # float32: the error to be learnt is as small as the rounding of bfloat16
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(minutes=8.0, warmup_steps=20, ema_decay=None, autocast=False))
     lr: float = 3e-4
     weight_decay: float = 1e-2
     anchor_draws: int = 2  # per context and chunk; they share one planner pass

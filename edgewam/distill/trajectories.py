@@ -34,7 +34,7 @@ HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
 class TrajectoryPlan:
     """How many batches of how many contexts, from which seed, and the teacher's grid with the steps that are kept."""
 
-    num_batches: int = 96
+    num_batches: int = 64
     batch_size: int = 32
     seed: int = 0
     num_steps: int = TEACHER_STEPS
