@@ -1,0 +1,96 @@
+"""`edgewam demo`: walk the whole road with the real commands on the policy that ships with edgewam.
+
+Collecting, training and distilling run a short slice, starting from the shipped weights, and say so; everything else runs
+in full on the shipped student.  Every figure is computed in this run or labelled as shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewam.cli._output import Json, emit, say, table
+from edgewam.cli._shipped import shipped
+
+TRAIN_MINUTES = 0.25  # a slice: enough to see the loss, not to learn from it
+
+
+def command(
+    out: Annotated[Path, typer.Option(help="Working directory; what is there from an earlier demo is replaced.")] = Path(
+        "outputs/demo"
+    ),
+    seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 20.0,
+    seeds: Annotated[int, typer.Option(help="Episodes of the closed-loop evaluation.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Walk the road: collect, train, distill, compile, validate, profile, evaluate, run (about three minutes on two cores)."""
+    from edgewam.core.artifacts import read_manifest
+
+    began = time.monotonic()
+    out.mkdir(parents=True, exist_ok=True)
+    digests = {part: read_manifest(shipped(part)).digest for part in ("vae", "teacher", "student", "bundle")}
+    dataset, bundle = out / "dataset", out / "bundle"
+    teacher, student = str(shipped("teacher")), str(shipped("student"))
+    slice_ = ["--minutes", str(TRAIN_MINUTES)]
+    results: dict[str, Any] = {}
+
+    def step(name: str, why: str, *arguments: str | Path) -> Any:
+        words = [name, *map(str, arguments)]
+        say(f"\n== {name}: {why}\n$ edgewam {shlex.join(words)}")
+        started = time.monotonic()
+        done = subprocess.run([sys.executable, "-m", "edgewam", *words, "--json"], stdout=subprocess.PIPE, text=True)
+        if done.returncode:
+            say(f"edgewam demo stopped: '{name}' failed. Its message is above.")
+            raise typer.Exit(done.returncode)
+        results[name] = json.loads(done.stdout) | {"demo_seconds": round(time.monotonic() - started, 1)}
+        return results[name]
+
+    for name in ("policy", "student_slice"):  # a slice starts anew each time
+        _remove(out / name, out / f"{name}.training")
+    step("collect", "a slice: 3 demonstrations of 400", dataset, "--episodes", "3", "--first-seed", "900001")
+    step("train", "a slice, from the shipped teacher", dataset, out / "policy", "--init-from", teacher, *slice_)
+    step(
+        "distill", "a slice, from the shipped student", teacher, dataset, out / "student_slice",
+        "--init-from", student, "--batches", "2", *slice_,
+    )  # fmt: skip
+    step("compile", "the shipped student, in full", student, bundle)
+    step("validate", "the bundle against the eager student", bundle, student, dataset)
+    profile = step("profile", "where the time goes", bundle)
+    judged = step("evaluate", "closed loop in lockstep", bundle, "--seeds", str(seeds), "--first-seed", "1000")
+    run = step("run", "two arms in real time", bundle, "--seconds", str(seconds))
+    _summary(results, digests, profile, judged, run)
+    elapsed = time.monotonic() - began
+    say(f"\nThe whole road took {elapsed:.0f} s. Artifacts are in {out}; try: edgewam run {bundle} --seconds 60")
+    emit({"seconds": round(elapsed, 1), "shipped": digests, "steps": results}, as_json)
+
+
+def _remove(*paths: Path) -> None:
+    import shutil
+
+    for path in paths:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _summary(results: dict[str, Any], digests: dict[str, str], profile: Any, judged: Any, run: Any) -> None:
+    chunk = profile["L_chunk"]["total"]
+    strict = judged["strict"]
+    rows = [
+        ["action chunk (image and state in, actions out)", f"{chunk['p50_ms']:.2f} ms p50, {chunk['p99_ms']:.2f} ms p99"],
+        ["strict success in lockstep", f"{strict['successes']}/{strict['n']}"],
+        ["control rate", f"{run['control_hz']:.2f} Hz, {run['missed']} ticks missed, {run['held']} held"],
+        ["fresh chunks applied", f"{run['chunk_hz']:.1f} per second"],
+        [
+            "observation to command",
+            f"{run['observation_to_command_ms']['p50']} ms p50, {run['observation_to_command_ms']['p99']} ms p99",
+        ],
+        ["limit violations", str(run["violations"] + run["violations_in_log"])],
+        *[[f"{part} (shipped)", digest[:12]] for part, digest in digests.items()],
+    ]
+    table("Computed in this run, but for the shipped digests", ["what", "figure"], rows)

@@ -1,0 +1,60 @@
+"""What a bundle is judged against: the student it was compiled from, or the teacher its student was distilled from."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgewam.core.artifacts import read_manifest
+from edgewam.core.errors import EdgewamError
+
+if TYPE_CHECKING:
+    from edgewam.compile.validate import ValidationReport
+
+
+def validate_against(
+    bundle: Path, reference: Path, dataset: Path, *, num_frames: int = 16, prompt: str | None = None, threads: int = 2
+) -> ValidationReport:
+    """Gates 1 and 2 of a bundle.
+
+    With the policy that the bundle was compiled from, both sides have the same weights and steps: engine limits, both gates.
+    With a teacher, whose own number of steps is used, weights differ: distillation limits, gate 2 only.
+
+    Args:
+        bundle: what is judged.
+        reference: policy artifact; it is compiled with the eager backend into a temporary directory.
+        dataset: where the frames come from.
+        num_frames: frames of gate 2.
+        prompt: instruction; by default the first that both know.
+        threads: compute threads.
+
+    Raises:
+        EdgewamError: the reference is neither of the two; damaged input.
+    """
+    from edgewam.compile.compile import compile_bundle
+    from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS
+    from edgewam.compile.validate import dataset_frames, validate
+    from edgewam.data.dataset import Dataset
+    from edgewam.recipes.deploy import compile_plan
+    from edgewam.runtime.bundle import KIND, Bundle
+
+    manifest, origin = read_manifest(bundle, kind=KIND), read_manifest(reference)
+    is_engine = origin.digest in manifest.parents.values()
+    if origin.kind not in ("policy", "student") or not (is_engine or origin.kind == "policy"):
+        raise EdgewamError(
+            f"'{bundle}' was not compiled from '{reference}' ({origin.kind} {origin.digest[:12]}). Give the policy that it was "
+            f"compiled from ({', '.join(digest[:12] for digest in manifest.parents.values())}), or a teacher."
+        )
+    frames = dataset_frames(Dataset.open(dataset), num_frames)
+    with tempfile.TemporaryDirectory(prefix="edgewam-reference-") as temporary:
+        steps = manifest.config["num_action_steps"] if is_engine else None
+        eager = compile_bundle(compile_plan(reference, "eager", steps, threads=threads), Path(temporary) / "reference")
+        return validate(
+            Bundle.open(bundle, threads=threads),
+            Bundle.open(eager, threads=threads),
+            stages=is_engine,
+            frames=frames,
+            prompt=prompt,
+            limits=ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
+        )
