@@ -2,16 +2,17 @@
 
     python3 -m benchmarks.chunk [--bundle DIR ...] [--policy DIR] [--threads 2] [--check]
 
-Partners that are not given with --bundle are compiled from --policy into a temporary folder: the same weights through the
-`eager` backend, and through the same backend with 10 steps.  All are timed in turns, block by block, so that a ratio
-compares code and not the mood of the machine.  One table on the screen, one JSON under benchmarks/results/<device>/.
+Partners that are not given with --bundle are made in memory from --policy, the policy that the bundle was compiled from:
+the reference model in PyTorch (`eager`) at equal steps, and the very same engines with a table of 10 steps.  All are timed
+in turns, block by block, so that a ratio compares code and not the mood of the machine.  One table on the screen, one JSON
+under benchmarks/results/<device>/.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from edgewam.profiles.machine import read_machine
 from edgewam.profiles.measure import Timing
 from edgewam.profiles.report import table
 from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.pipeline import Pipeline
 
 FIGURES = ("L_chunk", "L_prefill", "L_compose")
 LONG_STEPS = 10
@@ -114,46 +116,57 @@ def contract(bundle: Bundle, figure: str, timing: Timing, warmup: int) -> Timing
     )  # fmt: skip
 
 
-def compile_partners(main: Bundle, policy: Path, folder: Path, have: Sequence[str], threads: int) -> list[Path]:
-    """Compile what is missing for both ratios from the policy that the bundle was made of."""
-    from edgewam.compile.compile import compile_bundle
-    from edgewam.recipes.deploy import compile_plan
+def partners(main: Bundle, policy: Path, have: Sequence[str], threads: int) -> list[Bundle]:
+    """What is missing for both ratios, made in memory from the policy that the bundle was compiled from.
 
-    wanted = [("eager", steps_of(main)), (main.backend, LONG_STEPS)]
-    paths = []
-    for backend, steps in wanted:
-        name = f"{backend}_{steps}"
-        if name not in have:
-            print(f"compiling {name} from {policy}", file=sys.stderr)
-            paths.append(compile_bundle(compile_plan(policy, backend, steps, (), threads), folder / name))
-    return paths
+    The same engines with the table of 10 steps, and the reference model itself in PyTorch (`eager`) at equal steps.
+
+    Raises:
+        EdgewamError: another policy than the bundle's.
+    """
+    import torch
+
+    from edgewam.recipes.deploy import compile_plan
+    from edgewam.runtime.backends.eager import TorchEngine
+
+    made = []
+    plan = compile_plan(policy, main.backend, LONG_STEPS, (), threads)
+    if main.manifest is not None and dict(main.manifest.parents) != dict(plan.parents):
+        raise EdgewamError(f"'{main.path}' was not compiled from '{policy}'. Give the policy it was compiled from.")
+    if f"{main.backend}_{LONG_STEPS}" not in have:
+        made.append(dataclasses.replace(main, pipeline=Pipeline(plan.programs, main.stages, main.engines)))
+    if f"eager_{steps_of(main)}" not in have:
+        plan = compile_plan(policy, "eager", steps_of(main), (), threads)
+        torch.set_num_threads(threads)
+        engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
+        pipeline = Pipeline(plan.programs, plan.stages, engines)
+        made.append(dataclasses.replace(main, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline))
+    return made
 
 
 def run(bundle_paths: Sequence[Path], policy: Path | None, threads: int, n: int, rounds: int, warmup: int) -> Record:
-    """Open, compile what is missing, measure, and return the record.
+    """Open, make the partners that are missing, measure, and return the record.
 
     Raises:
-        EdgewamError: two bundles of the same backend and steps, or what opening and compiling refuse.
+        EdgewamError: two bundles of the same backend and steps, or what opening them refuses.
     """
     started, clock = now_utc(), time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edgewam_chunk_") as scratch:
-        opened = [Bundle.open(path, threads=threads) for path in bundle_paths]
-        if policy is not None:
-            partners = compile_partners(opened[0], policy, Path(scratch), [name_of(b) for b in opened], threads)
-            opened += [Bundle.open(path, threads=threads) for path in partners]
-        bundles = {name_of(bundle): bundle for bundle in opened}
-        if len(bundles) != len(opened):
-            raise EdgewamError(f"Two of the bundles have the same backend and steps: {[name_of(b) for b in opened]}.")
-        timings = measure_bundles(bundles, n, rounds, warmup)
-        main = next(iter(bundles))
-        sections = {
-            f"{name}_{figure}": Section(contract(bundles[name], figure, timing, warmup), {}, {figure: timing})
-            for name, figures in timings.items()
-            for figure, timing in figures.items()
-        }
-        judged: dict[str, Any] = {**ratios(timings), **gates(timings, main)}
-        first = sections[f"{main}_L_chunk"]
-        sections[f"{main}_L_chunk"] = Section(first.contract, judged, first.timings)
+    opened = [Bundle.open(path, threads=threads) for path in bundle_paths]
+    if policy is not None:
+        opened += partners(opened[0], policy, [name_of(b) for b in opened], threads)
+    bundles = {name_of(bundle): bundle for bundle in opened}
+    if len(bundles) != len(opened):
+        raise EdgewamError(f"Two of the bundles have the same backend and steps: {[name_of(b) for b in opened]}.")
+    timings = measure_bundles(bundles, n, rounds, warmup)
+    main = next(iter(bundles))
+    sections = {
+        f"{name}_{figure}": Section(contract(bundles[name], figure, timing, warmup), {}, {figure: timing})
+        for name, figures in timings.items()
+        for figure, timing in figures.items()
+    }
+    judged: dict[str, Any] = {**ratios(timings), **gates(timings, main)}
+    first = sections[f"{main}_L_chunk"]
+    sections[f"{main}_L_chunk"] = Section(first.contract, judged, first.timings)
     params = {"threads": threads, "n": n, "rounds": rounds, "warmup": warmup}
     key = "-".join(bundle.digest[:8] for bundle in bundles.values())
     return Record("chunk", key, "ok", read_machine().cpu, started, time.monotonic() - clock, params, sections)
@@ -181,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--bundle", type=Path, action="append", default=[], help="bundle to time; the first is judged (default: shipped)"
     )
     parser.add_argument(
-        "--policy", type=Path, help="policy that partners are compiled from (default: the shipped student, with its bundle)"
+        "--policy", type=Path, help="the policy of the first bundle, for its partners (default: the shipped student)"
     )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--n", type=int, default=300, help="timed calls per figure")
