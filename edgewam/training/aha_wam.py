@@ -101,10 +101,21 @@ class PolicyTask:
         return self.source.describe(batch)
 
 
-def train_policy(config: PolicyTraining, out: Path | str, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
+def train_policy(
+    config: PolicyTraining,
+    out: Path | str,
+    progress: Callable[[Progress], None] | None = None,
+    report: Callable[[str], None] | None = None,
+) -> dict[str, Any]:
     """Cache latents, train, measure on held-out episodes and write the artifact `out` (kind "policy").
 
     The running state lives in `<out>.training` beside it; a run that was cut goes on from there.
+
+    Args:
+        config: what to train on and how.
+        out: artifact directory.
+        progress: called after every optimiser step.
+        report: gets a line of text per encoded episode.
 
     Returns:
         What was measured on the held-out episodes, as in the manifest.
@@ -117,7 +128,11 @@ def train_policy(config: PolicyTraining, out: Path | str, progress: Callable[[Pr
     dataset = Dataset.open(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
     plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
-    cache = build_cache(config.latents or work / "latents", dataset, vae, vae_manifest.digest, plan, config.loop.device)
+    say = report or (lambda line: None)
+    cache = build_cache(
+        config.latents or work / "latents", dataset, vae, vae_manifest.digest, plan, config.loop.device,
+        lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
+    )  # fmt: skip
     split = dataset.num_episodes - held_out(dataset.num_episodes)
     start = load_policy(config.init_from, config.vae) if config.init_from else None
     stats = start.stats if start else measure_stats(dataset, range(split))
