@@ -24,6 +24,7 @@ from edgewam.runtime.selftest import load_golden, self_test
 from edgewam.runtime.tensors import load_tensors
 
 STAGES, CONSTANTS, GOLDEN = "stages", "constants.safetensors", "golden.safetensors"
+_FIELDS = ("family", "backend", "policy", "host", "stages", "programs", "golden")
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ class Bundle:
         path = Path(path)
         manifest = read_manifest(path, kind=KIND, verify=verify)
         config = manifest.config
+        if missing := [name for name in _FIELDS if name not in config]:
+            raise ArtifactError(f"The bundle '{path}' lacks {', '.join(missing)}: another version wrote it. Compile it again.")
         options = EngineOptions(threads, spinning)
         backend = plugins.load("backend_run", config["backend"])
         support = backend.supports()

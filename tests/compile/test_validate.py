@@ -8,7 +8,7 @@ import pytest
 from edgewam.compile.compile import compile_bundle, plan_policy
 from edgewam.compile.excess_error import ExcessErrorLimits
 from edgewam.compile.validate import dataset_frames, validate
-from edgewam.core.errors import ContractError, GateError
+from edgewam.core.errors import ArtifactError, ContractError, GateError
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.measure import profile_bundle
 from edgewam.runtime.policies.aha_wam import HostConfig, synthetic_observation
@@ -119,3 +119,10 @@ def test_a_profile_has_every_program_and_figure_of_the_contract(bundles):
     assert act.total.p50_ms > 0 and "denoise" in act.text()
     assert bundles["onnxruntime", 2].pipeline.on_stage is None
     assert set(profile_bundle(bundles["onnxruntime", 2], n=1, warmup=0, programs=["act"])) == {"act"}
+
+
+def test_a_bundle_that_was_never_written_cannot_be_profiled(bundles):
+    with pytest.raises(ArtifactError, match="opened from a directory"):
+        profile_bundle(replace(bundles["eager", 2], path=None), n=1)
+    with pytest.raises(ArtifactError, match="opened from a directory"):
+        validate(bundles["eager", 2], replace(bundles["eager", 2], path=None))

@@ -134,6 +134,15 @@ def test_a_backend_that_cannot_run_here_says_why(path, monkeypatch):
         Bundle.open(path)
 
 
+def test_a_bundle_of_another_version_is_refused(path):
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["config"]["host"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    resign(path)
+    with pytest.raises(ArtifactError, match=r"lacks host: another version wrote it"):
+        Bundle.open(path)
+
+
 def test_a_bundle_without_policy_says_so(path):
     with pytest.raises(ArtifactError, match="names no policy"):
         Bundle.open(path, threads=1).open_policy()
@@ -165,6 +174,21 @@ def test_an_onnxruntime_bundle_runs_where_torch_cannot_be_imported(path):
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH, str(path)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(expected, abs=1e-5)
+
+
+WITHOUT_MODELS = """
+import sys
+from edgewam.runtime.bundle import Bundle
+bundle = Bundle.open(sys.argv[1], threads=1)
+bundle.pipeline.run("prompt", bundle.prompt("wave"))
+assert "torch" in sys.modules and not any(name.startswith(("edgewam.models", "edgewam.compile")) for name in sys.modules)
+"""
+
+
+def test_an_eager_bundle_runs_without_the_model_code(tmp_path):
+    path = compile_bundle(toy_plan("eager", prompts=PROMPTS), tmp_path / "toy")
+    done = subprocess.run([sys.executable, "-c", WITHOUT_MODELS, str(path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
