@@ -51,6 +51,7 @@ class RunReport:
     violations: commands that break a limit, found by the io process after its filter, and again here from the log.
     observation_to_command_ms: for each applied chunk, time of the first command sent from it minus the capture time of the
     observation it was computed from.  command_age_ms: the same difference for every command that a chunk supplied.
+    is_complete: the run lasted to its end and did not latch STOP; faults says what went wrong, also on the way.
     chunk_hz = chunks_applied over the whole time of the run, pauses included; control_hz from first to last command.
     """
 
@@ -145,6 +146,22 @@ def count(log: Value, num_ticks: int, config: Mapping[str, Any], joint_names: tu
         final_mode=Mode(int(mode[-1])).name if sent else Mode.INIT.name,
         seconds=num_ticks * period_ns / 1e9,
     )
+
+
+def latched(log: Value) -> str | None:
+    """What a user should know about a run that ended in STOP or ESTOP, from its log; None when it did not."""
+    if not len(log) or log["mode"][-1] < Mode.STOP:
+        return None
+    first = log[np.argmax(log["mode"] >= Mode.STOP)]
+    cause, tick = Cause(int(first["cause"])), int(first["tick"])
+    if first["mode"] == Mode.ESTOP:
+        return f"ESTOP was latched at tick {tick}."
+    advice = {
+        Cause.NO_CHUNK: "the engine gave no valid chunk; see rejected_by_cause and engine_ms",
+        Cause.STALE_STATE: "the robot's state was old or not finite; is the driver starved of processor time?",
+        Cause.APPROACH: "the policy asked for poses out of reach; is it trained for this robot and prompt?",
+    }
+    return f"STOP was latched at tick {tick}, after a hold that did not end: {advice.get(cause, 'on request')}."
 
 
 def _violations(log: Value, config: Mapping[str, Any]) -> int:

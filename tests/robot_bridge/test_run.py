@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError, PluginError
-from edgewam.robot_bridge import run as run_module
+from edgewam.robot_bridge import supervisor
 from edgewam.robot_bridge.modes import Mode
 from edgewam.robot_bridge.run import RunReport, RunSettings, run
 from tests.robot_bridge import fakes
@@ -33,13 +33,13 @@ ROOT = Path(__file__).parents[2]
 def logs(monkeypatch):
     """The logs of the runs of a test."""
     found = []
-    count = run_module.count
+    count = supervisor.count
 
     def keep(log, *args):
         found.append(log)
         return count(log, *args)
 
-    monkeypatch.setattr(run_module, "count", keep)
+    monkeypatch.setattr(supervisor, "count", keep)
     return found
 
 
@@ -131,7 +131,7 @@ def test_a_killed_engine_is_held_and_replaced(tmp_path):
 
 def test_an_engine_that_fails_again_and_again_ends_the_run_with_its_message():
     report = drive("faulty", {"fault": "raise", "begin": 24, "end": 10_000}, seconds=30.0)
-    assert not report.is_complete and report.engine_restarts == run_module.MAX_ENGINE_RESTARTS
+    assert not report.is_complete and report.engine_restarts == supervisor.MAX_ENGINE_RESTARTS
     assert len(report.faults) == 4 and "RuntimeError: the engine is on fire" in report.faults[-1]
     assert report.held > 0 and report.ticks < 1500
 
@@ -255,3 +255,10 @@ def test_a_stopped_driver_is_held_for_and_the_world_has_moved_on_meanwhile():
     report = drive("slow_wave", seconds=2.5, on_start=lambda pids: when_running(pause, "driver", 0.6, pids))
     assert report.held_by_cause["stale_state"] >= 10 and report.final_mode == "RUN"
     assert report.driver_caught_up_ticks >= 15
+
+
+def test_a_hold_that_does_not_end_is_latched_and_explained():
+    arguments = {"fault": "nan", "begin": 24, "end": 10_000}
+    report = drive("faulty", arguments, seconds=2.5, settings=RunSettings(max_hold_s=0.6))
+    assert report.final_mode == "STOP" and report.stopped > 0 and not report.is_complete
+    assert len(report.faults) == 1 and "no valid chunk" in report.faults[0]
