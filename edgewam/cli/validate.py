@@ -38,12 +38,12 @@ def show(report: ValidationReport) -> None:
             worst = max(outputs.values(), key=lambda d: (d.num_bad, d.relative))
             say(f"  {stage}: off by {worst.relative:.1e} of its maximum, cosine {worst.cosine:.7f}, {worst.num_bad} not finite")
         failure = report.stages.first_failure
-        say(
-            f"gate 1, stages: {'passed' if failure is None else 'FAILED at ' + failure[0]} (tolerance {report.stages.tolerance:g})"
-        )
+        verdict = "passed" if failure is None else f"FAILED at {failure[0]}"
+        say(f"gate 1, stages: {verdict} (tolerance {report.stages.tolerance:g})")
     if report.actions is not None:
         actions, limits = report.actions, report.limits
         say(
-            f"gate 2, excess error ratio over {len(actions.ratio)} frames: median {actions.median:.4f} (limit {limits.median:g}), "
-            f"p99 {actions.p99:.4f} (limit {limits.p99:g}); median spread of the reference {float(actions.spread_rms.mean()):.4f} std"
+            f"gate 2, excess error ratio over {actions.ratio.size} frames: "
+            f"median {actions.median:.4f} (limit {limits.median:g}), p99 {actions.p99:.4f} (limit {limits.p99:g}); "
+            f"mean spread of the reference {float(actions.spread_rms.mean()):.4f} std"
         )
