@@ -9,6 +9,7 @@ from edgewam.compile.compile import compile_bundle, plan_policy
 from edgewam.compile.excess_error import ExcessErrorLimits
 from edgewam.compile.validate import dataset_frames, validate
 from edgewam.core.errors import ArtifactError, ContractError, GateError
+from edgewam.robot_bridge.policy import Ablatable, Policy, open_policy
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.measure import profile_bundle
 from edgewam.runtime.policies.aha_wam import HostConfig, synthetic_observation
@@ -126,3 +127,17 @@ def test_a_bundle_that_was_never_written_cannot_be_profiled(bundles):
         profile_bundle(replace(bundles["eager", 2], path=None), n=1)
     with pytest.raises(ArtifactError, match="opened from a directory"):
         validate(bundles["eager", 2], replace(bundles["eager", 2], path=None))
+
+
+def test_the_bridge_opens_a_bundle_by_its_dotted_factory(bundles):
+    path = str(bundles["onnxruntime", 2].path)
+    factory, arguments = "edgewam.runtime.factory.open_policy", {"bundle": path, "threads": 1}
+    policy = open_policy(factory, arguments)
+    assert isinstance(policy, Policy) and isinstance(policy, Ablatable)
+    blind = open_policy(factory, arguments, ablate=["images"])
+    forgetful = open_policy(factory, arguments, ablate=["memory", "router"])
+    chunks = []
+    for one in (policy, blind, forgetful):
+        one.reset(PROMPT, 2)
+        chunks.append(one.infer(synthetic_observation(policy.host, 0)).actions)
+    assert np.abs(chunks[0] - chunks[1]).max() > 1e-3 and np.abs(chunks[0] - chunks[2]).max() > 1e-3
