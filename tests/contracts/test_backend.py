@@ -48,6 +48,9 @@ def built(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     stage = small_stage()
     build, run = plugins.load("backend_build", request.param), plugins.load("backend_run", request.param)
+    for support in (run.supports(), build.supports(stage)):
+        if not support.ok:
+            pytest.skip(support.reason)
     return stage, directory, build.build(stage, directory), build, run
 
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 
 from edgewam.core.rope import axis_rope, frame_rope
 
@@ -28,3 +29,16 @@ def test_tables_of_any_leading_shape():
     cos, sin = axis_rope(np.arange(6).reshape(2, 3), 4, 100.0)
     assert cos.shape == sin.shape == (2, 3, 2)
     np.testing.assert_allclose(cos**2 + sin**2, 1, atol=1e-6)
+
+
+def test_host_tables_equal_those_of_the_models():
+    torch = pytest.importorskip("torch", reason="needs torch")
+    from edgewam.models.rope import axis_angles, rope, video_angles
+
+    for frame in (0, 7, 130_001):
+        expected = rope(video_angles(torch.tensor([frame]), (3, 2), (8, 6, 6), 10000.0))
+        for ours, theirs in zip(frame_rope(frame, (3, 2), (8, 6, 6), 10000.0), expected, strict=True):
+            np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-7)
+    expected = rope(axis_angles(torch.arange(64, 80), 20, 10000.0))
+    for ours, theirs in zip(axis_rope(np.arange(64, 80), 20, 10000.0), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs.numpy(), rtol=0, atol=1e-7)

@@ -15,7 +15,8 @@ from edgewam.models.text import pack_context
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
-from edgewam.runtime.policies.aha_wam import AhaWamPolicy, HostConfig, rehearse, synthetic_observation, timed_calls
+from edgewam.runtime.policies.aha_wam import AhaWamPolicy, rehearse, timed_calls
+from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
 from tests.runtime.tiny_aha_wam import MEMORY_SLOTS, PROMPT, tiny_parts
 
 ATOL = 2e-5  # float32 sums in another order, actions of order one

@@ -49,6 +49,7 @@ def build(stage: Stage, directory: Path) -> dict[str, Any]:
             external_data=False,
             verbose=False,
         )
+        assert exported is not None, "the exporter returns a program unless it is given a file"
         model = compact(exported.model_proto)
         for node in model.graph.node:
             del node.metadata_props[:]  # stack traces of the build machine
