@@ -38,9 +38,10 @@ def profile_bundle(bundle: Bundle, n: int = 200, warmup: int = 20, programs: Seq
     chosen = [name for name in inputs if programs is None or name in programs]
     profiles = {name: _profile_program(bundle, name, inputs[name], n, warmup) for name in chosen}
     if bundle.policy is not None and programs is None:
-        for name, function in plugins.load("policy", bundle.policy).timed_calls(bundle).items():
-            contract = _contract(bundle, name, ("policy",), 0, {}, n, warmup)
-            profiles[name] = Profile(name, contract, measure(function, n, warmup))
+        policy = plugins.load("policy", bundle.policy)
+        for name, function in policy.timed_calls(bundle).items():
+            contract = _contract(bundle, name, policy.FIGURE_PROGRAMS.get(name), n, warmup)
+            profiles[name] = Profile(f"{bundle.family} {name}", contract, measure(function, n, warmup))
     bundle.pipeline.reset()
     return profiles
 
@@ -60,25 +61,26 @@ def stage_timings(pipeline: Pipeline, run: Callable[[], object], n: int, warmup:
 
 
 def _profile_program(bundle: Bundle, name: str, inputs: Mapping[str, Array], n: int, warmup: int) -> Profile:
-    program = bundle.pipeline.programs.programs[name]
-
     def run() -> None:
         bundle.pipeline.run(name, inputs)
 
     total = measure(run, n, warmup)
     stages, calls = stage_timings(bundle.pipeline, run, n, warmup=1)
-    names = tuple(dict.fromkeys(step.stage for step in program.steps() if isinstance(step, Call)))
-    num_rows = program.loop.num_rows if program.loop else 0
-    shapes = {spec.name: spec.shape for spec in program.inputs}
-    contract = _contract(bundle, name, names, num_rows, shapes, n, warmup)
-    return Profile(f"{bundle.family} {name}", contract, total, stages, calls)
+    return Profile(f"{bundle.family} {name}", _contract(bundle, name, name, n, warmup), total, stages, calls)
 
 
-def _contract(
-    bundle: Bundle, name: str, stages: tuple[str, ...], steps: int, shapes: Mapping[str, tuple[int, ...]], n: int, warmup: int
-) -> TimingContract:
+def _contract(bundle: Bundle, figure: str, program: str | None, n: int, warmup: int) -> TimingContract:
+    """The contract of a figure that runs a program, or only the host when there is none."""
     config = bundle.manifest.config if bundle.manifest else {}
+    stages: tuple[str, ...] = (figure,)
+    shapes: dict[str, tuple[int, ...]] = {}
+    steps = 0
+    if program is not None:
+        declared = bundle.pipeline.programs.programs[program]
+        stages = tuple(dict.fromkeys(step.stage for step in declared.steps() if isinstance(step, Call)))
+        shapes = {spec.name: spec.shape for spec in declared.inputs}
+        steps = declared.loop.num_rows if declared.loop else 0
     return TimingContract.here(
         engine=bundle.backend, precision=config.get("precision", "fp32"), steps=steps, shapes=shapes, stages=stages,
-        host_copies=True, threads=bundle.options.threads, warmup=warmup, n=n, artifact=bundle.digest, notes=name,
+        host_copies=True, threads=bundle.options.threads, warmup=warmup, n=n, artifact=bundle.digest, notes=figure,
     )  # fmt: skip

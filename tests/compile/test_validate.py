@@ -117,6 +117,9 @@ def test_a_profile_has_every_program_and_figure_of_the_contract(bundles):
     contract = act.contract
     assert (contract.engine, contract.precision, contract.steps, contract.threads) == ("onnxruntime", "fp32", 2, 1)
     assert contract.artifact == bundles["onnxruntime", 2].digest and contract.shapes["state"] == (14,)
+    chunk = profiles["L_chunk"].contract
+    assert (chunk.steps, chunk.stages, chunk.shapes) == (2, contract.stages, contract.shapes)
+    assert profiles["L_compose"].contract.stages == ("L_compose",)
     assert act.total.p50_ms > 0 and "denoise" in act.text()
     assert bundles["onnxruntime", 2].pipeline.on_stage is None
     assert set(profile_bundle(bundles["onnxruntime", 2], n=1, warmup=0, programs=["act"])) == {"act"}

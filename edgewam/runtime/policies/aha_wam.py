@@ -26,6 +26,7 @@ Floats = npt.NDArray[np.float32]
 Canvas = npt.NDArray[np.uint8]
 
 ABLATIONS = ("memory", "router")
+FIGURE_PROGRAMS = {"L_chunk": "act", "L_prefill": "plan"}  # what the timed calls run; the others are the host alone
 
 
 @dataclass(frozen=True)
