@@ -195,6 +195,7 @@ def distill(
         measured=measured,
         dtype=config.weights_dtype,
         log_from=work,
+        base=config.teacher,
     )
     return measured
 

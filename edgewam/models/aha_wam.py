@@ -63,9 +63,16 @@ def load(path: Path | str, config: AhaWamConfig | None = None, dtype: torch.dtyp
     return model
 
 
-def save(model: AhaWam, directory: Path | str, storage: str = "float32", metadata: dict[str, object] | None = None) -> None:
-    """Write our own format; `storage` is float32, float16 or bfloat16."""
-    checkpoints.save(model, directory, family=FAMILY, config=model.config.to_json(), storage=storage, metadata=metadata)
+def save(
+    model: AhaWam,
+    directory: Path | str,
+    storage: str = "float32",
+    metadata: dict[str, object] | None = None,
+    base: Path | str | None = None,
+) -> None:
+    """Write our own format; `storage` is float32, float16 or bfloat16, `base` a saved model to store differences from."""
+    config = model.config.to_json()
+    checkpoints.save(model, directory, family=FAMILY, config=config, storage=storage, metadata=metadata, base=base)
 
 
 def _empty(config: AhaWamConfig, dtype: torch.dtype) -> AhaWam:

@@ -7,6 +7,7 @@ itself tolerates are repaired with a warning; anything else is an ArtifactError 
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from edgewam.core.artifacts import replaced_file, write_json
+from edgewam.core.artifacts import file_digest, replaced_file, write_json
 from edgewam.core.errors import ArtifactError
 
 WEIGHTS, SIZES = "model.safetensors", "model.json"
@@ -131,11 +132,16 @@ def save(
     config: Mapping[str, Any],
     storage: str = "float32",
     metadata: Mapping[str, Any] | None = None,
+    base: Path | str | None = None,
 ) -> None:
     """Write `model.safetensors` in the storage dtype and `model.json` (family, sizes, free `metadata`) into a directory.
 
+    With `base`, a directory that `save` wrote, only tensors that differ from it are stored: a student of which one expert
+    learned needs no second copy of the rest.  `read` takes the others from there and checks that they are the same ones.
+
     Raises:
         ValueError: an unknown storage dtype.
+        ArtifactError: a base that cannot be read.
     """
     if storage not in STORAGE:
         raise ValueError(f"Unknown storage dtype '{storage}'. Available: {', '.join(STORAGE)}.")
@@ -144,9 +150,19 @@ def save(
     tensors = {
         name: (t.to(STORAGE[storage]) if t.is_floating_point() else t).contiguous() for name, t in model.state_dict().items()
     }
+    sizes = {"family": family, "config": config, "storage": storage, "metadata": dict(metadata or {})}
+    if base is not None:
+        below = read(base, family).tensors
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in below or not _same(tensor, below[name])}
+        path = os.path.relpath(Path(base).resolve(), directory.resolve())
+        sizes["base"] = {"path": path, "sha256": file_digest(Path(base) / WEIGHTS)}
     with replaced_file(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary)
-    write_json(directory / SIZES, {"family": family, "config": config, "storage": storage, "metadata": dict(metadata or {})})
+    write_json(directory / SIZES, sizes)
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 @dataclass(frozen=True)
@@ -174,6 +190,8 @@ def read(directory: Path | str, family: str | None = None) -> Stored:
     try:
         sizes = json.loads((directory / SIZES).read_text())
         tensors = load_file(directory / WEIGHTS)
+        if base := sizes.get("base"):
+            tensors = dict(_read_base(directory, base, sizes["family"])) | tensors
         stored = Stored(sizes["family"], sizes["config"], sizes["metadata"], tensors)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise ArtifactError(
@@ -182,3 +200,12 @@ def read(directory: Path | str, family: str | None = None) -> Stored:
     if family is not None and stored.family != family:
         raise ArtifactError(f"'{directory}' holds a model of family '{stored.family}', but '{family}' is needed here.")
     return stored
+
+
+def _read_base(directory: Path, base: Mapping[str, str], family: str) -> Mapping[str, Tensor]:
+    path = directory / base["path"]
+    if not (path / WEIGHTS).is_file():
+        raise ArtifactError(f"'{directory}' stores only what differs from '{path}', which is not there. Copy it there too.")
+    if file_digest(path / WEIGHTS) != base["sha256"]:
+        raise ArtifactError(f"'{path}' is not the model that '{directory}' was saved on top of (its digest differs).")
+    return read(path, family).tensors

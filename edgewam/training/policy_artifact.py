@@ -66,13 +66,17 @@ def write_policy(
     measured: dict[str, Any],
     dtype: StoredDtype,
     log_from: Path,
+    base: Path | None = None,
 ) -> None:
-    """Write a policy artifact.  `recipe` (how it was made) goes into the manifest, the log of `log_from` beside it."""
+    """Write a policy artifact.  `recipe` (how it was made) goes into the manifest, the log of `log_from` beside it.
+
+    base: a policy artifact of which most weights are kept, such as a student's teacher; only what differs is stored.
+    """
     assert kind in KINDS, kind
     metadata = {"vae": os.path.relpath(vae.resolve(), out.resolve()), **asdict(facts)}
     recipe = json.loads(json.dumps(dict(recipe), default=str))
     with write_artifact(out, kind, config=recipe, parents=parents, measured=measured) as directory:
-        aha_wam.save(model, directory, dtype, metadata)
+        aha_wam.save(model, directory, dtype, metadata, base)
         write_stats(directory / STATS, stats)
         shutil.copyfile(log_from / LOG, directory / LOG)
 

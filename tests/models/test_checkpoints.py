@@ -48,6 +48,23 @@ def test_our_format_round_trips_in_every_storage_dtype(storage, tmp_path):
         assert size < 2.1 * sum(p.numel() for p in model.parameters()) + 100_000
 
 
+def test_a_student_stores_what_differs_and_reads_the_rest_from_its_teacher(tmp_path):
+    teacher, student = golden.model(), golden.model("checkpoint_ahawam_student_ode")
+    aha_wam.save(teacher, tmp_path / "teacher", "float16")
+    aha_wam.save(student, tmp_path / "student", "float16", base=tmp_path / "teacher")
+    aha_wam.save(student, tmp_path / "whole", "float16")
+    whole, loaded = aha_wam.load(tmp_path / "whole").state_dict(), aha_wam.load(tmp_path / "student").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in whole.items())
+    sizes = [(tmp_path / name / checkpoints.WEIGHTS).stat().st_size for name in ("student", "whole")]
+    assert sizes[0] < 0.6 * sizes[1], "only the action expert and the branch embedding differ"
+    aha_wam.save(student, tmp_path / "teacher", "float16")
+    with pytest.raises(ArtifactError, match="saved on top of"):
+        aha_wam.load(tmp_path / "student")
+    (tmp_path / "teacher" / checkpoints.WEIGHTS).unlink()
+    with pytest.raises(ArtifactError, match="Copy it there too"):
+        aha_wam.load(tmp_path / "student")
+
+
 def test_a_single_branch_row_becomes_row_one_and_other_query_counts_are_interpolated():
     model, release = golden.model(), checkpoints.read_release(golden.FOLDER / "checkpoint_ahawam.pt")
     tensors = dict(release.tensors)
