@@ -15,11 +15,9 @@ app = typer.Typer(help="List or add the named instructions of a bundle.", no_arg
 @app.command("list")
 def list_(bundle: Annotated[Path, typer.Argument(help="Bundle directory.")]) -> None:
     """Print the instructions of a bundle, one a line."""
-    from edgewam.core.artifacts import read_manifest
-    from edgewam.runtime.bundle import KIND, PROMPTS, load_prompts
+    from edgewam.runtime.prompts import prompt_names
 
-    read_manifest(bundle, kind=KIND)
-    print("\n".join(load_prompts(bundle / PROMPTS)))
+    print("\n".join(prompt_names(bundle)))
 
 
 @app.command()

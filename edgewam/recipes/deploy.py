@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,24 +67,18 @@ def add_prompt(bundle: Path, instruction: str) -> None:
     Raises:
         EdgewamError: the instruction is known already, or the bundle's text encoder is not part of edgewam.
     """
-    from edgewam.core.artifacts import read_manifest, write_artifact
+    from edgewam.core.artifacts import read_manifest
     from edgewam.models.text import SmallTextEncoder, pack_context
-    from edgewam.runtime.bundle import KIND, PROMPTS, load_prompts, save_prompts
+    from edgewam.runtime.bundle import KIND
+    from edgewam.runtime.prompts import prompt_names, store_prompt
 
-    manifest = read_manifest(bundle, kind=KIND)
-    prompts, host = load_prompts(bundle / PROMPTS), manifest.config["host"]
-    if instruction in prompts:
+    host = read_manifest(bundle, kind=KIND).config["host"]
+    if instruction in prompt_names(bundle):
         raise EdgewamError(f"'{bundle}' knows '{instruction}' already.")
     if host.get("text_encoder") != TEXT_ENCODER:
         raise EdgewamError(
-            f"The text encoder of '{bundle}' is not part of edgewam. Compile it again with this prompt's embedding."
+            f"The text encoder of '{bundle}' is not part of edgewam; compile it again with this prompt's embedding."
         )
     embedding = SmallTextEncoder(host["text_dim"], host["text_len"]).encode(instruction)
     rows, bias = pack_context(embedding, host["text_bucket"])
-    prompts[instruction] = {"text_rows": rows, "text_bias": bias}
-    measured = dict(manifest.measured)
-    with write_artifact(bundle, KIND, config=manifest.config, parents=manifest.parents, measured=measured) as directory:
-        for name in manifest.files:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle / name, directory / name)
-        save_prompts(directory / PROMPTS, prompts)
+    store_prompt(bundle, instruction, {"text_rows": rows, "text_bias": bias})

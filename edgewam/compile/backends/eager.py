@@ -11,7 +11,7 @@ from edgewam.compile.exporting import as_module, example_inputs, exporting, quie
 from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Support
 
-TOLERANCE = 0.0  # the same operators in the same order: any difference is a fault
+TOLERANCE = 2e-6  # the same operators; loaded weights may lie at another alignment, where products are summed in another order
 
 
 def supports(stage: Stage) -> Support:
