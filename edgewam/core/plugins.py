@@ -18,7 +18,7 @@ KINDS = {
     "backend_build": ("edgewam.compile.backends", "build"),
     "backend_run": ("edgewam.runtime.backends", "load"),
     "policy": ("edgewam.runtime.policies", "open_policy"),
-    "distiller": ("edgewam.distill", "DISTILLER"),
+    "distiller": ("edgewam.distill", "distill"),
     "robot": ("edgewam.robot_bridge.robots", "SPEC"),
     "door": ("edgewam.robot_bridge.doors", "serve"),
 }
