@@ -6,19 +6,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.upstream import UpstreamEager
 from edgewam.models.aha_wam import AhaWam, full
-from edgewam.models.wan_vae import WanVae, WanVaeConfig
+from edgewam.models.wan_vae import WanVae
 from tests.models import aha_wam_golden as golden
 
 torch.set_num_threads(1)
 BF16_ATOL = 0.25  # two bf16 runs of ten evaluations differ by rounding (0.125 seen); a float32 run is off by 0.5 to 1.5
+BF16_CONTEXT = 0.05  # relative, between two bf16 runs with independent rounding; 0.025 seen
 COUNTED_GFLOP = {"vae": 571.2, "prefill_cold": 1219.6, "prefill": 1251.5, "observation": 67.0, "editor": 230.8, "denoise": 77.8}
 
 
 def golden_policy() -> UpstreamEager:
-    sizes = golden.release_json()["vae"]
-    vae = WanVae(WanVaeConfig(dim=sizes["dim"], dec_dim=sizes["dec_dim"], z_dim=sizes["z_dim"]))
-    vae.load_state_dict(golden.vae().state_dict())  # its own copy: the policy changes the convolutions
-    return UpstreamEager(golden.model(), vae.eval())
+    return UpstreamEager(golden.model(), golden.read_vae())  # its own copy: the policy changes the convolutions
 
 
 def test_actions_from_images_are_the_golden_ones():
@@ -52,18 +50,22 @@ def test_the_bf16_run_is_that_of_the_release_and_not_a_float32_one():
     recorded, chunk_size = golden.arrays("bf16_streaming"), golden.config().chunk_size
     policy = golden_policy()
     policy = UpstreamEager(policy.model.bfloat16(), policy.vae.bfloat16())
-    text = refreshes["text.context"].bfloat16()
+    text, words = (data["text.context"].bfloat16() for data in (refreshes, samples))
     for i in golden.indices("prefill_memory", r"refresh(\d+)\.image_u8"):
         policy.refresh(refreshes[f"refresh{i}.image_u8"][0], text, int(refreshes[f"refresh{i}.frame_index"]))
+    for ours, theirs in zip(policy.context, golden.layers("bf16_streaming", "last_refresh"), strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a.float() - b).norm() / b.norm() < BF16_CONTEXT
     for steps in golden.indices("bf16_streaming", r"steps(\d+)\."):
         for chunk in golden.indices("bf16_streaming", rf"steps{steps}\.chunk(\d+)\."):
             noise = samples["start_noise_full_horizon"][:, chunk * chunk_size : (chunk + 1) * chunk_size]
             proprio = samples["chunk_proprio"][chunk : chunk + 1]
-            actions = policy.act(samples["chunk_obs_images_u8"][chunk], proprio, text, noise, chunk, steps)
+            actions = policy.act(samples["chunk_obs_images_u8"][chunk], proprio, words, noise, chunk, steps)
             expected = recorded[f"steps{steps}.chunk{chunk}.actions_normalized"]
             gap = (samples[f"steps{steps}.chunk{chunk}.actions_normalized"] - expected).abs().max()
             error = (actions - expected).abs().max()
-            assert error < BF16_ATOL and error < gap / 2
+            assert error < BF16_ATOL
+            assert error < gap / 2 or gap < BF16_ATOL  # where the tables hardly round, nothing tells the two apart
 
 
 @pytest.fixture(scope="module")

@@ -35,8 +35,8 @@ class Case:
 
 def aha_wam_case() -> Case:
     model = golden.model().requires_grad_(False)
-    built = stages(model, image_encoder(golden.vae()), STATES, ACTIONS)
-    return Case(built, lambda steps: programs(model, steps))
+    built = stages(model, image_encoder(golden.vae()), STATES, ACTIONS, BUCKET)
+    return Case(built, lambda steps: programs(model, steps, text_bucket=BUCKET))
 
 
 def toy_three_case() -> Case:
@@ -54,6 +54,7 @@ def _normalizer(size: int, seed: int) -> Normalizer:
 
 STATES = _normalizer(golden.config().proprio_dim, 1)
 ACTIONS = _normalizer(golden.config().action_dim, 2)
+BUCKET = golden.config().text_len  # holds every prompt
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +88,15 @@ def test_costs_are_positive_and_io_is_what_the_specs_say(cases, name):
 class Robot:
     """The host's part of AHA-WAM, as a runtime does it: rope rows, ring slots, packed text."""
 
-    def __init__(self, case: Case, steps: int, prompt: np.ndarray, bucket: int | None = None) -> None:
-        self.host = host_config(golden.config(), bucket)
+    def __init__(self, case: Case, steps: int, prompt: np.ndarray, bucket: int = BUCKET) -> None:
+        self.bucket, self.host = bucket, host_config(golden.config(), bucket)
         engines = {name: TorchEngine(stage) for name, stage in case.stages.items()}
         self.pipeline = Pipeline(case.programs(steps), case.stages, engines)
-        self.pipeline.run("prompt", aha_wam.prompt_inputs(golden.config(), prompt, bucket))
+        self.instruct(prompt)
         self.refreshes = 0
+
+    def instruct(self, prompt: np.ndarray) -> None:
+        self.pipeline.run("prompt", aha_wam.prompt_inputs(golden.config(), prompt, self.bucket))
 
     def plan(self, image: np.ndarray, frame_id: int) -> None:
         slots = self.host["memory_slots"]
@@ -131,6 +135,7 @@ def act_on_golden(robot: Robot, chunk: int, **prefix) -> np.ndarray:
     data, size = golden.arrays("sampler_streaming"), golden.config().chunk_size
     noise = data["start_noise_full_horizon"][0, chunk * size : (chunk + 1) * size].numpy()
     state = STATES.backward(data["chunk_proprio"][chunk].numpy())
+    robot.instruct(data["text.context"][0].numpy())
     return robot.act(_hwc(data["chunk_obs_images_u8"][chunk]), state, noise, chunk, **prefix)
 
 
@@ -174,7 +179,7 @@ def test_a_prefix_through_programs_equals_the_plain_sampler(cases):
     routed = model.route(golden.encode_images(data["chunk_obs_images_u8"][:1]), golden.layers("ovcr", "planner"))
     text = model.executor_text(data["text.context"], data["chunk_proprio"][:1])
     noise = data["start_noise_full_horizon"][:, :size]
-    expected = sample_chunk(model, noise, euler_table(2), 0, routed, text, wanted, mask)[-1][0].numpy()
+    expected = sample_chunk(model, noise, euler_table(2, model.config.shift), 0, routed, text, wanted, mask)[-1][0].numpy()
     robot = planned_robot(cases["aha_wam"], 2)
     found = act_on_golden(robot, 0, prefix=ACTIONS.backward(wanted[0].numpy()), mask=mask[0].numpy())
     np.testing.assert_allclose((found - ACTIONS.mean) / ACTIONS.std, expected, atol=golden.SAMPLER_ATOL, rtol=0)
@@ -182,11 +187,11 @@ def test_a_prefix_through_programs_equals_the_plain_sampler(cases):
 
 def test_a_larger_text_bucket_gives_the_same_actions(cases):
     model, data = golden.model().requires_grad_(False), golden.arrays("prefill_memory")
-    bucket = golden.config().text_len + 2
+    bucket = BUCKET + 2
     built = stages(model, image_encoder(golden.vae()), STATES, ACTIONS, bucket)
     larger = Case(built, lambda steps: programs(model, steps, text_bucket=bucket))
     results = []
-    for case, size in ((cases["aha_wam"], None), (larger, bucket)):
+    for case, size in ((cases["aha_wam"], BUCKET), (larger, bucket)):
         robot = Robot(case, 2, data["text.context"][0].numpy(), size)
         robot.plan(_hwc(data["refresh0.image_u8"][0]), 0)
         results.append(act_on_golden(robot, 0))

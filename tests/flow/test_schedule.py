@@ -1,9 +1,7 @@
 """The inference tables are the released ones, bit for bit, and the training weight follows its closed form."""
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,24 +9,31 @@ from safetensors.torch import load_file
 
 from edgewam.flow.schedule import shift_sigma, sigma_grid, step_table
 from edgewam.flow.training import add_noise, draw_timesteps, loss_weight, velocity_target, weight_constants
+from tests.golden import golden_dir
 
-GOLDEN = Path(os.environ.get("EDGEWAM_GOLDEN", Path(__file__).parents[1] / "golden" / "aha_wam"))
+GOLDEN = golden_dir()
 ARRAYS = load_file(GOLDEN / "scheduler.safetensors")
 SHIFTS = json.loads((GOLDEN / "config_ahawam.json").read_text())["scheduler"]
 TABLES = sorted(key.removesuffix(".timesteps.f32") for key in ARRAYS if key.endswith(".timesteps.f32"))
+ROUNDED = sorted(key.removesuffix(".timesteps.bf16") for key in ARRAYS if key.endswith(".timesteps.bf16"))
+assert TABLES and ROUNDED, "parametrised tests without a case would be skipped in silence"
+
+
+def steps_and_shift(name: str) -> tuple[int, float]:
+    steps, shift = re.fullmatch(r"infer\.steps(\d+)(?:\.shift([\d.]+))?", name).groups()
+    return int(steps), float(shift or SHIFTS["infer_shift"])
 
 
 @pytest.mark.parametrize("name", TABLES)
 def test_float32_tables_equal_the_golden_ones_bitwise(name):
-    steps, shift = re.fullmatch(r"infer\.steps(\d+)(?:\.shift(\d+))?", name).groups()
-    table = step_table(int(steps), float(shift or SHIFTS["infer_shift"]))
+    table = step_table(*steps_and_shift(name))
     assert torch.equal(table.timesteps, ARRAYS[f"{name}.timesteps.f32"])
     assert torch.equal(table.deltas, ARRAYS[f"{name}.deltas.f32"])
 
 
-@pytest.mark.parametrize("name", [name for name in TABLES if f"{name}.timesteps.bf16" in ARRAYS])
+@pytest.mark.parametrize("name", ROUNDED)
 def test_bf16_tables_equal_the_golden_ones_bitwise(name):
-    table = step_table(int(re.search(r"steps(\d+)", name).group(1)), SHIFTS["infer_shift"], "bf16")
+    table = step_table(*steps_and_shift(name), "bf16")
     assert torch.equal(table.timesteps, ARRAYS[f"{name}.timesteps.bf16"])
     assert torch.equal(table.deltas, ARRAYS[f"{name}.deltas.bf16"])
 

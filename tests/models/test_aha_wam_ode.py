@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from edgewam.flow.solver import euler_table
+from edgewam.flow.schedule import StepTable, sigma_grid
+from edgewam.flow.solver import euler, euler_table
 from edgewam.models.aha_wam_ode import condition, draw_anchors, ode_loss, sample_horizon, student_prediction, teacher_trajectory
 from tests.models import aha_wam_golden as golden
 
@@ -43,7 +44,13 @@ def test_the_teacher_s_trajectory_equals_the_golden_one(stored):
 def test_loss_and_gradients_equal_the_golden_ones_and_reach_only_the_executor(stored):
     data, batch, conditioning, trajectory = stored
     student, anchors = golden.model("checkpoint_ahawam_student_ode"), data["anchor_index_per_chunk"]
+    noisy, flow = [], []
+    student.executor.action_encoder.register_forward_hook(lambda _m, inputs, _o: noisy.append(inputs[0]))
+    student.executor.head.register_forward_hook(lambda _m, _i, output: flow.append(output))
     guess = student_prediction(student, conditioning, trajectory, anchors)
+    torch.testing.assert_close(noisy[0].reshape(guess.shape), data["student.noisy_actions"], **SAMPLED)
+    torch.testing.assert_close(flow[0].reshape(guess.shape), data["student.flow_pred"], **SAMPLED)
+    assert torch.equal(trajectory.timesteps[anchors], data["student.timestep_per_chunk"])
     torch.testing.assert_close(guess, data["student.pred_action"], **SAMPLED)
     loss = ode_loss(student, conditioning, trajectory, anchors, batch.action_is_pad)
     torch.testing.assert_close(loss, data["loss"][0], atol=0, rtol=1e-5)  # its input is a 16-step trajectory
@@ -57,17 +64,30 @@ def test_loss_and_gradients_equal_the_golden_ones_and_reach_only_the_executor(st
 
 
 @pytest.mark.parametrize("steps", golden.indices("student_sampler_batch", r"steps(\d+)\."))
-def test_the_student_s_sampler_is_plain_euler(stored, steps):
+def test_the_student_s_sampler_is_euler_on_part_of_the_teacher_s_grid(stored, steps):
     expected, conditioning = golden.arrays("student_sampler_batch"), stored[2]
-    student = golden.model("checkpoint_ahawam_student_ode")
+    student, shift = golden.model("checkpoint_ahawam_student_ode"), golden.config().shift
+    (grid_size,) = golden.indices("student_sampler_batch", rf"steps{steps}\.step_indices_on_(\d+)_grid")
+    visited = expected[f"steps{steps}.step_indices_on_{grid_size}_grid"]
+    assert len(visited) == steps + 1 and visited[0] == 0 and visited[-1] == grid_size
+    sigma = sigma_grid(grid_size, shift)
+    assert torch.equal(sigma, expected[f"sigma_grid_{grid_size + 1}"])
+    assert torch.equal(1000 * sigma[:-1], expected[f"timestep_grid_{grid_size}"])
+    table = euler(StepTable(timesteps=1000 * sigma[visited[:-1]], deltas=sigma[visited].diff()))
+    if len(set(visited.diff().tolist())) == 1:  # equal strides: the ordinary sampler, which deployment uses
+        plain = euler_table(steps, shift)
+        torch.testing.assert_close(plain.timesteps, table.timesteps, atol=1e-3, rtol=0)  # last place of 1000
+        torch.testing.assert_close(plain.velocity, table.velocity, atol=1e-6, rtol=0)
+        table = plain
     with torch.no_grad():
-        states = sample_horizon(student, conditioning, expected["start_noise"], euler_table(steps, golden.config().shift))
+        states = sample_horizon(student, conditioning, expected["start_noise"], table)
     torch.testing.assert_close(states[-1], expected[f"steps{steps}.final_actions"], **SAMPLED)
 
 
 def test_anchors_are_uniform_and_decided_by_the_generator(stored):
     batch = stored[1]
-    drawn = torch.stack([draw_anchors(batch, 6, torch.Generator().manual_seed(i)) for i in range(500)])
+    num_draws = -(-4000 // batch.proprio.shape[:2].numel())  # whatever the batch, the same standard error
+    drawn = torch.stack([draw_anchors(batch, 6, torch.Generator().manual_seed(i)) for i in range(num_draws)])
     assert drawn.shape[1:] == batch.proprio.shape[:2]
     share = torch.bincount(drawn.flatten(), minlength=6) / drawn.numel()
     torch.testing.assert_close(share, torch.full((6,), 1 / 6), atol=0.03, rtol=0)  # five standard errors

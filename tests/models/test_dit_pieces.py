@@ -1,5 +1,7 @@
 """Rotary tables, masks, the sinusoid and attention agree with golden arrays and with textbook forms."""
 
+import re
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -22,15 +24,18 @@ def test_action_rope_and_sinusoid_equal_the_golden_ones():
     angles = axis_angles(torch.arange(config.horizon), config.head_dim, config.rope_theta)
     torch.testing.assert_close(angles.cos(), data["action.rope_cos_f64"], atol=1e-12, rtol=0)
     torch.testing.assert_close(angles.sin(), data["action.rope_sin_f64"], atol=1e-12, rtol=0)
-    for key in (key for key in data if "timestep_embedding_input" in key):
-        t = torch.tensor([float(key.rsplit("_", 1)[1])])
-        torch.testing.assert_close(sinusoid(t, config.freq_dim), data[key], **CLOSE)
+    embedded = {key: re.fullmatch(r"action\.timestep_embedding_input_([\d.]+)", key) for key in data}
+    times = {key: float(found[1]) for key, found in embedded.items() if found}
+    assert golden.release_json()["golden_sizes"]["velocity_timestep"] in times.values()
+    for key, time in times.items():
+        torch.testing.assert_close(sinusoid(torch.tensor([time]), config.freq_dim), data[key], **CLOSE)
 
 
 def test_masks_equal_the_golden_ones():
     data, config = golden.arrays("masks_rope"), golden.config()
-    causal = next(value for key, value in data.items() if key.startswith("video.per_frame_causal_"))
-    assert torch.equal(masks.frame_causal(len(causal) // config.frame_tokens, config.frame_tokens), causal.bool())
+    for num_frames in golden.indices("masks_rope", r"video\.per_frame_causal_(\d+)frames"):
+        causal = data[f"video.per_frame_causal_{num_frames}frames"]
+        assert torch.equal(masks.frame_causal(num_frames, config.frame_tokens), causal.bool())
     cross = data["action.cross_attention_training"].bool()
     assert torch.equal(masks.chunk_cross_attention(config.num_chunks, config.chunk_size, config.text_len), cross)
     frames = data["history.frame_mask_valid_last"].bool()

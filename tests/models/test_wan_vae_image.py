@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import warnings
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.models.wan_vae_image import image_encoder
+from tests.models import aha_wam_golden as golden
 
-GOLDEN = Path(os.environ.get("EDGEWAM_GOLDEN", Path(__file__).parents[1] / "golden"))
 ROUNDING_TOLERANCE = 5e-6  # float32 against float64, about forty convolutions; measured 2.6e-6
 FOLDED_TOLERANCE = 2 * ROUNDING_TOLERANCE  # two float32 roads with independent errors; measured 3.4e-6
 EXACT_TOLERANCE = 1e-11  # float64: nothing but the order of sums may differ
@@ -28,13 +25,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return load_file(GOLDEN / "aha_wam" / "vae.safetensors")["images.input_u8"]
-
-
-def golden_vae() -> WanVae:
-    vae = WanVae(WanVaeConfig(dim=8, dec_dim=4)).requires_grad_(False)
-    vae.load_state_dict(torch.load(GOLDEN / "aha_wam" / "vae_raw.pt", weights_only=True))
-    return vae
+    return golden.arrays("vae")["images.input_u8"]
 
 
 def camera_image(image: torch.Tensor) -> torch.Tensor:
@@ -43,7 +34,7 @@ def camera_image(image: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, FOLDED_TOLERANCE), (torch.float64, EXACT_TOLERANCE)])
 def test_image_encoder_equals_encode_image(images, dtype, tolerance):
-    vae = golden_vae().to(dtype)
+    vae = golden.read_vae().to(dtype)
     encoder = image_encoder(vae)
     for image in images:
         expected = vae.encode_image(image[None].to(dtype) * (2 / 255) - 1)
@@ -53,17 +44,17 @@ def test_image_encoder_equals_encode_image(images, dtype, tolerance):
 
 
 def test_folding_keeps_float32_as_close_to_the_exact_latent_as_rounding_allows(images):
-    encoder, exact = image_encoder(golden_vae()), golden_vae().double()
+    encoder, exact = image_encoder(golden.read_vae()), golden.read_vae().double()
     for image in images:
         expected = exact.encode_image(image[None].double() * (2 / 255) - 1)
         assert (encoder(camera_image(image)) - expected).abs().max().item() < ROUNDING_TOLERANCE
 
 
 def test_image_encoder_reproduces_the_golden_latent(images):
-    expected = load_file(GOLDEN / "aha_wam" / "vae.safetensors")["images.latent_normalized"]
-    encoder = image_encoder(golden_vae())
+    expected = golden.arrays("vae")["images.latent_normalized"]
+    encoder = image_encoder(golden.read_vae())
     for image, latent in zip(images, expected, strict=True):
-        assert (encoder(camera_image(image))[0] - latent[:, 0]).abs().max().item() < 2e-5
+        assert (encoder(camera_image(image))[0] - latent[:, 0]).abs().max().item() < golden.STAGE_ATOL
 
 
 @pytest.mark.parametrize("dim_mult", [(1, 1, 2, 2), (1, 2, 2, 2), (1, 1, 1, 1)])
@@ -82,14 +73,14 @@ def test_a_shortcut_finer_than_a_pixel_block_is_refused():
 
 
 def test_a_black_image_gives_finite_latents_even_with_zero_weights():
-    vae = golden_vae()
+    vae = golden.read_vae()
     for parameter in vae.parameters():
         parameter.zero_()
     assert image_encoder(vae)(torch.zeros(32, 32, 3, dtype=torch.uint8)).isfinite().all()
 
 
 def test_the_copy_is_frozen_and_independent():
-    vae = golden_vae()
+    vae = golden.read_vae()
     encoder = image_encoder(vae)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     for parameter in vae.parameters():
@@ -112,7 +103,7 @@ def test_full_size_costs_200_gflop_and_54_million_weights():
 def test_onnx_runtime_computes_the_same_latent(images, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
-    encoder, image = image_encoder(golden_vae()), camera_image(images[0])
+    encoder, image = image_encoder(golden.read_vae()), camera_image(images[0])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         torch.onnx.export(encoder, (image,), tmp_path / "encoder.onnx", dynamo=True, verbose=False)
