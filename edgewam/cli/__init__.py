@@ -9,18 +9,34 @@ import errno
 import importlib
 import pkgutil
 import sys
+from typing import Any
 
 import typer
+import typer.core
 
 from edgewam.core.errors import EdgewamError
+
+# The disk is full, the quota is used up, a file may not grow further.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
 ORDER = ("demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "evaluate", "run", "prompt")
 
 
+class _Road(typer.core.TyperGroup):
+    """The commands; Ctrl-C ends any of them with a sentence that says how to go on."""
+
+    def invoke(self, ctx: typer.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise EdgewamError("Stopped. Run the same command again to go on: finished work was kept.") from None
+
+
 def build() -> typer.Typer:
     """The Typer application; every module of this package is a command, or a group of them."""
     app = typer.Typer(
+        cls=_Road,
         help="Shrink a robot world-action model until it runs on the robot, and run it there.",
         no_args_is_help=True,
         add_completion=False,
@@ -42,7 +58,16 @@ def main() -> None:
         build()()
     except EdgewamError as error:
         sys.exit(f"edgewam: {error}")
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "safetensors"):  # what packages written in torch import at their top
             raise
-        sys.exit(f"edgewam: {error}. Free some space, then run the same command again: finished work was kept.")
+        sys.exit(
+            f"edgewam: This step needs the package '{error.name}', which is not installed. "
+            "Install it with: pip install 'edgewam[train]'"
+        )
+    except OSError as error:
+        if error.errno in _NO_SPACE:
+            sys.exit(f"edgewam: {error}. Free some space, then run the same command again: finished work was kept.")
+        if error.filename is None:
+            raise
+        sys.exit(f"edgewam: {error}. Check that path and its permissions, or give another one.")

@@ -12,8 +12,8 @@ from edgewam.cli._output import Json, emit, progress, say
 
 def command(
     out: Annotated[Path, typer.Argument(help="Dataset directory to write.")],
-    episodes: Annotated[int, typer.Option(help="Successful demonstrations to keep.")] = 400,
-    first_seed: Annotated[int, typer.Option(help="Seeds are tried in order from here.")] = 300_001,
+    episodes: Annotated[int, typer.Option(help="Successful demonstrations to keep.", min=1)] = 400,
+    first_seed: Annotated[int, typer.Option(help="Seeds are tried in order from here.", min=0)] = 300_001,
     style: Annotated[str, typer.Option(help="plain, or multimodal: the expert varies yaw, meeting point and timing.")] = "plain",
     robot: Annotated[str, typer.Option(help="Robot whose demonstrator records.")] = "aloha_sim",
     as_json: Json = False,

@@ -14,9 +14,11 @@ def command(
     policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
     out: Annotated[Path, typer.Argument(help="Bundle directory to write.")],
     backend: Annotated[str, typer.Option(help="onnxruntime, or eager.")] = "onnxruntime",
-    steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.", min=1)
+    ] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
-    threads: Annotated[int, typer.Option(help="Compute threads while the bundle proves itself.")] = 2,
+    threads: Annotated[int, typer.Option(help="Compute threads while the bundle proves itself.", min=1)] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print stages, sizes and memory, and write nothing.")] = False,
     as_json: Json = False,
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgewam.cli._device import Device
 from edgewam.cli._output import Json, emit, say, table, training_progress
 
 
@@ -17,11 +18,13 @@ def command(
     out: Annotated[Path, typer.Argument(help="Student directory to write; the running state is OUT.training.")],
     method: Annotated[str, typer.Option(help="Distiller plugin.")] = "ode",
     init_from: Annotated[Path | None, typer.Option(help="Continue from this student instead of the teacher's weights.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.")] = None,
-    batches: Annotated[int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
+    batches: Annotated[
+        int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.", min=1)
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Distil the action sampler from 10 to 2 (and 1) steps on cached teacher trajectories."""

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle directory; by default the shipped one.")] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds.")] = 50,
-    first_seed: Annotated[int, typer.Option(help="The first seed; demonstrations use seeds from 300001.")] = 0,
+    seeds: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 50,
+    first_seed: Annotated[int, typer.Option(help="The first seed; demonstrations use seeds from 300001.", min=0)] = 0,
     robot: Annotated[str, typer.Option(help="A simulator's plugin name, or a dotted module.")] = "aloha_sim",
-    latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.")] = 0,
-    execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.")] = 16,
+    latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.", min=0)] = 0,
+    execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.", min=1)] = 16,
     ablate: Annotated[list[str] | None, typer.Option(help="Do without: images (black), memory, router.")] = None,
     results: Annotated[Path | None, typer.Option(help="JSONL file that keeps every episode; the same command continues.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two results files instead of playing.")] = None,
-    workers: Annotated[int, typer.Option(help="Processes that play.")] = 2,
+    workers: Annotated[int, typer.Option(help="Processes that play.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
     """Judge a policy in closed loop: the simulator waits, the seed fixes scene and noise."""

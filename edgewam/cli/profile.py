@@ -13,9 +13,9 @@ from edgewam.cli._shipped import or_shipped
 
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle directory; by default the shipped one.")] = None,
-    n: Annotated[int, typer.Option("-n", help="Timed runs of each figure.")] = 200,
-    warmup: Annotated[int, typer.Option(help="Untimed runs before.")] = 20,
-    threads: Annotated[int, typer.Option(help="Compute threads.")] = 2,
+    n: Annotated[int, typer.Option("-n", help="Timed runs of each figure.", min=1)] = 200,
+    warmup: Annotated[int, typer.Option(help="Untimed runs before.", min=0)] = 20,
+    threads: Annotated[int, typer.Option(help="Compute threads.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
     """Time every program and stage of a bundle, and L_chunk, L_prefill and L_compose as the policy uses them."""

@@ -18,10 +18,10 @@ def command(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle directory; by default the shipped one.")] = None,
     robot: Annotated[str, typer.Option(help="Robot plugin name, or a dotted module.")] = "aloha_sim",
     seconds: Annotated[float, typer.Option(help="How long to control.")] = 60.0,
-    seed: Annotated[int, typer.Option(help="Scene and noise of the first episode; the next follow by one.")] = 0,
+    seed: Annotated[int, typer.Option(help="Scene and noise of the first episode; the next follow by one.", min=0)] = 0,
     prompt: Annotated[str | None, typer.Option(help="Instruction; by default the robot's own.")] = None,
-    threads: Annotated[int, typer.Option(help="Compute threads of the engine.")] = 2,
-    replan_ticks: Annotated[int, typer.Option(help="Ask for a new chunk once per so many control ticks.")] = 8,
+    threads: Annotated[int, typer.Option(help="Compute threads of the engine.", min=1)] = 2,
+    replan_ticks: Annotated[int, typer.Option(help="Ask for a new chunk once per so many control ticks.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
     """Drive a robot in real time: io, driver, camera and engine processes over shared memory."""

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from edgewam.cli._device import Device
 from edgewam.cli._output import Json, emit, say, training_progress
 from edgewam.cli._shipped import or_shipped
 from edgewam.core.errors import EdgewamError
@@ -19,11 +20,11 @@ def command(
     part: Annotated[str, typer.Option(help="What to train: policy, or vae.")] = "policy",
     vae: Annotated[Path | None, typer.Option(help="VAE of the policy; by default the shipped one.")] = None,
     init_from: Annotated[Path | None, typer.Option(help="Start from these weights instead of random ones.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.")] = None,
-    seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.")] = 0,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
+    minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
+    seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.", min=0)] = 0,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
     """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""

@@ -17,9 +17,9 @@ def command(
     bundle: Annotated[Path, typer.Argument(help="Bundle that is to be trusted.")],
     reference: Annotated[Path, typer.Argument(help="The policy it was compiled from, or the teacher it was distilled from.")],
     dataset: Annotated[Path, typer.Argument(help="Dataset whose frames are judged; best one that nothing was trained on.")],
-    frames: Annotated[int, typer.Option(help="Frames of gate 2; each takes 8 pairs of noise.")] = 16,
+    frames: Annotated[int, typer.Option(help="Frames of gate 2; each takes 8 pairs of noise.", min=1)] = 16,
     prompt: Annotated[str | None, typer.Option(help="Instruction; by default the first.")] = None,
-    threads: Annotated[int, typer.Option(help="Compute threads.")] = 2,
+    threads: Annotated[int, typer.Option(help="Compute threads.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:
     """Gate 1: every stage against eager. Gate 2: the excess error ratio of whole chunks over frames and noises."""
