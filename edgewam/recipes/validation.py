@@ -38,6 +38,7 @@ def validate_against(
     from edgewam.data.dataset import Dataset
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.bundle import KIND, Bundle
+    from edgewam.runtime.prompts import prompt_names
 
     manifest, origin = read_manifest(bundle, kind=KIND), read_manifest(reference)
     is_engine = origin.digest in manifest.parents.values()
@@ -45,6 +46,12 @@ def validate_against(
         raise EdgewamError(
             f"'{bundle}' was not compiled from '{reference}' ({origin.kind} {origin.digest[:12]}). Give the policy that it was "
             f"compiled from ({', '.join(digest[:12] for digest in manifest.parents.values())}), or a teacher."
+        )
+    known = prompt_names(bundle)
+    if prompt is not None and prompt not in known:  # before minutes of work, not after
+        raise EdgewamError(
+            f"'{bundle}' has no embedding of the prompt '{prompt}'. It has: {', '.join(map(repr, known))}. "
+            f'Add it with: edgewam prompt add {bundle} "{prompt}"'
         )
     frames = dataset_frames(Dataset.open(dataset), num_frames)
     with tempfile.TemporaryDirectory(prefix="edgewam-reference-") as temporary:
