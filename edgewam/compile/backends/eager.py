@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -25,5 +26,8 @@ def build(stage: Stage, directory: Path) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
     with exporting(stage), quiet():
         program = torch.export.export(as_module(stage), example_inputs(stage), strict=False)
-        torch.export.save(program, directory / f"{stage.name}.pt2")
-    return {"file": f"{stage.name}.pt2"}
+        stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump
+        torch.export.save(program, stored)
+    file = f"{stage.name}.pt2"
+    (directory / file).write_bytes(stored.getvalue())
+    return {"file": file}
