@@ -19,7 +19,7 @@ def command(
     out: Annotated[Path, typer.Argument(help="Directory of the policy (or VAE) to write; the running state is OUT.training.")],
     part: Annotated[str, typer.Option(help="What to train: policy, or vae.")] = "policy",
     vae: Annotated[Path | None, typer.Option(help="VAE of the policy; by default the shipped one.")] = None,
-    init_from: Annotated[Path | None, typer.Option(help="Start from these weights instead of random ones.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Go on from these weights, with the rates of a restart.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.", min=0)] = 0,
@@ -30,23 +30,20 @@ def command(
     """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
     from edgewam.recipes.transfer_cube import small_cpu
     from edgewam.training.aha_wam import train_policy
-    from edgewam.training.vae import train_vae
+    from edgewam.training.vae import VaeTraining, train_vae
 
-    recipe = small_cpu(out.parent)
     if part not in ("policy", "vae"):
         raise EdgewamError(f"Unknown part '{part}'. Available: policy, vae.")
-    defaults = recipe.policy if part == "policy" else recipe.vae
+    recipe = small_cpu(out.parent)
+    from_scratch = recipe.vae if part == "vae" else recipe.policy
+    defaults = recipe.refinement if part == "policy" and init_from else from_scratch
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     loop = replace(defaults.loop, seed=seed, threads=threads, device=device, **limit)
+    config = replace(defaults, dataset=dataset, init_from=init_from, loop=loop)
     with training_progress(f"train {part}") as update:
-        if part == "vae":
-            config = replace(recipe.vae, dataset=dataset, init_from=init_from, loop=loop)
+        if isinstance(config, VaeTraining):
             measured = train_vae(config, out, progress=update)
         else:
-            measured = train_policy(
-                replace(recipe.policy, dataset=dataset, vae=or_shipped(vae, "vae"), latents=None, init_from=init_from, loop=loop),
-                out,
-                progress=update,
-            )
+            measured = train_policy(replace(config, vae=or_shipped(vae, "vae"), latents=None), out, progress=update)
     say(f"Wrote {out}. Measured on held-out episodes: {measured}")
     emit(measured, as_json)

@@ -5,7 +5,7 @@ One function per hardware; a variant derives from another with `dataclasses.repl
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,25 +26,39 @@ class Demonstrations:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Every step from nothing to a student.  Directories: dataset, vae, teacher, student below one working directory."""
+    """Every step from nothing to a student.  Directories: dataset, vae, start, teacher, student below one working directory.
+
+    policy: from random weights.  refinement: from those, with the rates of a restart; its result is the teacher.
+    """
 
     demonstrations: Demonstrations
     vae: VaeTraining
     policy: PolicyTraining
+    refinement: PolicyTraining
     distillation: OdeDistillation
 
 
 def small_cpu(work: Path) -> Recipe:
-    """TransferCube on two CPU cores: 13 min of demonstrations, then one hour of training in all."""
+    """TransferCube on two CPU cores: 13 min of demonstrations, then an hour and a half of training in all."""
     from edgewam.distill.ode import OdeDistillation
     from edgewam.training.aha_wam import PolicyTraining
     from edgewam.training.vae import VaeTraining
 
-    dataset, vae, teacher = work / "dataset", work / "vae", work / "teacher"
+    dataset, vae, start, teacher = (work / name for name in ("dataset", "vae", "start", "teacher"))
     latents = work / "latents"
+    policy = PolicyTraining(dataset=dataset, vae=vae, latents=latents, weights_dtype="float16")
+    refinement = replace(
+        policy,
+        init_from=start,
+        batch_size=40,  # other batches than those of the first run, whose order has the same seed
+        muon_lr=0.012,
+        adamw_lr=6e-4,
+        loop=replace(policy.loop, minutes=20.0, warmup_steps=50),
+    )
     return Recipe(
-        Demonstrations(),
-        VaeTraining(dataset=dataset, weights_dtype="float16"),
-        PolicyTraining(dataset=dataset, vae=vae, latents=latents, weights_dtype="float16"),
-        OdeDistillation(teacher=teacher, dataset=dataset, latents=latents, weights_dtype="float16"),
+        demonstrations=Demonstrations(),
+        vae=VaeTraining(dataset=dataset, weights_dtype="float16"),
+        policy=policy,
+        refinement=refinement,
+        distillation=OdeDistillation(teacher=teacher, dataset=dataset, latents=latents, weights_dtype="float16"),
     )
