@@ -44,6 +44,6 @@ def show(report: ValidationReport) -> None:
         actions, limits = report.actions, report.limits
         say(
             f"gate 2, excess error ratio over {actions.ratio.size} frames: "
-            f"median {actions.median:.4f} (limit {limits.median:g}), p99 {actions.p99:.4f} (limit {limits.p99:g}); "
+            f"median {actions.median:.2g} (limit {limits.median:g}), p99 {actions.p99:.2g} (limit {limits.p99:g}); "
             f"mean spread of the reference {float(actions.spread_rms.mean()):.4f} std"
         )
