@@ -20,7 +20,7 @@ def command(
     seconds: Annotated[float, typer.Option(help="How long to control.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Scene and noise of the first episode; the next follow by one.", min=0)] = 0,
     prompt: Annotated[str | None, typer.Option(help="Instruction; by default the robot's own.")] = None,
-    threads: Annotated[int, typer.Option(help="Compute threads of the engine.", min=1)] = 2,
+    threads: Annotated[int, typer.Option(help="Compute threads of the engine; the simulator draws on the others.", min=1)] = 1,
     replan_ticks: Annotated[int, typer.Option(help="Ask for a new chunk once per so many control ticks.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
