@@ -57,8 +57,16 @@ def play(bundle: Path, seeds: range, path: Path, ablate: Sequence[str] = ()) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     return evaluate(
         FACTORY, {"bundle": str(bundle), "threads": 1}, seeds, ablate=ablate, identity={"bundle": digest}, results=path,
-        on_episode=lambda episode, done, total: print(f"\r{path.stem} {done}/{total}", end="", file=sys.stderr),
+        on_episode=lambda episode, done, total: _show(f"{path.stem} {done}/{total}", last=done == total),
     )  # fmt: skip
+
+
+def _show(text: str, last: bool) -> None:
+    """One line that is rewritten on a terminal; in a log only its last state."""
+    if sys.stderr.isatty():
+        print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
+    elif last:
+        print(text, file=sys.stderr, flush=True)
 
 
 def row(report: EvaluationReport) -> dict[str, Any]:

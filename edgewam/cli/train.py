@@ -20,6 +20,9 @@ def command(
     part: Annotated[str, typer.Option(help="What to train: policy, or vae.")] = "policy",
     vae: Annotated[Path | None, typer.Option(help="VAE of the policy; by default the shipped one.")] = None,
     init_from: Annotated[Path | None, typer.Option(help="Go on from these weights, with the rates of a restart.")] = None,
+    reproduce: Annotated[
+        Path | None, typer.Option(help="With --part vae: a VAE with more blocks, whose latents the new one must give.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.", min=0)] = 0,
@@ -34,6 +37,8 @@ def command(
 
     if part not in ("policy", "vae"):
         raise EdgewamError(f"Unknown part '{part}'. Available: policy, vae.")
+    if reproduce and part != "vae":
+        raise EdgewamError("--reproduce is for VAEs: add --part vae.")
     recipe = small_cpu(out.parent)
     from_scratch = recipe.vae if part == "vae" else recipe.policy
     defaults = recipe.refinement if part == "policy" and init_from else from_scratch
@@ -42,7 +47,7 @@ def command(
     config = replace(defaults, dataset=dataset, init_from=init_from, loop=loop)
     with training_progress(f"train {part}") as update:
         if isinstance(config, VaeTraining):
-            measured = train_vae(config, out, progress=update)
+            measured = train_vae(replace(config, reproduce=reproduce), out, progress=update)
         else:
             measured = train_policy(replace(config, vae=or_shipped(vae, "vae"), latents=None), out, progress=update)
     say(f"Wrote {out}. Measured on held-out episodes: {measured}")

@@ -16,7 +16,6 @@ import pytest
 from edgewam.core.artifacts import read_manifest
 from tests.cli.command import apart, here, leftovers, started
 from tests.cli.conftest import EPISODES, FIRST_SEED
-from tests.data.equality import assert_same
 
 TINY = Path(__file__).resolve().parents[1] / "golden/aha_wam/checkpoint_ahawam.pt"
 
@@ -41,7 +40,7 @@ def test_a_cut_collection_goes_on_and_equals_an_uncut_one(number, dataset, tmp_p
     assert not out.exists()
     finished = apart(*arguments).ok().json
     assert finished["num_episodes"] == EPISODES and finished["num_recorded_now"] < EPISODES
-    assert_same(out, dataset)
+    assert read_manifest(out).digest == read_manifest(dataset).digest
     assert [path.name for path in tmp_path.iterdir()] == ["cube"]
     assert here("collect", *arguments[1:]).ok().json["num_recorded_now"] == 0
 

@@ -18,7 +18,7 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.training.frames import compose_episode
 from edgewam.training.latents import DONE, LatentCache, LatentPlan, build_cache, open_cache, window_starts
-from edgewam.training.vae import to_video
+from edgewam.training.vae_measure import to_video
 from edgewam.training.weights import load_vae
 from tests.training import tiny
 

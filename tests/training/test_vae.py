@@ -15,7 +15,8 @@ from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.dataset import Dataset
 from edgewam.training.frames import FrameSet
 from edgewam.training.log import read_log
-from edgewam.training.vae import latent_constants, to_video, train_vae
+from edgewam.training.vae import train_vae
+from edgewam.training.vae_measure import latent_constants, to_video
 from edgewam.training.weights import load_vae, rounded
 from tests.training import tiny
 
