@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgewam.core.artifacts import Manifest, read_manifest
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
@@ -30,7 +31,7 @@ from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
 from edgewam.training.loop import LoopConfig, Progress, train
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.policy_artifact import PolicyFacts, load_policy, write_policy
+from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.weights import StoredDtype, load_vae, rounded
 from edgewam.training.windows import Choice, WindowSource, latent_plan
 
@@ -127,6 +128,7 @@ def train_policy(
     work = out.parent / f"{out.name}.training"
     dataset = Dataset.open(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
+    start = _start(config.init_from, config.vae, vae_manifest) if config.init_from else None
     plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
     say = report or (lambda line: None)
     cache = build_cache(
@@ -134,7 +136,6 @@ def train_policy(
         lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     split = dataset.num_episodes - held_out(dataset.num_episodes)
-    start = load_policy(config.init_from, config.vae) if config.init_from else None
     stats = start.stats if start else measure_stats(dataset, range(split))
     text = SmallTextEncoder(config.model.text_dim, config.model.text_len)
     source = WindowSource(dataset, cache, stats, text, config.layout, range(split))
@@ -162,6 +163,18 @@ def train_policy(
         log_from=work,
     )
     return measured
+
+
+def _start(directory: Path, vae: Path, vae_manifest: Manifest) -> LoadedPolicy:
+    """The policy to go on from; its VAE is `vae`, or one that `vae` was trained to reproduce.
+
+    Raises:
+        ArtifactError: latents of `vae` mean nothing to that policy.
+    """
+    known = read_manifest(directory).parents.get("vae")
+    if vae_manifest.parents.get("reproduce") == known:
+        return load_policy(directory)
+    return load_policy(directory, vae)
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from edgewam.training.latents import build_cache
 from edgewam.training.log import read_log
 from edgewam.training.loop import Interrupted, Progress
 from edgewam.training.policy_artifact import load_policy
+from edgewam.training.vae import train_vae
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import Choice, WindowSource, latent_plan
 from tests.training import tiny
@@ -133,6 +134,22 @@ def test_training_goes_on_from_another_policy_with_its_statistics(road: Road, tr
     assert np.array_equal(before.stats.action.std, after.stats.action.std)
     assert after.manifest.parents["init_from"] == before.manifest.digest
     assert read_log(tmp_path / "policy")[0]["action"] < read_log(trained)[0]["action"]
+
+
+def test_training_goes_on_with_a_vae_that_reproduces_the_latents_and_with_no_other(
+    road: Road, trained: Path, tmp_path: Path
+) -> None:
+    fewer_blocks = replace(tiny.tiny_vae_config(), num_res_blocks=1)
+    train_vae(tiny.vae_training(road[0], vae=fewer_blocks, reproduce=road[1]), tmp_path / "smaller")
+    config = tiny.policy_training(road[0], tmp_path / "smaller", tmp_path / "latents", init_from=trained)
+    train_policy(config, tmp_path / "policy")
+    after = load_policy(tmp_path / "policy")
+    assert after.vae.config.num_res_blocks == 1
+    assert np.array_equal(after.stats.action.std, load_policy(trained, road[1]).stats.action.std)
+    other = replace(config, vae=tiny.vae_at(tmp_path / "other", seed=1), latents=tmp_path / "others")
+    with pytest.raises(ArtifactError, match="not the VAE"):
+        train_policy(other, tmp_path / "refused")
+    assert not (tmp_path / "refused").exists() and not (tmp_path / "others").exists(), "refused before hours of encoding"
 
 
 def test_the_first_loss_of_a_run_depends_on_the_seed_alone(road: Road, source: WindowSource, tmp_path: Path) -> None:
