@@ -20,7 +20,9 @@ from edgewam.core.errors import EdgewamError
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
-ORDER = ("demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "evaluate", "run", "prompt")
+ORDER = (
+    "demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "doctor", "evaluate", "run", "prompt",
+)  # fmt: skip
 
 
 class _Road(typer.core.TyperGroup):

@@ -6,6 +6,8 @@ What cannot be read is left out or empty, never guessed.  The GPU is asked throu
 from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import subprocess
 from dataclasses import asdict, dataclass, field
@@ -51,8 +53,101 @@ class Machine:
         return asdict(self)
 
 
-def read_machine() -> Machine:
-    """Read the facts now; takes up to a second where nvidia-smi is slow."""
+@dataclass(frozen=True)
+class Host:
+    """What a robot's computer offers beside its clocks.  None or empty: this system does not say.
+
+    instruction_sets: those of INSTRUCTION_SETS that the processor has.  disk_free_gb: where `directory` is.
+    shared_memory_gb: size of /dev/shm.  container: "docker", "podman", ... or None.  kernel_real_time: a PREEMPT_RT kernel.
+    rt_runtime: part of the time that real-time tasks may run, 1.0 without a limit.  *_limit: of this user's processes,
+    rtprio 0..99, memlock in bytes, -1 without a limit.
+    """
+
+    physical_cores: int | None
+    instruction_sets: tuple[str, ...]
+    memory_available_gb: float | None
+    disk_free_gb: float
+    shared_memory_gb: float | None
+    container: str | None
+    kernel_real_time: bool
+    rt_runtime: float | None
+    rtprio_limit: int
+    memlock_limit: int
+    is_root: bool
+    nvidia_module: str | None  # version of the loaded kernel module, read without the library
+    nvidia_models: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain-JSON form."""
+        return asdict(self)
+
+
+# what decides the speed of float32 and int8 products: x86 names as /proc/cpuinfo has them, then those of ARM
+INSTRUCTION_SETS = (
+    "avx2", "fma", "f16c", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+    "asimd", "asimdhp", "asimddp", "i8mm", "bf16", "sve", "sve2",
+)  # fmt: skip
+
+
+def read_host(directory: Path | str = ".") -> Host:
+    """Read what does not move, from /proc, /sys and this process's limits; nothing is started and no device is opened."""
+    cpuinfo = _read("/proc/cpuinfo") or ""
+    runtime, period = _read("/proc/sys/kernel/sched_rt_runtime_us"), _read("/proc/sys/kernel/sched_rt_period_us")
+    share = None if runtime is None or period is None else 1.0 if int(runtime) < 0 else int(runtime) / int(period)
+    module, models = read_nvidia()
+    return Host(
+        physical_cores=_physical_cores(cpuinfo),
+        instruction_sets=instruction_sets(cpuinfo),
+        memory_available_gb=_memory_gb("MemAvailable"),
+        disk_free_gb=round(shutil.disk_usage(directory).free / 1e9, 1),
+        shared_memory_gb=round(shutil.disk_usage("/dev/shm").total / 1e9, 3) if os.path.ismount("/dev/shm") else None,
+        container=_container(),
+        kernel_real_time=_read("/sys/kernel/realtime") == "1",
+        rt_runtime=share,
+        rtprio_limit=resource.getrlimit(resource.RLIMIT_RTPRIO)[0],
+        memlock_limit=resource.getrlimit(resource.RLIMIT_MEMLOCK)[0],
+        is_root=os.geteuid() == 0,
+        nvidia_module=module,
+        nvidia_models=models,
+    )
+
+
+def instruction_sets(cpuinfo: str) -> tuple[str, ...]:
+    """Those of INSTRUCTION_SETS that the first processor of a /proc/cpuinfo text has."""
+    lines = (line.partition(":") for line in cpuinfo.splitlines())
+    flags = next((set(value.split()) for name, _, value in lines if name.strip() in ("flags", "Features")), set())
+    return tuple(name for name in INSTRUCTION_SETS if name in flags)
+
+
+def read_nvidia(root: str = "/proc/driver/nvidia") -> tuple[str | None, tuple[str, ...]]:
+    """(version of the loaded kernel module, models of its GPUs) as the kernel tells; (None, ()) without the module."""
+    text = _read(f"{root}/version") or ""
+    numbers = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)?)\s", text)
+    files = sorted(Path(root).glob("gpus/*/information"))
+    lines = [line.partition(":") for file in files for line in (_read(str(file)) or "").splitlines()]
+    return numbers[1] if numbers else None, tuple(value.strip() for name, _, value in lines if name.strip() == "Model")
+
+
+def _physical_cores(cpuinfo: str) -> int | None:
+    cores = set()
+    for block in cpuinfo.split("\n\n"):
+        fields = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in block.splitlines())}
+        if "core id" in fields:
+            cores.add((fields.get("physical id"), fields["core id"]))
+    return len(cores) or None
+
+
+def _container() -> str | None:
+    if name := _read("/run/systemd/container"):
+        return name
+    for path, name in (("/.dockerenv", "docker"), ("/run/.containerenv", "podman")):
+        if Path(path).exists():
+            return name
+    return os.environ.get("container")  # noqa: SIM112  lower case is what container managers set
+
+
+def read_machine(timeout_s: float = 20.0) -> Machine:
+    """Read the facts now; takes up to a second where nvidia-smi is slow, and is given up after `timeout_s`."""
     host = hardware()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return Machine(
@@ -60,25 +155,25 @@ def read_machine() -> Machine:
         num_cpus=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else int(host["num_cpus"] or 1),
         cpu_mhz=_cpu_mhz(),
         governor=_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
-        memory_gb=_memory_gb(),
+        memory_gb=_memory_gb("MemTotal"),
         load_1min=load,
         system=str(host["system"]),
-        gpu=read_gpu(),
-        power_mode=_power_mode(),
+        gpu=read_gpu(timeout_s),
+        power_mode=_power_mode(timeout_s),
     )
 
 
-def read_gpu() -> dict[str, str]:
+def read_gpu(timeout_s: float = 20.0) -> dict[str, str]:
     """Name, driver, clocks and limits of the first GPU as nvidia-smi prints them (with units); empty without one."""
-    line = _run("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0")
+    line = _run("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0", timeout_s=timeout_s)
     values = [value.strip() for value in (line or "").split(",")]
     if len(values) != len(_GPU_FIELDS):
         return {}
     return {name: value for name, value in zip(_GPU_FIELDS.values(), values, strict=True) if not value.startswith("[")}
 
 
-def _power_mode() -> str | None:
-    text = _run("nvpmodel", "-q")
+def _power_mode(timeout_s: float) -> str | None:
+    text = _run("nvpmodel", "-q", timeout_s=timeout_s)
     lines = [line.partition(":")[2].strip() for line in (text or "").splitlines() if line.startswith("NV Power Mode")]
     return lines[0] if lines else None
 
@@ -92,9 +187,9 @@ def _cpu_mhz() -> float | None:
     return max(clocks) if clocks else None
 
 
-def _memory_gb() -> float | None:
+def _memory_gb(name: str) -> float | None:
     text = _read("/proc/meminfo") or ""
-    sizes = [int(line.split()[1]) * 1024 / 1e9 for line in text.splitlines() if line.startswith("MemTotal:")]
+    sizes = [int(line.split()[1]) * 1024 / 1e9 for line in text.splitlines() if line.startswith(f"{name}:")]
     return round(sizes[0], 1) if sizes else None
 
 
@@ -105,11 +200,11 @@ def _read(path: str) -> str | None:
         return None
 
 
-def _run(program: str, *arguments: str) -> str | None:
+def _run(program: str, *arguments: str, timeout_s: float) -> str | None:
     if shutil.which(program) is None:
         return None
     try:
-        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=20, check=False)
+        done = subprocess.run([program, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout if done.returncode == 0 else None

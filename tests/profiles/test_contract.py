@@ -56,7 +56,7 @@ def test_a_gpu_figure_without_a_gpu_is_refused():
 
 def test_gpu_facts_come_from_nvidia_smi(monkeypatch):
     line = "NVIDIA H200, 580.159.03, 143771 MiB, 1980 MHz, 3201 MHz, 1980 MHz, 700.00 W, 41, [N/A]\n"
-    monkeypatch.setattr(machine_module, "_run", lambda program, *_: line if program == "nvidia-smi" else None)
+    monkeypatch.setattr(machine_module, "_run", lambda program, *_, timeout_s: line if program == "nvidia-smi" else None)
     gpu = read_gpu()
     assert (gpu["name"], gpu["driver"], gpu["sm_clock"]) == ("NVIDIA H200", "580.159.03", "1980 MHz") and "persistence" not in gpu
     contract = TimingContract.here(**FIELDS, on_gpu=True)
@@ -65,13 +65,13 @@ def test_gpu_facts_come_from_nvidia_smi(monkeypatch):
 
 @pytest.mark.parametrize("output", [None, "", "No devices were found\n", "a, b\n"])
 def test_no_gpu_gives_no_facts(monkeypatch, output):
-    monkeypatch.setattr(machine_module, "_run", lambda *_: output)
+    monkeypatch.setattr(machine_module, "_run", lambda *_, timeout_s: output)
     assert read_gpu() == {} and read_machine().power_mode is None
 
 
 def test_power_mode_of_a_jetson_is_read(monkeypatch):
     text = "NV Power Mode: MAXN\n0\n"
-    monkeypatch.setattr(machine_module, "_run", lambda program, *_: text if program == "nvpmodel" else None)
+    monkeypatch.setattr(machine_module, "_run", lambda program, *_, timeout_s: text if program == "nvpmodel" else None)
     assert read_machine().power_mode == "MAXN"
 
 
