@@ -57,11 +57,11 @@ def play(bundle: Path, seeds: range, path: Path, ablate: Sequence[str] = ()) -> 
     path.parent.mkdir(parents=True, exist_ok=True)
     return evaluate(
         FACTORY, {"bundle": str(bundle), "threads": 1}, seeds, ablate=ablate, identity={"bundle": digest}, results=path,
-        on_episode=lambda episode, done, total: _show(f"{path.stem} {done}/{total}", last=done == total),
+        on_episode=lambda episode, done, total: show(f"{path.stem} {done}/{total}", last=done == total),
     )  # fmt: skip
 
 
-def _show(text: str, last: bool) -> None:
+def show(text: str, last: bool) -> None:
     """One line that is rewritten on a terminal; in a log only its last state."""
     if sys.stderr.isatty():
         print(f"\r{text}", end="\n" if last else "", file=sys.stderr, flush=True)
@@ -107,12 +107,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print("\n" + table(rows))
     print(f"student - teacher: {pair.difference:+.3f}, one-sided 95 % bound {pair.lower_bound:+.3f} (Tango), n = {pair.n}")
     machine = read_machine()
+    # digests say which policies they were; paths would only say where this checkout lies
+    conditions = {name: value for name, value in found["student, 2 steps"].config.items() if name not in ("policy", "identity")}
     out = (a.out or RESULTS / slug(machine.cpu)) / "success.json"
     write_json(
         out,
         {
             "when_utc": now_utc(),
-            "conditions": found["student, 2 steps"].config | {"first_seed": a.first_seed, "seeds": a.seeds, "cpu": machine.cpu},
+            "conditions": conditions | {"first_seed": a.first_seed, "seeds": a.seeds, "cpu": machine.cpu},
             "versions": versions(),
             "digests": {part: read_manifest(shipped(part)).digest for part in ("vae", "teacher", "student", "bundle")},
             "policies": {name: row(report) for name, report in {**found, "student, black images": blind}.items()},

@@ -266,3 +266,30 @@ def test_rehearsal_runs_every_program_and_timed_calls_run(bundle):
         call()
     with pytest.raises(EdgewamError, match="--prompt"):
         rehearse(replace(bundle, prompts={}))
+
+
+def test_the_context_is_refreshed_as_often_as_asked(parts):
+    bundle = make_bundle(parts)
+    chunk, horizon = bundle.host["chunk_size"], bundle.host["horizon"]
+    for every in (chunk, 2 * chunk, horizon):
+        policy = AhaWamPolicy(bundle)
+        policy.refresh_every(every)
+        policy.reset(PROMPT, seed=0)
+        refreshed = []
+        for tick in range(0, 4 * horizon, chunk):
+            before = policy._num_refreshes
+            policy.infer(synthetic_observation(policy.host, tick))
+            refreshed += [tick] if policy._num_refreshes > before else []
+        assert refreshed == list(range(0, 4 * horizon, every))
+
+
+@pytest.mark.parametrize("ticks", [0, 1, 10_000])
+def test_a_refresh_that_no_horizon_covers_is_refused(parts, ticks):
+    with pytest.raises(EdgewamError, match=r"choose from \d+ .a chunk. to \d+ .the horizon."):
+        AhaWamPolicy(make_bundle(parts)).refresh_every(ticks)
+
+
+def test_without_offsets_a_refresh_stays_on_the_grid_of_chunks(parts):
+    policy = AhaWamPolicy(make_bundle(parts, offset_trained=False))
+    with pytest.raises(EdgewamError, match=f"multiple of {policy.host.chunk_size}"):
+        policy.refresh_every(policy.host.chunk_size + 1)

@@ -7,7 +7,7 @@ are those of that index in the newest context's horizon (DESIGN section 8, facts
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -142,6 +142,22 @@ class AhaWamPolicy:
         self.plan_canvas(canvas, 0, noise)
         actions = self.act_canvas(canvas, observation.state, 0)
         return (actions / np.array(self.host.action_std, np.float32)).astype(np.float32)
+
+    def refresh_every(self, ticks: int) -> None:
+        """Refresh the planner every so many control ticks instead of the bundle's own number.
+
+        Raises:
+            EdgewamError: less than one chunk, more than the horizon, or off the grid of weights trained without offsets.
+        """
+        host = self.host
+        off_grid = not host.offset_trained and ticks % host.chunk_size
+        if not host.chunk_size <= ticks <= host.horizon or off_grid:
+            grid = "" if host.offset_trained else f" and a multiple of {host.chunk_size}"
+            raise EdgewamError(
+                f"A refresh every {ticks} ticks is not possible: choose from {host.chunk_size} (a chunk) to {host.horizon} "
+                f"(the horizon){grid}."
+            )
+        self.host = replace(host, refresh_ticks=ticks)
 
     def ablate(self, part: str) -> None:
         """Switch off the rolling memory or the router (chunks then read the planner's own keys and values), for good.
