@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewam.robot_bridge.chunks import Reject
+from edgewam.robot_bridge.histogram import AGE_EDGES_MS, LATENESS_EDGES_MS, histogram
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.safety import is_violation
 from edgewam.robot_bridge.shm_record import Value
@@ -52,6 +53,7 @@ class RunReport:
     observation_to_command_ms: for each applied chunk, time of the first command sent from it minus the capture time of the
     observation it was computed from.  command_age_ms: the same difference for every command that a chunk supplied.
     is_complete: the run lasted to its end and did not latch STOP; faults says what went wrong, also on the way.
+    histograms: counts in fixed bins of lateness_ms, engine_ms and observation_to_command_ms (robot_bridge/histogram.py).
     chunk_hz = chunks_applied over the whole time of the run, pauses included; control_hz from first to last command.
     """
 
@@ -81,6 +83,7 @@ class RunReport:
     engine_ms: Quantiles
     observation_to_command_ms: Quantiles
     command_age_ms: Quantiles
+    histograms: dict[str, dict[str, list[Any]]]
     final_mode: str
     robot: str = ""
     seconds: float = 0.0
@@ -116,6 +119,7 @@ def count(log: Value, num_ticks: int, config: Mapping[str, Any], joint_names: tu
     ages = supplied["sent_ns"] - supplied["t_capture_ns"]
     duration_s = (log["sent_ns"][-1] - log["sent_ns"][0]) / 1e9 if sent > 1 else 0.0
     clamps = log["range_clamps"] | log["step_clamps"]
+    engine = log["infer_ns"][log["is_received"] != 0]
     return RunReport(
         ticks=num_ticks,
         sent=sent,
@@ -140,9 +144,14 @@ def count(log: Value, num_ticks: int, config: Mapping[str, Any], joint_names: tu
         control_hz=round((sent - 1) / duration_s, 3) if duration_s else 0.0,
         chunk_hz=round(len(first) / (num_ticks * period_ns / 1e9), 3) if num_ticks else 0.0,
         lateness_ms=Quantiles.of(lateness),
-        engine_ms=Quantiles.of(log["infer_ns"][log["is_received"] != 0]),
+        engine_ms=Quantiles.of(engine),
         observation_to_command_ms=Quantiles.of(ages[first]),
         command_age_ms=Quantiles.of(ages),
+        histograms={
+            "lateness_ms": histogram(lateness, LATENESS_EDGES_MS),
+            "engine_ms": histogram(engine, AGE_EDGES_MS),
+            "observation_to_command_ms": histogram(ages[first], AGE_EDGES_MS),
+        },
         final_mode=Mode(int(mode[-1])).name if sent else Mode.INIT.name,
         seconds=num_ticks * period_ns / 1e9,
     )

@@ -41,7 +41,7 @@ def profile_bundle(bundle: Bundle, n: int = 200, warmup: int = 20, programs: Seq
         policy = plugins.load("policy", bundle.policy)
         for name, function in policy.timed_calls(bundle).items():
             total = measure(function, n, warmup)
-            contract = _contract(bundle, name, policy.FIGURE_PROGRAMS.get(name), n, warmup)  # reads the clocks of now
+            contract = contract_of(bundle, name, policy.FIGURE_PROGRAMS.get(name), n, warmup)  # reads the clocks of now
             profiles[name] = Profile(f"{bundle.family} {name}", contract, total)
     bundle.pipeline.reset()
     return profiles
@@ -67,10 +67,10 @@ def _profile_program(bundle: Bundle, name: str, inputs: Mapping[str, Array], n: 
 
     total = measure(run, n, warmup)
     stages, calls = stage_timings(bundle.pipeline, run, n, warmup=1)
-    return Profile(f"{bundle.family} {name}", _contract(bundle, name, name, n, warmup), total, stages, calls)
+    return Profile(f"{bundle.family} {name}", contract_of(bundle, name, name, n, warmup), total, stages, calls)
 
 
-def _contract(bundle: Bundle, figure: str, program: str | None, n: int, warmup: int) -> TimingContract:
+def contract_of(bundle: Bundle, figure: str, program: str | None, n: int, warmup: int) -> TimingContract:
     """The contract of a figure that runs a program, or only the host when there is none."""
     config = bundle.manifest.config if bundle.manifest else {}
     stages: tuple[str, ...] = (figure,)
