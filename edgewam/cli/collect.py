@@ -8,14 +8,18 @@ from typing import Annotated
 import typer
 
 from edgewam.cli._output import Json, emit, progress, say
+from edgewam.cli._robot import Task
 
 
 def command(
     out: Annotated[Path, typer.Argument(help="Dataset directory to write.")],
     episodes: Annotated[int, typer.Option(help="Successful demonstrations to keep.", min=1)] = 400,
     first_seed: Annotated[int, typer.Option(help="Seeds are tried in order from here.", min=0)] = 300_001,
-    style: Annotated[str, typer.Option(help="plain, or multimodal: the expert varies yaw, meeting point and timing.")] = "plain",
+    style: Annotated[
+        str | None, typer.Option(help="plain, or multimodal: the expert varies how and when. By default the task's own.")
+    ] = None,
     robot: Annotated[str, typer.Option(help="Robot whose demonstrator records.")] = "aloha_sim",
+    task: Task = None,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations (LeRobot v3.0: parquet and mp4). Safe to interrupt; the same command continues."""
@@ -26,11 +30,16 @@ def command(
         def report(state: CollectProgress) -> None:
             update(state.num_kept, state.num_wanted, note=f"{state.num_dropped} unsuccessful dropped")
 
-        result = collect(out, episodes, first_seed, style=style, robot=robot, progress=report)
-    say(f"{result.num_kept} episodes in {result.path} ({result.num_recorded_now} now, {result.num_dropped} dropped).")
+        result = collect(out, episodes, first_seed, style=style, robot=robot, task=task, progress=report)
+    say(
+        f"{result.num_kept} episodes of {result.task} ({result.style}) in {result.path} "
+        f"({result.num_recorded_now} now, {result.num_dropped} dropped)."
+    )
     emit(
         {
             "path": str(result.path),
+            "task": result.task,
+            "style": result.style,
             "num_episodes": result.num_kept,
             "num_dropped": result.num_dropped,
             "num_recorded_now": result.num_recorded_now,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewam.cli._output import Json, emit, progress, say
+from edgewam.cli._robot import Task
 from edgewam.cli._shipped import FACTORY, or_shipped
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ def command(
     seeds: Annotated[int, typer.Option(help="How many seeds.", min=1)] = 50,
     first_seed: Annotated[int, typer.Option(help="The first seed; demonstrations use seeds from 300001.", min=0)] = 0,
     robot: Annotated[str, typer.Option(help="A simulator's plugin name, or a dotted module.")] = "aloha_sim",
+    task: Task = None,
     latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.", min=0)] = 0,
     execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.", min=1)] = 16,
     ablate: Annotated[list[str] | None, typer.Option(help="Do without: images (black), memory, router.")] = None,
@@ -34,7 +36,10 @@ def command(
     from edgewam.core.artifacts import read_manifest
     from edgewam.robot_bridge.evaluate import evaluate
     from edgewam.robot_bridge.lockstep import LockstepSettings
+    from edgewam.robot_bridge.robot import with_task
 
+    spec, _ = with_task(robot, task)
+    settings = LockstepSettings(spec.episode_ticks, latency_ticks, execute_ticks)
     path = or_shipped(bundle, "bundle")
     with progress("evaluate") as update:
         won = 0
@@ -49,7 +54,8 @@ def command(
             {"bundle": str(path), "threads": 1},
             range(first_seed, first_seed + seeds),
             robot=robot,
-            settings=LockstepSettings(latency_ticks=latency_ticks, execute_ticks=execute_ticks),
+            task=task,
+            settings=settings,
             ablate=ablate or (),
             identity={"bundle": read_manifest(path, kind="bundle", verify=False).digest},
             results=results,

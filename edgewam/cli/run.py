@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from edgewam.cli._output import Json, emit, progress, table
+from edgewam.cli._robot import Task
 from edgewam.cli._shipped import FACTORY, or_shipped
 
 if TYPE_CHECKING:
@@ -17,24 +18,29 @@ if TYPE_CHECKING:
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle directory; by default the shipped one.")] = None,
     robot: Annotated[str, typer.Option(help="Robot plugin name, or a dotted module.")] = "aloha_sim",
+    task: Task = None,
     seconds: Annotated[float, typer.Option(help="How long to control.")] = 60.0,
     seed: Annotated[int, typer.Option(help="Scene and noise of the first episode; the next follow by one.", min=0)] = 0,
-    prompt: Annotated[str | None, typer.Option(help="Instruction; by default the robot's own.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Instruction; by default the task's own.")] = None,
     threads: Annotated[int, typer.Option(help="Compute threads of the engine; the simulator draws on the others.", min=1)] = 1,
     replan_ticks: Annotated[int, typer.Option(help="Ask for a new chunk once per so many control ticks.", min=1)] = 8,
     as_json: Json = False,
 ) -> None:
     """Drive a robot in real time: io, driver, camera and engine processes over shared memory."""
+    from edgewam.robot_bridge.robot import with_task
     from edgewam.robot_bridge.run import Progress, RunSettings, run
 
+    spec, _ = with_task(robot, task)
     arguments = {"bundle": str(or_shipped(bundle, "bundle")), "threads": threads}
-    settings = RunSettings(replan_ticks=replan_ticks)
+    settings = RunSettings(replan_ticks=replan_ticks, episode_ticks=spec.episode_ticks)
     with progress("run") as update:
 
         def report(state: Progress) -> None:
             update(state.tick, state.num_ticks, note=f"{state.mode}, {state.episodes} episodes")
 
-        result = run(FACTORY, arguments, robot, seconds, prompt=prompt, seed=seed, settings=settings, on_progress=report)
+        result = run(
+            FACTORY, arguments, robot, seconds, task=task, prompt=prompt, seed=seed, settings=settings, on_progress=report
+        )
     show(result)
     emit(result.to_json(), as_json)
     if not result.is_complete or result.violations or result.violations_in_log:

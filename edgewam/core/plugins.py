@@ -20,6 +20,7 @@ KINDS = {
     "policy": ("edgewam.runtime.policies", "open_policy"),
     "distiller": ("edgewam.distill", "distill"),
     "robot": ("edgewam.robot_bridge.robots", "SPEC"),
+    "task": ("edgewam.robot_bridge.robots.aloha_tasks", "TASK"),
     "door": ("edgewam.robot_bridge.doors", "serve"),
 }
 

@@ -40,6 +40,8 @@ class CollectReport:
     """What came out: kept and dropped episodes of the whole collection, and how many this run recorded itself."""
 
     path: Path
+    task: str
+    style: str
     num_kept: int
     num_dropped: int
     num_recorded_now: int
@@ -50,8 +52,9 @@ def collect(
     out: Path | str,
     num_episodes: int,
     first_seed: int,
-    style: str = "plain",
+    style: str | None = None,
     robot: str = "aloha_sim",
+    task: str | None = None,
     noise_rad: float = NOISE_RAD,
     progress: Callable[[CollectProgress], None] | None = None,
 ) -> CollectReport:
@@ -61,8 +64,9 @@ def collect(
         out: dataset directory; unfinished work lives beside it in `<out>.parts`.
         num_episodes: episodes kept; unsuccessful ones are dropped and counted.
         first_seed: seeds first_seed, first_seed + 1, ... are tried in order.
-        style: the demonstrator's style (`plain` or `multimodal` for the scripted expert).
+        style: the demonstrator's style (`plain` or `multimodal` for the scripted experts); by default the task's.
         robot: name of the robot whose demonstrator records.
+        task: one of the robot's tasks; by default its default one.
         noise_rad: largest execution error; the recorded actions stay the clean targets.
         progress: called after every episode.
 
@@ -72,12 +76,13 @@ def collect(
     out, began = Path(out), time.monotonic()
     if num_episodes < 1 or first_seed < 0:
         raise EdgewamError(f"Need at least 1 episode and a first seed >= 0, got {num_episodes} and {first_seed}.")
-    settings = {"robot": robot, "style": style, "noise_rad": noise_rad, "first_seed": first_seed}
+    demonstrator = open_demonstrator(robot, task, style, noise_rad)
+    task, style = demonstrator.task, demonstrator.style
+    settings = {"robot": robot, "task": task, "style": style, "noise_rad": noise_rad, "first_seed": first_seed}
     parts = out.parent / f"{out.name}.parts"
-    if out.exists():
-        return _finished(out, parts, num_episodes, settings)
-    demonstrator = open_demonstrator(robot, style, noise_rad)
     try:
+        if out.exists():
+            return _finished(out, parts, num_episodes, settings)
         store = EpisodeStore(parts, demonstrator.schema, settings)
         with store.locked():
             recorded = _record(store, demonstrator, num_episodes, first_seed, began, progress)
@@ -94,7 +99,7 @@ def collect(
         ) from error
     finally:
         demonstrator.close()
-    return CollectReport(out, num_episodes, num_dropped, recorded, time.monotonic() - began)
+    return CollectReport(out, task, style, num_episodes, num_dropped, recorded, time.monotonic() - began)
 
 
 def _record(
@@ -139,4 +144,4 @@ def _finished(out: Path, parts: Path, num_episodes: int, settings: dict[str, Any
     if parts.exists():
         # a kill between the dataset's rename and the removal of the parts: the dataset is complete
         shutil.rmtree(parts)
-    return CollectReport(out, num_episodes, made["num_dropped"], 0, 0.0)
+    return CollectReport(out, settings["task"], settings["style"], num_episodes, made["num_dropped"], 0, 0.0)

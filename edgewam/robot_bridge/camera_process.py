@@ -23,7 +23,7 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
         raise EdgewamError(f"Robot '{config['robot']}' has no make_renderer(), so nothing can draw its cameras.")
     every, names = int(config["camera_every"]), list(module.SPEC.camera_shapes)
     granted = become_preferred()
-    renderer = module.make_renderer()
+    renderer = module.make_renderer(**config["robot_options"])
     physics, frame = link.wires["physics"], link.wires["frame"]
     version, drawn, skipped, last = 0, 0, 0, (-1, -1)
     try:

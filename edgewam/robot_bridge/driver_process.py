@@ -22,7 +22,7 @@ PRIORITY = 40
 
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     """Simulate until told to stop; returns the episodes that ended, each with seed, ticks, reward and successes."""
-    robot = plugins.load("robot", config["robot"]).make(render=False)
+    robot = plugins.load("robot", config["robot"]).make(render=False, **config["robot_options"])
     if not isinstance(robot, Simulator):
         raise EdgewamError(f"Robot '{config['robot']}' is no simulator, and only simulators can be run yet. Use aloha_sim.")
     try:

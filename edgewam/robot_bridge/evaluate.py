@@ -14,11 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings
 from edgewam.robot_bridge.results import ResultsFile, read_results
-from edgewam.robot_bridge.robot import RobotSpec
+from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.statistics import (
     Interval,
     clopper_pearson,
@@ -69,6 +68,7 @@ def evaluate(
     seeds: Iterable[int],
     *,
     robot: str = "aloha_sim",
+    task: str | None = None,
     robot_options: Mapping[str, Any] | None = None,
     settings: LockstepSettings | None = None,
     prompt: str | None = None,
@@ -85,9 +85,10 @@ def evaluate(
         policy_args: plain data.
         seeds: one episode each; the seed fixes scene and noise.
         robot: a simulator's plugin name or dotted module.
-        robot_options: arguments of its `make`.
-        settings: ticks per episode and per chunk, declared latency.
-        prompt: instruction; by default the robot's first.
+        task: one of the robot's tasks; by default its default one.
+        robot_options: further arguments of its `make`.
+        settings: ticks per episode and per chunk, declared latency; by default an episode is as long as the task wants it.
+        prompt: instruction; by default the task's.
         ablate: parts to do without: 'images' (black), or what the policy offers, such as 'memory' and 'router'.
         identity: what the policy really is, such as the digest of its bundle; a results file of another one is refused.
         results: JSONL file to add to; without it nothing is kept.
@@ -101,14 +102,14 @@ def evaluate(
     seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     if not seeds or workers < 1:
         raise EdgewamError("Give at least one seed and one worker.")
-    spec: RobotSpec = plugins.load("robot", robot).SPEC
+    spec, chosen = with_task(robot, task)
     config = {
         "policy": {"factory": policy_factory, "args": dict(policy_args)},
         "identity": dict(identity or {}),
         "robot": robot,
-        "robot_options": dict(robot_options or {}),
+        "robot_options": {**chosen, **(robot_options or {})},
         "prompt": prompt if prompt is not None else spec.prompts[0],
-        "settings": asdict(settings or LockstepSettings()),
+        "settings": asdict(settings or LockstepSettings(max_ticks=spec.episode_ticks)),
         "ablate": list(ablate),
     }
     with contextlib.ExitStack() as stack:

@@ -54,6 +54,7 @@ class RunReport:
     observation it was computed from.  command_age_ms: the same difference for every command that a chunk supplied.
     is_complete: the run lasted to its end and did not latch STOP; faults says what went wrong, also on the way.
     histograms: counts in fixed bins of lateness_ms, engine_ms and observation_to_command_ms (robot_bridge/histogram.py).
+    robot_options: how the robot was made, such as its task when that is not the default one.
     chunk_hz = chunks_applied over the whole time of the run, pauses included; control_hz from first to last command.
     """
 
@@ -86,6 +87,7 @@ class RunReport:
     histograms: dict[str, dict[str, list[Any]]]
     final_mode: str
     robot: str = ""
+    robot_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     is_complete: bool = True
     faults: list[str] = field(default_factory=list)

@@ -2,19 +2,21 @@
 
 A robot is one module in `robot_bridge/robots/`: its file name is the plugin name, and it offers `SPEC: RobotSpec` and
 `make(**options) -> Robot`.  A simulator also offers `make_renderer() -> Renderer`, which may live in another process, and
-`make(render=False)`, whose observations have no images.
+`make(render=False)`, whose observations have no images.  A robot with several tasks has a `DEFAULT_TASK`, takes `task` in
+`make` and `make_renderer`, and offers `describe(task) -> RobotSpec`, the spec with that task's prompt and episode length.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 
-from edgewam.core.errors import ContractError
+from edgewam.core import plugins
+from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.records import Observation
 
 Vector = npt.NDArray[np.float64]
@@ -27,6 +29,7 @@ class RobotSpec:
 
     lower, upper [D]: command limits in rad (grippers 0 closed .. 1 open).  max_velocity [D]: largest change of a
     command, rad/s (grippers 1/s).  lease_ticks: control ticks that one command stays in force without a new one.
+    prompts: instructions, the default first.  episode_ticks: an attempt that takes longer has failed.
     """
 
     name: str
@@ -39,6 +42,7 @@ class RobotSpec:
     camera_hz: float
     prompts: tuple[str, ...]
     lease_ticks: int = 5
+    episode_ticks: int = 300
 
     def __post_init__(self) -> None:
         for field in ("lower", "upper", "max_velocity"):
@@ -132,3 +136,21 @@ class Renderer(Protocol):
 
     def close(self) -> None:
         """Release the graphics context; safe to call twice."""
+
+
+def with_task(robot: str, task: str | None) -> tuple[RobotSpec, dict[str, Any]]:
+    """The spec of a robot that does one of its tasks, and the options of `make` and `make_renderer` that choose the task.
+
+    There are none for the robot's default task, named or not: what is recorded of it must not depend on that.
+
+    Raises:
+        EdgewamError: an unknown robot or task (the message lists what there is), or a robot without tasks.
+    """
+    module = plugins.load("robot", robot)
+    spec: RobotSpec = module.SPEC
+    if task is None:
+        return spec, {}
+    if not hasattr(module, "describe"):
+        raise EdgewamError(f"Robot '{robot}' has no tasks to choose from. Leave the task '{task}' out.")
+    spec = module.describe(task)
+    return spec, {} if task == module.DEFAULT_TASK else {"task": task}

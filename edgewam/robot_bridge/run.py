@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.report import RunReport
-from edgewam.robot_bridge.robot import RobotSpec
+from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
 from edgewam.robot_bridge.wires import Wires
 
@@ -50,6 +49,7 @@ def run(
     robot: str = "aloha_sim",
     seconds: float = 60.0,
     *,
+    task: str | None = None,
     prompt: str | None = None,
     seed: int = 0,
     settings: RunSettings | None = None,
@@ -63,9 +63,10 @@ def run(
         policy_args: plain data (JSON).
         robot: plugin name or dotted module.
         seconds: how long to control, from the first control tick.
-        prompt: instruction; by default the robot's first.
+        task: one of the robot's tasks; by default its default one.
+        prompt: instruction; by default the task's.
         seed: scene and noise of the first episode; the next ones follow by one.
-        settings: timing and safety.
+        settings: timing and safety; by default an episode is as long as the task wants it.
         on_progress: called about five times a second.
         on_start: called once with the process ids by role.
 
@@ -73,8 +74,8 @@ def run(
         EdgewamError: nothing could be started (the message of the child that failed), or bad arguments.
         KeyboardInterrupt: after braking and cleaning up.
     """
-    settings = settings or RunSettings()
-    spec: RobotSpec = plugins.load("robot", robot).SPEC
+    spec, robot_options = with_task(robot, task)
+    settings = settings or RunSettings(episode_ticks=spec.episode_ticks)
     if not seconds > 0:
         raise EdgewamError(f"--seconds must be positive, got {seconds}.")
     num_ticks = max(1, round(seconds * spec.control_hz))
@@ -87,6 +88,7 @@ def run(
         "camera_every": spec.camera_every,
         "num_ticks": num_ticks,
         "robot": robot,
+        "robot_options": robot_options,
         "seed": seed,
         "prompt": prompt if prompt is not None else spec.prompts[0],
         "policy_factory": policy_factory,

@@ -134,6 +134,7 @@ class Supervisor:
         return replace(
             count(log, lasted, self._config, spec.joint_names),
             robot=robot,
+            robot_options=dict(self._config["robot_options"]),
             is_complete=self._is_complete and not latched(log),
             faults=self._faults,
             engine_restarts=self._restarts,

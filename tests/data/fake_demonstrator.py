@@ -15,7 +15,7 @@ KEEPS = [seed for seed in range(10, 40) if seed % 3]
 
 
 class FakeDemonstrator:
-    schema = SCHEMA
+    schema, task, style = SCHEMA, "reach", "plain"
 
     def __init__(self):
         self.recorded = []
@@ -31,7 +31,13 @@ class FakeDemonstrator:
 def collect_with_fake(out, num_episodes, demonstrator=None, **options):
     """`collect` from seed 10 with the fake in place of the simulator."""
     original = collecting.open_demonstrator
-    collecting.open_demonstrator = lambda robot, style, noise_rad: demonstrator or FakeDemonstrator()
+
+    def opened(robot, task, style, noise_rad):
+        made = demonstrator or FakeDemonstrator()
+        made.style = style or made.style
+        return made
+
+    collecting.open_demonstrator = opened
     try:
         return collecting.collect(out, num_episodes, 10, robot="fake_arm", **options)
     finally:

@@ -37,7 +37,8 @@ def test_failed_demonstrations_are_dropped_and_counted(tmp_path):
     assert seen[-1].left_s == 0 and seen[0].left_s > 0
     provenance = dataset.provenance
     assert (provenance["first_seed"], provenance["last_seed"], provenance["num_dropped"]) == (10, 14, 1)
-    assert (provenance["style"], provenance["robot"]) == ("plain", "fake_arm") and "numpy" in provenance["versions"]
+    assert [provenance[name] for name in ("robot", "task", "style")] == ["fake_arm", "reach", "plain"]
+    assert (report.task, report.style) == ("reach", "plain") and "numpy" in provenance["versions"]
     assert not (tmp_path / "set.parts").exists()
 
 
@@ -173,7 +174,7 @@ def test_the_simulated_expert_is_recorded_as_the_cameras_saw_it(tmp_path):
     simulator.close()
     np.testing.assert_array_equal(dataset.states(0), shown.states)
     np.testing.assert_array_equal(dataset.actions(0), shown.actions)
-    np.testing.assert_array_equal(dataset.environment_states(0), shown.cube_poses)
+    np.testing.assert_array_equal(dataset.environment_states(0), shown.poses)
     for camera in dataset.cameras:
         steps = np.array([0, 1, 99, 100, 101, int(dataset.lengths[0]) - 1])
         frames = dataset.frames(0, camera, steps).astype(np.float64)
@@ -183,3 +184,19 @@ def test_the_simulated_expert_is_recorded_as_the_cameras_saw_it(tmp_path):
         # the arm moves at step 100: its picture is nearer to what the camera saw then than to the pictures around
         distances = [((frames[3] - truth[delivery]) ** 2).mean() for delivery in (49, 50, 51)]
         assert np.argmin(distances) == 1
+
+
+def test_a_task_is_recorded_with_its_prompt_and_the_poses_of_its_things(tmp_path):
+    pytest.importorskip("mujoco", reason="needs edgewam[sim]")
+    from edgewam.robot_bridge.robots.aloha_task import load_task
+
+    report = collect(tmp_path / "set", 1, 300001, task="insertion")
+    dataset, task = Dataset.open(tmp_path / "set"), load_task("insertion")
+    assert (report.task, report.style) == ("insertion", "plain")
+    assert [dataset.provenance[name] for name in ("task", "style")] == ["insertion", "plain"]
+    assert dataset.task(0) == task.prompt
+    assert dataset.environment_states(0).shape == (dataset.lengths[0], 14)
+    with pytest.raises(ArtifactError, match="already a dataset"):
+        collect(tmp_path / "set", 1, 300001)
+    with pytest.raises(EdgewamError, match=r"Unknown task 'juggle'\. Available: insertion, transfer_cube"):
+        collect(tmp_path / "other", 1, 300001, task="juggle")

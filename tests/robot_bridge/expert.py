@@ -1,13 +1,14 @@
-"""The scripted ALOHA expert as a policy: it reads the cube from the seed, so it judges the bridge and never a policy."""
+"""The scripted ALOHA experts as policies: they read the scene from the seed, so they judge the bridge and never a policy."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from edgewam.robot_bridge.policy import ReplayPolicy
-from edgewam.robot_bridge.robots import aloha_expert, aloha_scene
+from edgewam.robot_bridge.robots.aloha_task import load_task
 
 
-def expert() -> ReplayPolicy:
+def expert(task: str = "transfer_cube") -> ReplayPolicy:
     """280 targets per seed, sixteen at a time."""
-    return ReplayPolicy(lambda seed: aloha_expert.plan(aloha_scene.sample_cube(seed), np.random.default_rng([seed, 1])))
+    found = load_task(task)
+    return ReplayPolicy(lambda seed: found.plan(found.sample(seed), np.random.default_rng([seed, 1]), "plain").targets)

@@ -52,3 +52,23 @@ def forward(side: str, joints: Vector) -> tuple[Vector, Vector, Vector]:
     up = _SHOULDER_Z - _UPPER * np.sin(upper) - _FORE * np.sin(fore) - _GRASP * np.sin(pitch)
     x, y, yaw = BASES[side]
     return np.stack([x + out * np.cos(yaw + waist), y + out * np.sin(yaw + waist), up], -1), pitch, roll
+
+
+def heading(side: str, point: Vector) -> float:
+    """World yaw in rad of the vertical plane in which the arm reaches a point [3] (m), outward from its base."""
+    x, y, _ = BASES[side]
+    return float(np.arctan2(point[1] - y, point[0] - x))
+
+
+def hand_axes(yaw: float, pitch: float, roll: float) -> Vector:
+    """World axes [3, 3] of a gripper, as columns: forward, the way the fingers close, and their normal.  Angles in rad."""
+    cy, sy, cp, sp = np.cos(yaw), np.sin(yaw), np.cos(pitch), np.sin(pitch)
+    forward, side, normal = np.array([cy * cp, sy * cp, -sp]), np.array([-sy, cy, 0.0]), np.array([cy * sp, sy * sp, cp])
+    across = np.cos(roll) * side + np.sin(roll) * normal
+    return np.stack([forward, across, np.cos(roll) * normal - np.sin(roll) * side], -1)
+
+
+def roll_across(yaw: float, axis_yaw: float, pitch: float) -> float:
+    """Roll in (-pi/2, pi/2) at which the fingers of a hand of that yaw close across a level rod of world yaw `axis_yaw`."""
+    turn = (axis_yaw - yaw + np.pi / 2) % np.pi - np.pi / 2
+    return float(np.arctan2(-np.sin(turn), np.cos(turn) * np.sin(pitch)))

@@ -5,20 +5,29 @@ It shares nothing with the simulator but the flat state array, so it may run in 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from edgewam.core.errors import ContractError
 from edgewam.robot_bridge.robot import Images, Vector
 from edgewam.robot_bridge.robots import aloha_scene
+from edgewam.robot_bridge.robots.aloha_task import Task
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco, open_contexts
+
+
+def drawn_values(task: Task, model: Any) -> Vector:
+    """The model fields that the task varies and a picture depends on, as one flat float64 array of fixed length."""
+    return np.concatenate([np.zeros(0), *(getattr(model, field).ravel() for field in task.drawn_fields)])
 
 
 class AlohaRenderer:
     """One OpenGL context for all cameras; use it from the thread that made it, and share it between simulators."""
 
-    def __init__(self) -> None:
+    def __init__(self, task: Task) -> None:
         self._mj = mujoco = import_mujoco()
-        self._model = model = aloha_scene.load_model()
+        self._task = task
+        self._model = model = task.load_model()
         self._data = mujoco.MjData(model)
         height, width, _ = (max(sizes) for sizes in zip(*aloha_scene.CAMERA_SHAPES.values(), strict=True))
         model.vis.global_.offheight, model.vis.global_.offwidth = height, width
@@ -39,9 +48,15 @@ class AlohaRenderer:
             raise ContractError("This renderer is closed; make a new one with make_renderer().")
         mujoco, model, data = self._mj, self._model, self._data
         kind = mujoco.mjtState.mjSTATE_FULLPHYSICS
-        if physics_state.shape != (mujoco.mj_stateSize(model, kind),):
-            raise ContractError(f"Not a physics state of aloha_sim: shape {list(physics_state.shape)}.")
-        mujoco.mj_setState(model, data, physics_state, kind)
+        size = mujoco.mj_stateSize(model, kind)
+        if physics_state.shape != (size + drawn_values(self._task, model).size,):
+            shape = list(physics_state.shape)
+            raise ContractError(f"Not a physics state of aloha_sim with the task '{self._task.name}': shape {shape}.")
+        mujoco.mj_setState(model, data, physics_state[:size], kind)
+        for field in self._task.drawn_fields:
+            array = getattr(model, field)
+            array[:] = physics_state[size : size + array.size].reshape(array.shape)
+            size += array.size
         for update in (mujoco.mj_kinematics, mujoco.mj_comPos, mujoco.mj_camlight):
             update(model, data)
         self._gl.make_current()

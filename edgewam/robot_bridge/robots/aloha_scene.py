@@ -1,4 +1,4 @@
-"""The ALOHA TransferCube scene of the gym-aloha package: its XML, its joint layout, its start pose, reward and cameras.
+"""What every task on ALOHA shares of the gym-aloha package: its XML files, its joint layout, its start pose and cameras.
 
 Only the package's asset files are used: its Python code would register gym environments and import dm_control.
 Joints are the 14 of the policy: 6 left arm angles in rad, left gripper 0..1, then the same for the right arm.
@@ -14,7 +14,6 @@ import numpy as np
 
 from edgewam.core.errors import MissingExtraError
 from edgewam.robot_bridge.robot import Vector
-from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
 CONTROL_HZ = 50.0
 SUBSTEPS = 10  # of 2 ms, the XML's own time step
@@ -34,7 +33,6 @@ UPPER = np.array(_ARM_UPPER * 2)
 FINGER_CLOSED_M, FINGER_OPEN_M = 0.01844, 0.05800
 _ARM_START = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.02239, -0.02239)
 START_QPOS = np.array(_ARM_START * 2)
-CUBE_LOW, CUBE_HIGH = (0.0, 0.4, 0.05), (0.2, 0.6, 0.05)  # metres; the cube drops the last 3 cm
 
 
 def assets_dir() -> Path:
@@ -53,15 +51,9 @@ def assets_dir() -> Path:
     return folder
 
 
-def load_model() -> Any:
-    """The compiled mujoco.MjModel of TransferCube (nq 23, nv 22, nu 16)."""
-    return import_mujoco().MjModel.from_xml_path(str(assets_dir() / "bimanual_viperx_transfer_cube.xml"))
-
-
-def sample_cube(seed: int) -> Vector:
-    """Cube pose [x, y, z, quaternion wxyz] of a seed: the very draw of gym-aloha, so that seeds mean the same scene."""
-    position = np.random.RandomState(seed).uniform(CUBE_LOW, CUBE_HIGH)
-    return np.concatenate([position, [1.0, 0.0, 0.0, 0.0]])
+def xml_file(name: str) -> str:
+    """Path of one of the package's scenes, such as `bimanual_viperx_transfer_cube.xml`."""
+    return str(assets_dir() / name)
 
 
 def to_ctrl(command: Vector) -> Vector:
@@ -76,29 +68,6 @@ def to_joints(qpos: Vector) -> Vector:
     return np.concatenate([qpos[:6], [left], qpos[8:14], [right]])
 
 
-class CubeContacts:
-    """Which things touch the cube; the pairs and their order are those that the gym-aloha reward looks at."""
-
-    def __init__(self, model: Any) -> None:
-        def geom(name: str) -> int:
-            return int(model.geom(name).id)
-
-        self.cube, self.table = geom("red_box"), geom("table")
-        self.left_finger = geom("vx300s_left/10_left_gripper_finger")
-        self.right_finger = geom("vx300s_right/10_right_gripper_finger")
-        self.right_hand = {self.right_finger, geom("vx300s_right/10_left_gripper_finger")}
-
-    def reward(self, data: Any) -> tuple[int, bool]:
-        """(reward 0..4, whether the left finger alone holds the cube in the air)."""
-        pairs = set(zip(data.contact.geom1.tolist(), data.contact.geom2.tolist(), strict=True))
-        touched = {second for first, second in pairs if first == self.cube}
-        on_table = (self.cube, self.table) in pairs
-        reward = 0
-        if self.right_finger in touched:
-            reward = 1 if on_table else 2
-        if self.left_finger in touched:
-            reward = 3 if on_table else 4
-        # stricter than the reward, so either order of a pair counts as touching
-        either = touched | {first for first, second in pairs if second == self.cube}
-        holds = self.left_finger in touched and not either & {*self.right_hand, self.table}
-        return reward, holds
+def touching(data: Any) -> set[tuple[int, int]]:
+    """Contact pairs (geom1, geom2) of a mujoco.MjData, in the order in which the gym-aloha rewards look at them."""
+    return set(zip(data.contact.geom1.tolist(), data.contact.geom2.tolist(), strict=True))

@@ -1,4 +1,6 @@
-"""Two ViperX arms hand a cube over, in MuJoCo at 50 Hz (the gym-aloha TransferCube scene, own stepping and cameras).
+"""Two ViperX arms in MuJoCo at 50 Hz: the gym-aloha scenes and their variations, with own stepping and cameras.
+
+What lies on the table and what counts as success is the option `task` (`aloha_tasks/`).
 
 Lockstep: `step` per action.  Real time: `command` whenever one comes and `advance` once per tick; a command is in force
 for `lease_ticks`, then the arms hold where they are.  Physics is the gym environment's, step for step.
@@ -7,6 +9,7 @@ for `lease_ticks`, then the arms hold where they are.  Physics is the gym enviro
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +17,13 @@ import numpy.typing as npt
 from edgewam.core.records import Observation
 from edgewam.robot_bridge.robot import Images, Renderer, RobotSpec, StepResult, Vector
 from edgewam.robot_bridge.robots import aloha_scene as scene
-from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer
+from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer, drawn_values
+from edgewam.robot_bridge.robots.aloha_task import load_task
+from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
 STRICT_TICKS = 25  # half a second of holding
-STRICT_HEIGHT_M = 0.1
+DEFAULT_TASK = "transfer_cube"
 
 SPEC = RobotSpec(
     name="aloha_sim",
@@ -30,34 +35,43 @@ SPEC = RobotSpec(
     control_hz=scene.CONTROL_HZ,
     camera_shapes=scene.CAMERA_SHAPES,
     camera_hz=25.0,
-    prompts=("pick up the cube with the right hand and hand it over to the left hand",),
+    prompts=(transfer_cube.TASK.prompt,),
+    episode_ticks=transfer_cube.TASK.episode_ticks,
 )
 
 
-def make(*, render: bool = True, renderer: Renderer | None = None, lease_ticks: int = SPEC.lease_ticks) -> AlohaSim:
+def describe(task: str) -> RobotSpec:
+    """The spec with the prompt and the episode length of a task; PluginError for an unknown one."""
+    found = load_task(task)
+    return replace(SPEC, prompts=(found.prompt,), episode_ticks=found.episode_ticks)
+
+
+def make(
+    *, task: str = DEFAULT_TASK, render: bool = True, renderer: Renderer | None = None, lease_ticks: int = SPEC.lease_ticks
+) -> AlohaSim:
     """A simulator at rest, reset to seed 0.
 
-    render: draw the cameras in this process, when `observe` first asks.  renderer: share one among simulators; its owner
-    closes it.
+    task: module name in `aloha_tasks`, or a dotted path; PluginError lists what there is.  render: draw the cameras in this
+    process, when `observe` first asks.  renderer: share one among simulators of the same task; its owner closes it.
     """
-    return AlohaSim(render=render, renderer=renderer, lease_ticks=lease_ticks)
+    return AlohaSim(task=task, render=render, renderer=renderer, lease_ticks=lease_ticks)
 
 
-def make_renderer() -> AlohaRenderer:
-    """The cameras alone, for `AlohaSim.physics_state` arrays, in any process."""
-    return AlohaRenderer()
+def make_renderer(task: str = DEFAULT_TASK) -> AlohaRenderer:
+    """The cameras alone, for `AlohaSim.physics_state` arrays of the same task, in any process."""
+    return AlohaRenderer(load_task(task))
 
 
 class AlohaSim:
     """`Simulator` over one MuJoCo model; images are taken every `SPEC.camera_every` ticks and held in between."""
 
-    spec = SPEC
-
-    def __init__(self, *, render: bool, renderer: Renderer | None, lease_ticks: int) -> None:
+    def __init__(self, *, task: str, render: bool, renderer: Renderer | None, lease_ticks: int) -> None:
         self._mj = import_mujoco()
-        self._model = scene.load_model()
+        self.task, self.spec = load_task(task), describe(task)
+        self._model = self.task.load_model()
         self._data = self._mj.MjData(self._model)
-        self._contacts = scene.CubeContacts(self._model)
+        self._judge = self.task.judge(self._model)
+        self._variation = self.task.variation(self._model) if self.task.variation else None
         self._render = render or renderer is not None
         self._renderer, self._owns_renderer = renderer, renderer is None
         self._lease_ticks = lease_ticks
@@ -65,16 +79,20 @@ class AlohaSim:
         self.reset(0)
 
     def reset(self, seed: int) -> None:
-        """Arms at the start pose, grippers a tenth open, the cube where the seed puts it."""
-        self.reset_to(scene.sample_cube(seed))
+        """Arms at the start pose, grippers a tenth open, everything else as the seed wants it."""
+        if self._variation is not None:
+            for field, value in self._variation(seed).items():
+                getattr(self._model, field)[:] = value
+            self._mj.mj_setConst(self._model, self._data)  # what the compiler derives from masses
+        self.reset_to(self.task.sample(seed))
 
-    def reset_to(self, cube_pose: Vector) -> None:
-        """Like `reset` with a cube pose [x, y, z, quaternion wxyz] of the caller's choice, metres."""
+    def reset_to(self, poses: Vector) -> None:
+        """Like `reset` with poses of the caller's choice, each [x, y, z, quaternion wxyz] in metres, all in one vector."""
         mujoco, model, data = self._mj, self._model, self._data
         mujoco.mj_resetData(model, data)
         self._forward_without_actuation()  # both passes leave a solver warm start behind, as in the gym environment
         data.qpos[:16] = data.ctrl[:] = scene.START_QPOS
-        data.qpos[16:] = cube_pose
+        data.qpos[16:] = poses
         self._forward_without_actuation()
         self._tick, self._command_age, self._strict_ticks = 0, 0, 0
         self._command = self.joints()
@@ -84,7 +102,7 @@ class AlohaSim:
         """Joint state now; images of the latest camera tick, or none when made with render=False."""
         if self._render and self._images is None:
             if self._renderer is None:
-                self._renderer = make_renderer()
+                self._renderer = AlohaRenderer(self.task)
             self._images = self._renderer.render(self._frame_state)
         return Observation(self._images or {}, self.joints().astype(np.float32), self._tick, self._frame_ns)
 
@@ -119,24 +137,24 @@ class AlohaSim:
         self._tick += 1
         if self._tick % SPEC.camera_every == 0:
             self._take_frame()
-        reward, holds = self._contacts.reward(data)
-        self._strict_ticks = self._strict_ticks + 1 if holds and data.qpos[18] > STRICT_HEIGHT_M else 0
+        reward, holds = self._judge(data)
+        self._strict_ticks = self._strict_ticks + 1 if holds else 0
         return StepResult(reward, reward == 4, self._strict_ticks >= STRICT_TICKS)
 
     def joints(self) -> Vector:
         """Measured joint state [14], rad and 0..1."""
         return scene.to_joints(self._data.qpos)
 
-    def cube_pose(self) -> Vector:
-        """Cube [x, y, z, quaternion wxyz]: privileged, for experts and judges, never for a policy."""
+    def poses(self) -> Vector:
+        """Every free body's [x, y, z, quaternion wxyz], the task's things first: for experts and judges, never for a policy."""
         return np.array(self._data.qpos[16:])
 
     def physics_state(self) -> Vector:
-        """Time, positions and velocities as float64 [46]."""
+        """Time, positions and velocities as float64 ([46] for one cube), then what the task varies of the picture."""
         kind = self._mj.mjtState.mjSTATE_FULLPHYSICS
         state = np.empty(self._mj.mj_stateSize(self._model, kind))
         self._mj.mj_getState(self._model, self._data, state, kind)
-        return state
+        return np.concatenate([state, drawn_values(self.task, self._model)])
 
     def close(self) -> None:
         """Close the renderer that this simulator made."""

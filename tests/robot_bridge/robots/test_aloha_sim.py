@@ -7,8 +7,10 @@ import sys
 import numpy as np
 import pytest
 
+from edgewam.core import plugins
 from edgewam.core.errors import ContractError, EdgewamError, MissingExtraError
 from edgewam.robot_bridge.robots import aloha_demos, aloha_scene, aloha_sim, mujoco_gl
+from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 
 pytest.importorskip("mujoco", reason="needs edgewam[sim]")
 SPEC = aloha_sim.SPEC
@@ -21,7 +23,9 @@ def renderer():
     renderer.close()
 
 
-def test_limits_and_rate_are_those_of_the_xml(sim):
+@pytest.mark.parametrize("task", plugins.names("task"))
+def test_limits_and_rate_are_those_of_the_xml(sims, task):
+    sim = sims(task)
     ctrlrange = np.delete(sim._model.actuator_ctrlrange, [6, 7, 14, 15], axis=0)
     arms = list(aloha_scene.ARMS)
     np.testing.assert_array_equal(ctrlrange, np.stack([SPEC.lower[arms], SPEC.upper[arms]], -1))
@@ -40,7 +44,7 @@ def test_strict_success_comes_25_ticks_after_the_right_hand_let_go_and_never_whi
     assert episode.strict.any() and first_strict > first_four + aloha_sim.STRICT_TICKS
     released = 100 + int(np.argmax(episode.actions[100:, 13] > 0.2))
     assert first_strict >= released + aloha_sim.STRICT_TICKS - 5
-    assert (episode.cube_poses[first_strict - aloha_sim.STRICT_TICKS + 2 : first_strict, 2] > aloha_sim.STRICT_HEIGHT_M).all()
+    assert (episode.poses[first_strict - aloha_sim.STRICT_TICKS + 2 : first_strict, 2] > transfer_cube.STRICT_HEIGHT_M).all()
 
 
 def test_an_expired_lease_holds_the_arm_where_it_is_and_the_gripper_at_its_command():
@@ -58,7 +62,7 @@ def test_doing_nothing_earns_nothing(sim):
     sim.reset(4)
     results = [sim.step(aloha_scene.to_joints(aloha_scene.START_QPOS)) for _ in range(40)]
     assert not any(r.reward or r.success or r.strict_success for r in results)
-    assert sim.cube_pose()[2] == pytest.approx(0.02, abs=1e-3), "the cube has settled on the table"
+    assert sim.poses()[2] == pytest.approx(0.02, abs=1e-3), "the cube has settled on the table"
 
 
 def test_cameras_have_their_shapes_and_show_the_scene(sim, renderer):

@@ -1,11 +1,12 @@
-"""The scripted expert succeeds, moves smoothly, stays within limits; its multimodal style has more than one way."""
+"""The expert that hands a cube over succeeds, moves smoothly, stays within limits; multimodal, it has more than one way."""
 
 import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.robots import aloha_demos, aloha_expert, aloha_kinematics, aloha_scene
+from edgewam.robot_bridge.robots import aloha_demos, aloha_handover, aloha_kinematics, aloha_scene
 from edgewam.robot_bridge.robots.aloha_sim import SPEC
+from edgewam.robot_bridge.robots.aloha_tasks.transfer_cube import TASK
 
 STYLES = ("plain", "multimodal")
 
@@ -25,6 +26,8 @@ def test_forward_kinematics_is_the_model_s(sim):
             np.testing.assert_allclose(hand.xpos + 0.135 * axes[:, 0], point, atol=1e-12)
             np.testing.assert_allclose(-axes[2, 0], np.sin(pitch), atol=1e-12)
             np.testing.assert_allclose(axes[2, 1], np.sin(roll) * np.cos(pitch), atol=1e-12)
+            yaw = aloha_kinematics.heading(side, point)
+            np.testing.assert_allclose(aloha_kinematics.hand_axes(yaw, pitch, roll), axes, atol=1e-4)  # a base turned by 3.1416
 
 
 def test_inverse_kinematics_undoes_forward():
@@ -32,6 +35,13 @@ def test_inverse_kinematics_undoes_forward():
     for side in ("left", "right"):
         joints = rng.uniform(-0.5, 0.5, (50, 6)) * (1, 1, 1, 0, 1, 1)
         np.testing.assert_allclose(aloha_kinematics.inverse(side, *aloha_kinematics.forward(side, joints)), joints, atol=1e-9)
+
+
+def test_fingers_close_across_a_rod_wherever_it_points():
+    for yaw, rod, pitch in np.random.default_rng(2).uniform((-3, -3, 0.5), (3, 3, 1.5), (50, 3)):
+        roll = aloha_kinematics.roll_across(yaw, rod, pitch)
+        closing = aloha_kinematics.hand_axes(yaw, pitch, roll)[:, 1]
+        assert abs(closing @ (np.cos(rod), np.sin(rod), 0.0)) < 1e-12 and abs(roll) <= np.pi / 2
 
 
 def test_a_point_out_of_reach_is_an_error():
@@ -61,7 +71,7 @@ def test_expert_with_execution_noise_succeeds_mostly_and_keeps_clean_labels(sim)
 def test_targets_respect_limits_and_velocities(style):
     start = aloha_scene.to_joints(aloha_scene.START_QPOS)
     for seed in range(100):
-        targets = aloha_expert.plan(aloha_scene.sample_cube(seed), np.random.default_rng(seed), style)
+        targets = TASK.plan(TASK.sample(seed), np.random.default_rng(seed), style).targets
         assert targets.shape == (280, 14) and targets.dtype == np.float32
         assert (targets >= SPEC.lower - 1e-6).all() and (targets <= SPEC.upper + 1e-6).all()
         speed = np.abs(np.diff(targets, axis=0, prepend=start[None])) * SPEC.control_hz
@@ -72,8 +82,8 @@ def test_targets_respect_limits_and_velocities(style):
 def test_targets_vary_smoothly_over_the_cube_range():
     """No wrist flips: a quadratic in the cube position explains every joint at the grasp to a hundredth of a radian."""
     grid = np.stack(np.meshgrid(np.linspace(0.0, 0.2, 9), np.linspace(0.4, 0.6, 9)), -1).reshape(-1, 2)
-    choices = aloha_expert.choose(np.random.default_rng(0), "plain")
-    plans = np.array([aloha_expert.plan_choices(np.array([*xy, 0.05, 1, 0, 0, 0]), choices) for xy in grid])
+    choices = aloha_handover.choose(np.random.default_rng(0), "plain")
+    plans = np.array([aloha_handover.targets(np.array([*xy, 0.05, 1, 0, 0, 0]), choices) for xy in grid])
     x, y = (grid - grid.mean(0)).T
     basis = np.stack([np.ones_like(x), x, y, x * x, x * y, y * y], -1)
     grasp = plans[:, choices.grasp].astype(np.float64)
@@ -86,17 +96,17 @@ def test_targets_vary_smoothly_over_the_cube_range():
 def test_multimodal_expert_solves_one_scene_in_different_ways(sim):
     episodes = [aloha_demos.rollout(sim, 5, "multimodal", noise_rad=0.0, choice_seed=choice) for choice in range(6)]
     for episode in episodes:
-        np.testing.assert_array_equal(episode.cube_poses[0], episodes[0].cube_poses[0])
+        np.testing.assert_array_equal(episode.poses[0], episodes[0].poses[0])
         assert episode.strict_success
     differences = [np.abs(a.actions - b.actions).max() for i, a in enumerate(episodes) for b in episodes[:i]]
     assert min(differences) > 0.2
-    choices = [aloha_expert.choose(np.random.default_rng(i), "multimodal") for i in range(60)]
+    choices = [aloha_handover.choose(np.random.default_rng(i), "multimodal") for i in range(60)]
     assert {round(c.grasp_roll / 0.35) for c in choices} == {-1, 0, 1}
     assert {c.left_start == 0 for c in choices} == {True, False}
 
 
 def test_plain_expert_jitters_the_meeting_point_by_millimetres_only():
-    meets = np.array([aloha_expert.choose(np.random.default_rng(i), "plain").meet for i in range(200)])
+    meets = np.array([aloha_handover.choose(np.random.default_rng(i), "plain").meet for i in range(200)])
     assert (meets.std(0) > 0.002).all() and (np.abs(meets - (0.0, 0.5, 0.25)) <= 0.0101).all()
 
 
@@ -107,8 +117,8 @@ def test_unknown_style_names_the_known_ones(sim):
 
 def test_an_episode_is_reproducible_and_ends_in_a_hold(sim):
     first, again = (aloha_demos.rollout(sim, 77) for _ in range(2))
-    for field in ("states", "actions", "commands", "cube_poses", "rewards", "strict"):
+    for field in ("states", "actions", "commands", "poses", "rewards", "strict"):
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
     assert first.states.dtype == first.actions.dtype == np.float32 and first.images == {}
-    tail = first.actions[aloha_expert.MOTION_TICKS :]
-    np.testing.assert_array_equal(tail, np.broadcast_to(tail[0], (aloha_expert.HOLD_TICKS, 14)))
+    tail = first.actions[aloha_handover.MOTION_TICKS :]
+    np.testing.assert_array_equal(tail, np.broadcast_to(tail[0], (aloha_handover.HOLD_TICKS, 14)))
