@@ -8,6 +8,7 @@ import pytest
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError, PluginError
+from edgewam.models.text import SmallTextEncoder
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.robots import aloha_demos, aloha_scene, aloha_sim
 from edgewam.robot_bridge.robots.aloha_task import load_task
@@ -37,6 +38,7 @@ def test_names_prompts_and_specs_are_each_task_s_own(task):
     assert {"transfer_cube", "transfer_cube_random", "insertion"} <= set(NAMES)
     assert plugins.load("task", task.name).TASK is task
     assert [load_task(name).prompt for name in NAMES].count(task.prompt) == 1
+    SmallTextEncoder().encode(task.prompt)  # refuses a prompt that is too long for the policy `small`
     spec, options = with_task("aloha_sim", task.name)
     assert spec.prompts == (task.prompt,) and spec.episode_ticks == task.episode_ticks
     assert options == ({} if task.name == "transfer_cube" else {"task": task.name})

@@ -38,6 +38,7 @@ class Plan:
 class Task:
     """One task.
 
+    prompt: at most 16 words, which is what the small text encoder takes; each task has its own.
     things: the free bodies that matter, in the order of their poses; `sample` may place more, after them.
     load_model: a fresh mujoco.MjModel whose positions are 16 of the arms, then 7 per free body.
     sample: seed -> poses [7 * bodies] at the start.  judge: made from the model that it shall judge.

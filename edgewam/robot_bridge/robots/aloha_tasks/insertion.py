@@ -155,7 +155,7 @@ def _side(side: str, pose: Vector, grasp: int, aligned: int, middle: Vector, pus
 
 TASK = Task(
     name="insertion",
-    prompt="pick up the socket with the left hand and the peg with the right hand and push the peg into the socket",
+    prompt="pick up the peg and the socket and push the peg into the socket",
     things=("peg", "socket"),
     load_model=load_model,
     sample=sample_poses,

@@ -122,7 +122,7 @@ def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
 
 TASK = Task(
     name="transfer_cube_random",
-    prompt="find the red cube, pick it up with the right hand and hand it over to the left hand",
+    prompt="find the red cube, pick it up and hand it over to the left hand",
     things=("cube",),
     load_model=load_model,
     sample=sample_poses,
