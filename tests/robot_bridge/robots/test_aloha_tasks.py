@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import ContractError
-from edgewam.robot_bridge.robots import aloha_demos, aloha_kinematics, aloha_sim
+from edgewam.robot_bridge.robots import aloha_demos, aloha_kinematics, aloha_scene, aloha_sim
 from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer, drawn_values
 from edgewam.robot_bridge.robots.aloha_tasks import insertion, transfer_cube, transfer_cube_random
 
@@ -37,6 +37,17 @@ def test_a_seed_varies_everything_that_the_task_declares(world):
     for colours in fields["geom_rgba"]:
         assert colours[cube, 0] > 1.5 * max(colours[cube, 1:3]), "the words say red"
         assert colours[block, 0] < 1.3 * max(colours[block, 1:3])
+
+
+def test_the_friction_that_a_seed_draws_is_the_one_that_acts(world):
+    """MuJoCo takes the larger one of two surfaces unless one has priority."""
+    for seed in range(3):
+        world.reset(seed)
+        for _ in range(10):
+            world.step(aloha_scene.to_joints(aloha_scene.START_QPOS))
+        cube = world._model.geom("red_box")
+        at_cube = [c.friction[0] for c in world._data.contact if cube.id in (c.geom1, c.geom2)]
+        assert at_cube and set(at_cube) == {cube.friction[0]} != {1.0}
 
 
 def test_variation_starts_from_the_nominal_model_each_time(world):

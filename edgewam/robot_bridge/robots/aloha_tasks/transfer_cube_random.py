@@ -27,7 +27,7 @@ BLOCK_LOW, BLOCK_HIGH = (-0.2, 0.34), (0.25, 0.66)
 CLEAR_M = 0.13  # between the middles of cube and block: room for an open hand
 _Z = 0.0205  # half a millimetre above the table
 _PITCH = 1.2  # steeper than for a cube that lies straight, so that a turned hand's fingers stay level
-_MAX_ROLL = 1.2  # rad; a hand turned further has one finger in the table
+_MAX_ROLL = 1.2  # rad; further, one finger comes too near the table
 _LIGHT = ("light_pos", "light_dir", "light_diffuse", "light_ambient")
 
 
