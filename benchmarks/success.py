@@ -22,7 +22,8 @@ from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
 from edgewam.recipes.deploy import compile_plan
-from edgewam.robot_bridge.evaluate import EvaluationReport, compare, evaluate
+from edgewam.robot_bridge.compare import compare
+from edgewam.robot_bridge.evaluate import EvaluationReport, evaluate
 
 GATE = 0.95  # strict success of teacher and student
 BLIND_SEEDS = 20
@@ -51,12 +52,12 @@ def results_path(bundle: Path, name: str, work: Path) -> Path:
     return work / f"{name}-{read_manifest(bundle, verify=False).digest[:8]}.jsonl"
 
 
-def play(bundle: Path, seeds: range, path: Path, ablate: Sequence[str] = ()) -> EvaluationReport:
+def play(bundle: Path, seeds: range, path: Path, task: str | None = None, ablate: Sequence[str] = ()) -> EvaluationReport:
     """Evaluate one bundle, continuing its results file."""
     digest = read_manifest(bundle, verify=False).digest
     path.parent.mkdir(parents=True, exist_ok=True)
     return evaluate(
-        FACTORY, {"bundle": str(bundle), "threads": 1}, seeds, ablate=ablate, identity={"bundle": digest}, results=path,
+        FACTORY, {"bundle": str(bundle), "threads": 1}, seeds, task=task, ablate=ablate, identity={"bundle": digest}, results=path,
         on_episode=lambda episode, done, total: show(f"{path.stem} {done}/{total}", last=done == total),
     )  # fmt: skip
 
@@ -72,7 +73,7 @@ def show(text: str, last: bool) -> None:
 def row(report: EvaluationReport) -> dict[str, Any]:
     """What the JSON keeps of an evaluation: rates with intervals, times, and the strict tick of every seed."""
     data = report.to_json()
-    names = ("strict", "success", "mean_reward", "median_strict_time_s", "held_ticks")
+    names = ("strict", "success", "mean_reward", "median_strict_time_s", "seam_jerk", "inner_jerk", "held_ticks")
     return {name: data[name] for name in names} | {"strict_tick": {str(e.seed): e.strict_tick for e in report.episodes}}
 
 
@@ -83,16 +84,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--first-seed", type=int, default=1000, help="held out: demonstrations begin at 300001")
+    parser.add_argument("--task", help="one of the robot's tasks (default: its default one)")
     parser.add_argument("--work", type=Path, default=Path("outputs/success"))
     parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
     a = parser.parse_args(argv)
     seeds = range(a.first_seed, a.first_seed + a.seeds)
     try:
+        work = a.work / (a.task or "default")
         bundles = {name: bundle_of(part, n, a.work) for name, (part, n) in SAMPLERS.items()}
-        paths = {name: results_path(bundle, name.replace(" ", "_"), a.work) for name, bundle in bundles.items()}
-        found = {name: play(bundle, seeds, paths[name]) for name, bundle in bundles.items()}
+        paths = {name: results_path(bundle, name.replace(" ", "_"), work) for name, bundle in bundles.items()}
+        found = {name: play(bundle, seeds, paths[name], a.task) for name, bundle in bundles.items()}
         student = bundles["student, 2 steps"]
-        blind = play(student, seeds[:BLIND_SEEDS], results_path(student, "blind", a.work), ablate=["images"])
+        blind = play(student, seeds[:BLIND_SEEDS], results_path(student, "blind", work), a.task, ["images"])
         pair = compare(paths["student, 2 steps"], paths["teacher, 10 steps"])
     except EdgewamError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -109,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = read_machine()
     # digests say which policies they were; paths would only say where this checkout lies
     conditions = {name: value for name, value in found["student, 2 steps"].config.items() if name not in ("policy", "identity")}
-    out = (a.out or RESULTS / slug(machine.cpu)) / "success.json"
+    out = (a.out or RESULTS / slug(machine.cpu)) / (f"success_{a.task}.json" if a.task else "success.json")
     write_json(
         out,
         {

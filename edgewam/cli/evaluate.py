@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from edgewam.cli._output import Json, emit, progress, say
+from edgewam.cli._output import Json, emit, progress, say, table
 from edgewam.cli._robot import Task
 from edgewam.cli._shipped import FACTORY, or_shipped
 
@@ -24,6 +24,9 @@ def command(
     task: Task = None,
     latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.", min=0)] = 0,
     execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.", min=1)] = 16,
+    refresh_ticks: Annotated[
+        int | None, typer.Option(help="Control ticks between refreshes of the context; by default the bundle's.", min=1)
+    ] = None,
     ablate: Annotated[list[str] | None, typer.Option(help="Do without: images (black), memory, router.")] = None,
     results: Annotated[Path | None, typer.Option(help="JSONL file that keeps every episode; the same command continues.")] = None,
     compare: Annotated[tuple[Path, Path] | None, typer.Option(help="Compare two results files instead of playing.")] = None,
@@ -51,7 +54,7 @@ def command(
 
         result = evaluate(
             FACTORY,
-            {"bundle": str(path), "threads": 1},
+            {"bundle": str(path), "threads": 1} | ({"refresh_ticks": refresh_ticks} if refresh_ticks else {}),
             range(first_seed, first_seed + seeds),
             robot=robot,
             task=task,
@@ -76,9 +79,16 @@ def show(title: str, result: EvaluationReport) -> None:
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:
-    from edgewam.robot_bridge.evaluate import compare
+    from edgewam.robot_bridge.compare import compare
 
     result = compare(first, second)
+    header = ["policy", "strict", "95 % interval", "median tick of it", "jerk at seams", "within chunks"]
+    rows = []
+    for path, side in ((first, result.first), (second, result.second)):
+        rate, numbers = side.strict, (side.median_strict_tick, side.seam_jerk, side.inner_jerk)
+        interval = f"{rate.wilson.low:.1%} to {rate.wilson.high:.1%}"
+        rows.append([path.name, f"{rate.successes}/{rate.n}", interval, *("-" if n is None else n for n in numbers)])
+    table("On the common seeds (jerk: third difference of commands, in units of the velocity limit per tick)", header, rows)
     verdict = "non-inferior" if result.is_non_inferior else "NOT shown to be non-inferior"
     say(
         f"'{first}' against '{second}' on {result.n} paired seeds: difference {result.difference:+.1%}, "

@@ -1,4 +1,4 @@
-"""`edgewam evaluate`: success of a policy over seeds in lockstep, resumable, and the paired comparison of two such results.
+"""`edgewam evaluate`: success of a policy over seeds in lockstep, resumable.
 
 Episodes are shared among worker processes that each hold a robot and a policy; which worker plays a seed changes nothing.
 """
@@ -16,15 +16,9 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings
-from edgewam.robot_bridge.results import ResultsFile, read_results
+from edgewam.robot_bridge.results import ResultsFile
 from edgewam.robot_bridge.robot import with_task
-from edgewam.robot_bridge.statistics import (
-    Interval,
-    clopper_pearson,
-    mcnemar_exact,
-    tango_lower_bound,
-    wilson,
-)
+from edgewam.robot_bridge.statistics import Interval, clopper_pearson, wilson
 from edgewam.robot_bridge.workers import Worker
 
 
@@ -46,7 +40,10 @@ class Rate:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """strict, success: rates over the seeds.  *_time_s: median time of the episodes that got there, None when none did."""
+    """strict, success: rates over the seeds.  *_time_s: median time of the episodes that got there, None when none did.
+
+    seam_jerk, inner_jerk: medians over the episodes, see `Smoothness`.
+    """
 
     config: dict[str, Any]
     strict: Rate
@@ -54,6 +51,8 @@ class EvaluationReport:
     mean_reward: float
     median_strict_time_s: float | None
     median_success_time_s: float | None
+    seam_jerk: float | None
+    inner_jerk: float | None
     held_ticks: int
     episodes: list[EpisodeResult]
 
@@ -169,62 +168,14 @@ def summarize(config: Mapping[str, Any], episodes: Sequence[EpisodeResult], cont
         mean_reward=averages.fmean(e.reward for e in episodes),
         median_strict_time_s=median_s(strict),
         median_success_time_s=median_s(success),
+        seam_jerk=median_of(e.seam_jerk for e in episodes),
+        inner_jerk=median_of(e.inner_jerk for e in episodes),
         held_ticks=sum(e.held_ticks for e in episodes),
         episodes=list(episodes),
     )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """First against second on the seeds that both have, by strict success.
-
-    difference: rate of the first minus rate of the second.  lower_bound: Tango's one-sided 95 % bound of it.
-    is_non_inferior: the bound is above minus the margin.  p_value: McNemar's exact test of "no difference", two-sided.
-    """
-
-    n: int
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-    difference: float
-    lower_bound: float
-    margin: float
-    is_non_inferior: bool
-    p_value: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data for `--json`."""
-        return asdict(self)
-
-
-def compare(first: Path | str, second: Path | str, margin: float = 0.05) -> Comparison:
-    """Paired comparison of two results files of the same robot and episode length.
-
-    Raises:
-        EdgewamError: different robots, prompts or episode lengths, or no common seed.
-    """
-    (config_a, a), (config_b, b) = read_results(first), read_results(second)
-    for name in ("robot", "robot_options", "prompt"):
-        if config_a[name] != config_b[name]:
-            raise EdgewamError(f"Cannot pair '{first}' with '{second}': {name} differs ({config_a[name]}, {config_b[name]}).")
-    if config_a["settings"]["max_ticks"] != config_b["settings"]["max_ticks"]:
-        raise EdgewamError(f"Cannot pair '{first}' with '{second}': their episodes differ in length (max_ticks).")
-    seeds = sorted(a.keys() & b.keys())
-    if not seeds:
-        raise EdgewamError(f"'{first}' and '{second}' have no seed in common. Evaluate both on the same seeds.")
-    pairs = [(a[seed].strict_success, b[seed].strict_success) for seed in seeds]
-    both, only_a, only_b = (pairs.count(kind) for kind in ((True, True), (True, False), (False, True)))
-    bound = tango_lower_bound(only_a, only_b, len(pairs))
-    return Comparison(
-        n=len(pairs),
-        both=both,
-        only_first=only_a,
-        only_second=only_b,
-        neither=len(pairs) - both - only_a - only_b,
-        difference=(only_a - only_b) / len(pairs),
-        lower_bound=bound,
-        margin=margin,
-        is_non_inferior=bound > -margin,
-        p_value=mcnemar_exact(only_a, only_b),
-    )
+def median_of(values: Iterable[float | None]) -> float | None:
+    """Median of the values that are there; None when none is."""
+    known = [value for value in values if value is not None]
+    return averages.median(known) if known else None

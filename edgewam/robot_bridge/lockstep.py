@@ -13,7 +13,8 @@ import numpy as np
 from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.records import ActionChunk
 from edgewam.robot_bridge.policy import Policy
-from edgewam.robot_bridge.robot import Simulator
+from edgewam.robot_bridge.robot import Simulator, Vector
+from edgewam.robot_bridge.smoothness import smoothness
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class LockstepSettings:
 class EpisodeResult:
     """reward: the best one reached.  success_tick, strict_tick: ticks until the task's success and the strict one, or None.
 
-    held_ticks: ticks without a row to follow, in which the last command was repeated.
+    held_ticks: ticks without a row to follow, in which the last command was repeated.  seam_jerk, inner_jerk: see `Smoothness`.
     """
 
     seed: int
@@ -52,6 +53,8 @@ class EpisodeResult:
     strict_tick: int | None
     chunks: int
     held_ticks: int
+    seam_jerk: float | None
+    inner_jerk: float | None
 
     @property
     def strict_success(self) -> bool:
@@ -74,6 +77,8 @@ def run_episode(robot: Simulator, policy: Policy, seed: int, prompt: str, settin
     current: ActionChunk | None = None
     coming: ActionChunk | None = None
     target = np.zeros(0)
+    commands: list[Vector] = []
+    seams: list[int] = []
     best, success_tick, strict_tick, chunks, held, ticks = 0, None, None, 0, 0, 0
     for tick in range(settings.max_ticks):
         if tick % settings.execute_ticks == 0:
@@ -84,11 +89,13 @@ def run_episode(robot: Simulator, policy: Policy, seed: int, prompt: str, settin
             chunks += 1
         if coming is not None and tick >= coming.observation_tick + settings.latency_ticks:
             current, coming = coming, None
+            seams.append(tick)
         row = None if current is None else current.row(tick)
         if current is None or row is None:
             held += 1
         else:
             target = current.actions[row].astype(np.float64)
+        commands.append(target)
         result = robot.step(target)
         ticks = tick + 1
         best = max(best, result.reward)
@@ -97,7 +104,8 @@ def run_episode(robot: Simulator, policy: Policy, seed: int, prompt: str, settin
         if result.strict_success:
             strict_tick = ticks
             break
-    return EpisodeResult(seed, ticks, best, success_tick, strict_tick, chunks, held)
+    smooth = smoothness(commands, seams[1:], robot.spec.max_velocity, robot.spec.control_hz)
+    return EpisodeResult(seed, ticks, best, success_tick, strict_tick, chunks, held, **asdict(smooth))
 
 
 def _checked(chunk: ActionChunk, robot: Simulator) -> ActionChunk:

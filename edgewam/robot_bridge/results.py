@@ -16,7 +16,7 @@ from typing import IO, Any
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.robot_bridge.lockstep import EpisodeResult
 
-FORMAT = 1
+FORMAT = 2  # 2: seam_jerk and inner_jerk of every episode
 
 
 def read_results(path: Path | str) -> tuple[dict[str, Any], dict[int, EpisodeResult]]:

@@ -9,7 +9,8 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError, PluginError
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge.evaluate import compare, evaluate
+from edgewam.robot_bridge.compare import compare
+from edgewam.robot_bridge.evaluate import evaluate
 from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import IMAGES, BlindPolicy, ReplayPolicy, constant_policy, open_policy
 from edgewam.robot_bridge.results import ResultsFile, read_results
@@ -161,7 +162,7 @@ def results_file(path, successes, **config):
     base = {"robot": "r", "robot_options": {}, "prompt": "p", "settings": {"max_ticks": 300}}
     with ResultsFile(path, {**base, **config}) as file:
         for seed, success in successes.items():
-            file.add(EpisodeResult(seed, 300, 4, 200, 210 if success else None, 19, 0))
+            file.add(EpisodeResult(seed, 300, 4, 200, 210 if success else None, 19, 0, 0.02, 0.01))
     return path
 
 
@@ -172,6 +173,8 @@ def test_a_comparison_pairs_the_seeds(tmp_path):
     assert (found.n, found.both, found.only_first, found.only_second, found.neither) == (99, 95, 1, 2, 1)
     assert found.difference == pytest.approx(-1 / 99) and found.p_value == 1.0
     assert found.lower_bound < found.difference
+    assert (found.first.strict.successes, found.second.strict.successes, found.first.strict.n) == (96, 97, 99)
+    assert (found.first.median_strict_tick, found.first.seam_jerk, found.first.inner_jerk) == (210, 0.02, 0.01)
     assert found.is_non_inferior is (found.lower_bound > -0.05)
     assert compare(first, second, margin=-found.lower_bound + 1e-6).is_non_inferior
     assert not compare(first, second, margin=-found.lower_bound - 1e-6).is_non_inferior
