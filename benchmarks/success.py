@@ -57,9 +57,15 @@ def play(bundle: Path, seeds: range, path: Path, task: str | None = None, ablate
     digest = read_manifest(bundle, verify=False).digest
     path.parent.mkdir(parents=True, exist_ok=True)
     return evaluate(
-        FACTORY, {"bundle": str(bundle), "threads": 1}, seeds, task=task, ablate=ablate, identity={"bundle": digest}, results=path,
+        FACTORY,
+        {"bundle": str(bundle), "threads": 1},
+        seeds,
+        task=task,
+        ablate=ablate,
+        identity={"bundle": digest},
+        results=path,
         on_episode=lambda episode, done, total: show(f"{path.stem} {done}/{total}", last=done == total),
-    )  # fmt: skip
+    )
 
 
 def show(text: str, last: bool) -> None:
