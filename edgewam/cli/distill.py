@@ -10,6 +10,7 @@ import typer
 
 from edgewam.cli._device import Device
 from edgewam.cli._output import Json, emit, say, table, training_progress
+from edgewam.cli._plan import DryRun, show_plan
 
 
 def command(
@@ -25,6 +26,7 @@ def command(
     ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Distil the action sampler from 10 to 2 (and 1) steps on cached teacher trajectories."""
@@ -37,6 +39,8 @@ def command(
     config = replace(config, loop=replace(config.loop, threads=threads, device=device, **limit))
     if batches is not None:
         config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
+    if dry_run:
+        return show_plan(distiller.estimate(config, out), as_json)
     with training_progress(f"distill {method}") as update:
         measured = distiller.distill(config, out, progress=update, report=say)
     rms = measured["rms"]

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from edgewam.cli._device import Device
 from edgewam.cli._output import Json, emit, say, training_progress
+from edgewam.cli._plan import DryRun, show_plan
 from edgewam.cli._shipped import or_shipped
 from edgewam.core.errors import EdgewamError
+
+if TYPE_CHECKING:
+    from edgewam.core.estimate import StepPlan
+    from edgewam.training.aha_wam import PolicyTraining
+    from edgewam.training.vae import VaeTraining
 
 
 def command(
@@ -28,6 +34,7 @@ def command(
     seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.", min=0)] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
@@ -45,10 +52,24 @@ def command(
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     loop = replace(defaults.loop, seed=seed, threads=threads, device=device, **limit)
     config = replace(defaults, dataset=dataset, init_from=init_from, loop=loop)
+    if isinstance(config, VaeTraining):
+        config = replace(config, reproduce=reproduce)
+    else:
+        config = replace(config, vae=or_shipped(vae, "vae"), latents=None)
+    if dry_run:
+        return show_plan(_plan(config, out), as_json)
     with training_progress(f"train {part}") as update:
         if isinstance(config, VaeTraining):
-            measured = train_vae(replace(config, reproduce=reproduce), out, progress=update)
+            measured = train_vae(config, out, progress=update)
         else:
-            measured = train_policy(replace(config, vae=or_shipped(vae, "vae"), latents=None), out, progress=update)
+            measured = train_policy(config, out, progress=update)
     say(f"Wrote {out}. Measured on held-out episodes: {measured}")
     emit(measured, as_json)
+
+
+def _plan(config: PolicyTraining | VaeTraining, out: Path) -> list[StepPlan]:
+    from edgewam.training.estimate_policy import estimate_policy
+    from edgewam.training.estimate_vae import estimate_vae
+    from edgewam.training.vae import VaeTraining
+
+    return estimate_vae(config, out) if isinstance(config, VaeTraining) else estimate_policy(config, out)

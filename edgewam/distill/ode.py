@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import ACTION
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_choice
@@ -198,6 +199,17 @@ def distill(
         base=config.teacher,
     )
     return measured
+
+
+def estimate(config: OdeDistillation, out: Path | str) -> list[StepPlan]:
+    """What `distill` with the same arguments is going to do and take; nothing is written.
+
+    Raises:
+        EdgewamError: what `distill` would refuse at its start.
+    """
+    from edgewam.distill.ode_estimate import estimate_ode  # it needs this module
+
+    return estimate_ode(config, Path(out))
 
 
 @torch.inference_mode()

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.aha_wam_loss import LossBatch
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, condition, teacher_trajectory
@@ -64,6 +65,16 @@ def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
     return torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed))
 
 
+def trajectory_shape(plan: TrajectoryPlan, config: AhaWamConfig) -> tuple[int, int, int, int, int]:
+    """Of the cached states: batches, kept steps, contexts, horizon, action_dim."""
+    return plan.num_batches, len(plan.captured), plan.batch_size, config.horizon, config.action_dim
+
+
+def batches_done(out: Path) -> int:
+    """Batches that a cache directory holds; ArtifactError when its record is damaged."""
+    return int(_read(out / DONE)["batches"]) if (out / DONE).exists() else 0
+
+
 def build_trajectories(
     out: Path | str,
     teacher: AhaWam,
@@ -87,8 +98,7 @@ def build_trajectories(
         EdgewamError: the disk is full.
     """
     out, plan = Path(out), plan or TrajectoryPlan()
-    config = teacher.config
-    shape = (plan.num_batches, len(plan.captured), plan.batch_size, config.horizon, config.action_dim)
+    shape = trajectory_shape(plan, teacher.config)
     header = json.loads(json.dumps({"format": 1, **identity, "plan": vars(plan), "shape": shape, "layout": vars(source.layout)}))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / HEADER).exists():
@@ -99,7 +109,7 @@ def build_trajectories(
             f"The trajectories in '{out}' were made with another {' and '.join(differ)}. Use another directory or delete it."
         )
     path = out / STATES
-    done = int(_read(out / DONE)["batches"]) if (out / DONE).exists() else 0
+    done = batches_done(out)
     if done < plan.num_batches:
         try:
             _roll_out(out, path, shape, done, teacher, source, plan, progress)

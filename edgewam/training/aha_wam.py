@@ -70,10 +70,12 @@ class PolicyTraining:
 class PolicyTask:
     """The network and its joint loss."""
 
-    def __init__(self, config: PolicyTraining, source: WindowSource, digests: Mapping[str, str]) -> None:
+    def __init__(
+        self, config: PolicyTraining, source: WindowSource, digests: Mapping[str, str], module: AhaWam | None = None
+    ) -> None:
         torch.manual_seed(config.loop.seed)
         self.config, self.source = config, source
-        self.module: nn.Module = AhaWam(config.model).to(config.loop.device)
+        self.module: nn.Module = AhaWam(config.model).to(config.loop.device) if module is None else module
         self.identity: Mapping[str, Any] = {"task": "policy", **digests, **config.settings()}
 
     def parameter_groups(self) -> list[ParameterGroup]:
@@ -128,7 +130,7 @@ def train_policy(
     work = out.parent / f"{out.name}.training"
     dataset = Dataset.open(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
-    start = _start(config.init_from, config.vae, vae_manifest) if config.init_from else None
+    start = starting_policy(config.init_from, config.vae, vae_manifest) if config.init_from else None
     plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
     say = report or (lambda line: None)
     cache = build_cache(
@@ -165,7 +167,7 @@ def train_policy(
     return measured
 
 
-def _start(directory: Path, vae: Path, vae_manifest: Manifest) -> LoadedPolicy:
+def starting_policy(directory: Path, vae: Path, vae_manifest: Manifest) -> LoadedPolicy:
     """The policy to go on from; its VAE is `vae`, or one that `vae` was trained to reproduce.
 
     Raises:

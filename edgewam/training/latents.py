@@ -28,7 +28,7 @@ from edgewam.training.frames import compose_episode
 
 HEADER, DONE = "header.json", "done.json"
 _FORMAT = 1
-_BATCH_IMAGES = 32
+BATCH_IMAGES = 32
 
 
 @dataclass(frozen=True)
@@ -93,18 +93,18 @@ def build_cache(
         EdgewamError: the disk is full.
     """
     out, plan = Path(out), plan or LatentPlan()
-    header = _header(dataset, vae, vae_digest, plan)
+    header = cache_header(dataset, vae, vae_digest, plan)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / HEADER).exists():
         write_json(out / HEADER, header)
-    _check_header(out, header)
-    done = _read_done(out)
+    check_header(out, header)
+    done = episodes_done(out)
     if done < dataset.num_episodes:
         try:
             _encode(out, dataset, vae.to(device), plan, header, done, device, progress)
         except OSError as error:
             raise EdgewamError(
-                f"Cannot write latents to '{out}': {error}. The cache needs {_size_bytes(header) / 1e9:.1f} GB; free some space "
+                f"Cannot write latents to '{out}': {error}. The cache needs {cache_bytes(header) / 1e9:.1f} GB; free some space "
                 "and run the same command again: finished episodes are kept."
             ) from error
     return _open(out, dataset, plan, header)
@@ -117,9 +117,9 @@ def open_cache(out: Path | str, dataset: Dataset, vae: WanVae, vae_digest: str, 
         ArtifactError: it is missing, unfinished or of other weights, data or settings.
     """
     out, plan = Path(out), plan or LatentPlan()
-    header = _header(dataset, vae, vae_digest, plan)
-    _check_header(out, header)
-    if _read_done(out) < dataset.num_episodes:
+    header = cache_header(dataset, vae, vae_digest, plan)
+    check_header(out, header)
+    if episodes_done(out) < dataset.num_episodes:
         raise ArtifactError(f"The latent cache '{out}' is unfinished. Run the step that builds it again; it goes on.")
     return _open(out, dataset, plan, header)
 
@@ -137,7 +137,8 @@ def window_starts(dataset: Dataset, plan: LatentPlan) -> tuple[npt.NDArray[np.in
     return np.repeat(np.arange(dataset.num_episodes), [len(s) for s in steps]), np.concatenate(steps).astype(np.int64)
 
 
-def _header(dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan) -> dict[str, Any]:
+def cache_header(dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan) -> dict[str, Any]:
+    """What identifies a cache, and the shapes of its arrays."""
     hold = dataset.fps // dataset.camera_hz
     cell = [vae.config.z_dim, plan.height // 16, plan.width // 16]
     num_images = int(sum(-(-int(length) // hold) for length in dataset.lengths))
@@ -152,7 +153,8 @@ def _header(dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan) ->
     }
 
 
-def _check_header(out: Path, header: dict[str, Any]) -> None:
+def check_header(out: Path, header: dict[str, Any]) -> None:
+    """Raise ArtifactError when `out` is no cache, or one of something else."""
     try:
         found = json.loads((out / HEADER).read_text())
     except (OSError, ValueError) as error:
@@ -165,7 +167,8 @@ def _check_header(out: Path, header: dict[str, Any]) -> None:
         )
 
 
-def _read_done(out: Path) -> int:
+def episodes_done(out: Path) -> int:
+    """Episodes that a cache directory holds."""
     try:
         return int(json.loads((out / DONE).read_text())["episodes"])
     except FileNotFoundError:
@@ -174,7 +177,8 @@ def _read_done(out: Path) -> int:
         raise ArtifactError(f"'{out / DONE}' is damaged: {error}. Delete '{out}' and build it again.") from error
 
 
-def _size_bytes(header: dict[str, Any]) -> int:
+def cache_bytes(header: dict[str, Any]) -> int:
+    """Bytes of both arrays."""
     return 2 * int(np.prod(header["images"]) + np.prod(header["clips"]))
 
 
@@ -219,7 +223,7 @@ def _encode(
         pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width))
         frames = pixels.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0  # channels-last: four times faster on a CPU
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
-            latents = torch.cat([vae.encode_image(part) for part in frames.split(_BATCH_IMAGES)])
+            latents = torch.cat([vae.encode_image(part) for part in frames.split(BATCH_IMAGES)])
         images[frame_starts[episode] : frame_starts[episode] + len(steps)] = _half(latents)
         for window in np.flatnonzero(episode_of == episode):
             wanted = step_of[window] + plan.clip_stride * np.arange(plan.clip_frames)

@@ -61,6 +61,12 @@ def build_optimizers(groups: list[ParameterGroup]) -> dict[str, torch.optim.Opti
     return optimizers
 
 
+def state_bytes(group: ParameterGroup) -> int:
+    """Bytes of the optimiser's own tensors after a step: AdamW has two moments and a counter per tensor, Muon one moment."""
+    values = sum(p.numel() * p.element_size() for p in group.parameters.values())
+    return values if group.optimizer == "muon" else 2 * values + 4 * len(group.parameters)
+
+
 def rate_factor(step: int, fraction: float, warmup_steps: int, final: float) -> float:
     """Multiplier of the base rates at `step` (from 0) when `fraction` in [0, 1] of the run is done."""
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0

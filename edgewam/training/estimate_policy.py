@@ -1,0 +1,76 @@
+"""The plan of `train_policy`: latents, then training.  Inputs are opened and checked as the training would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from edgewam.core.estimate import StepPlan
+from edgewam.data.dataset import Dataset
+from edgewam.models import checkpoints
+from edgewam.models.aha_wam_model import AhaWam
+from edgewam.training.aha_wam import PolicyTask, PolicyTraining, starting_policy
+from edgewam.training.estimate import TRIAL_PARAMETERS, BatchKind, duration, process_parts, stored_bytes, training_cost
+from edgewam.training.estimate_latents import estimate_latents
+from edgewam.training.example_windows import ExampleWindows
+from edgewam.training.weights import load_vae
+from edgewam.training.windows import latent_plan
+
+
+def estimate_policy(config: PolicyTraining, out: Path) -> list[StepPlan]:
+    """What `train_policy(config, out)` is going to do and take; nothing is written.
+
+    Raises:
+        EdgewamError: what `train_policy` would refuse at its start.
+    """
+    work = out.parent / f"{out.name}.training"
+    if config.loop.threads is not None:
+        torch.set_num_threads(config.loop.threads)
+    dataset = Dataset.open(config.dataset)
+    before = process_parts(dataset)
+    vae, manifest = load_vae(config.vae)
+    with torch.device("meta"):
+        model = AhaWam(config.model)
+    if config.init_from:
+        start = starting_policy(config.init_from, config.vae, manifest)
+        checkpoints.fit(model, start.model.state_dict(), f"'{config.init_from}'")
+    elif sum(p.numel() for p in model.parameters()) <= TRIAL_PARAMETERS:
+        model = AhaWam(config.model)
+    if not any(p.is_meta for p in model.parameters()):
+        model = model.to(config.loop.device)
+    windows = ExampleWindows(config.model, config.layout, 1)
+    task = PolicyTask(config, windows, {}, model.requires_grad_(True))  # type: ignore[arg-type]
+
+    def example(size: int) -> object:
+        windows.size = size
+        return windows.draw(size, None)  # type: ignore[arg-type]
+
+    cost = training_cost(task, config.loop, [BatchKind(1.0, config.batch_size, example)], [vae])
+    time, work_text = duration(cost, config.loop, work)
+    places = [config.dataset, config.vae, *([config.init_from] if config.init_from else [])]
+    plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
+    latents = config.latents or work / "latents"
+    return [
+        estimate_latents(
+            latents,
+            dataset,
+            vae,
+            manifest.digest,
+            plan,
+            config.loop.device,
+            before=before,
+            inputs=(str(config.dataset), str(config.vae)),
+        ),
+        StepPlan(
+            name="train",
+            inputs=(*map(str, places), str(latents)),
+            outputs=(str(out), str(work)),
+            work=f"{work_text}, {config.batch_size} windows a batch",
+            duration=time,
+            memory=cost.memory(before),
+            disk={"checkpoint": cost.checkpoint, "policy": stored_bytes(model.state_dict(), config.weights_dtype)},
+            disk_extra=cost.checkpoint,
+            notes=cost.notes,
+        ),
+    ]
