@@ -33,12 +33,16 @@ class Dataset:
 
     @staticmethod
     def open(path: Path | str) -> Dataset:
-        """Open and check a dataset directory.
+        """Open and check a dataset directory, or a list of datasets that `join` wrote.
 
         Raises:
             ArtifactError: missing, unfinished, truncated, inconsistent or of a foreign layout; the message says what to do.
         """
         path = Path(path)
+        if (path / "join.json").exists():
+            from edgewam.data.join import open_join  # it opens datasets itself
+
+            return open_join(path)
         version = read_info(path).get("codebase_version")
         if version != VERSION:
             raise ArtifactError(
