@@ -21,7 +21,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
 ORDER = (
-    "demo", "collect", "train", "distill", "compile", "validate", "profile", "inspect", "doctor", "evaluate", "run", "prompt",
+    "demo", "collect", "join", "train", "distill", "compile", "validate", "profile", "inspect", "doctor", "evaluate", "run",
+    "report", "prompt",
 )  # fmt: skip
 
 

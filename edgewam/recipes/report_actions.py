@@ -1,0 +1,90 @@
+"""Does the bundle still compute its reference's actions?  Gates 1 and 2, and the error over the chunk, for the report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from edgewam.compile.excess_error import ExcessErrorLimits
+    from edgewam.core.records import Observation
+    from edgewam.runtime.bundle import Bundle
+
+NUM_DRAWS = 4  # noises per frame of the error over the chunk
+
+
+def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
+    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps."""
+    import torch
+
+    from edgewam.recipes.deploy import compile_plan
+    from edgewam.runtime.backends.eager import TorchEngine
+    from edgewam.runtime.pipeline import Pipeline
+
+    torch.set_num_threads(threads)
+    plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
+    pipeline = Pipeline(plan.programs, plan.stages, engines)
+    return replace(
+        bundle, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
+    )
+
+
+def compare(
+    candidate: Bundle, reference: Bundle, name: str, frames: Sequence[Observation], prompt: str, limits: ExcessErrorLimits
+) -> dict[str, Any]:
+    """One reference: its gates, and the error per row of the chunk.
+
+    Returns:
+        reference, gate1 (None where the stages are others), gate2, chunk: rows {index, median, p99, spread} in units of the
+        action's std, over frames, noises and joints.  spread: median difference of the reference between two noises.
+    """
+    from edgewam.compile.validate import validate
+
+    same = dict(candidate.stages) == dict(reference.stages) and name != "teacher"
+    report = validate(candidate, reference, stages=same, frames=frames, prompt=prompt, limits=limits).to_json()
+    gate1 = report["stages"]
+    if gate1 is not None:
+        rows = [
+            {"stage": stage, "output": output, **deviation}
+            for stage, outputs in gate1["stages"].items()
+            for output, deviation in outputs.items()
+        ]
+        gate1 = {"tolerance": gate1["tolerance"], "passed": gate1["passed"], "rows": rows}
+        gate1["worst"] = max(row["relative"] for row in rows)
+    rows = chunk_errors(candidate, reference, frames, prompt)
+    return {"reference": name, "gate1": gate1, "gate2": report["actions"], "chunk": rows}
+
+
+def chunk_errors(
+    candidate: Bundle, reference: Bundle, frames: Sequence[Observation], prompt: str, num_draws: int = NUM_DRAWS, seed: int = 1
+) -> list[dict[str, Any]]:
+    """|candidate - reference| and the reference's own spread per row of the chunk, in units of the action's std."""
+    policies = [bundle.open_policy() for bundle in (reference, candidate)]
+    for policy in policies:
+        policy.reset(prompt, 0)
+    errors, spreads = [], []
+    for index, frame in enumerate(frames):
+        rng = np.random.default_rng((seed, index))
+        last = None
+        for _ in range(num_draws):
+            noise = rng.standard_normal(policies[0].noise_shape).astype(np.float32)
+            expected, found = (np.asarray(policy.sample(frame, noise), np.float64) for policy in policies)
+            errors.append(np.abs(found - expected))
+            if last is not None:
+                spreads.append(np.abs(expected - last))
+            last = expected
+    error, spread = np.stack(errors), np.stack(spreads)  # [F * draws, chunk, D]
+    return [
+        {
+            "index": row,
+            "median": float(np.median(error[:, row])),
+            "p99": float(np.percentile(error[:, row], 99)),
+            "spread": float(np.median(spread[:, row])),
+        }
+        for row in range(error.shape[1])
+    ]
