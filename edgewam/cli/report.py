@@ -11,6 +11,7 @@ import typer
 
 import edgewam
 from edgewam.cli._output import Json, emit, say
+from edgewam.cli._robot import Task
 from edgewam.cli._shipped import SMALL, or_shipped
 
 
@@ -22,6 +23,7 @@ def command(
         Path | None, typer.Option(help="The policy the bundle came from, when it is not beside the bundle.")
     ] = None,
     dataset: Annotated[Path | None, typer.Option(help="Frames for parity; by default an episode in the simulator.")] = None,
+    task: Task = None,
     seed: Annotated[int, typer.Option(help="Scene and noise of the episode that is filmed.", min=0)] = 0,
     frames: Annotated[int, typer.Option(help="Frames of the parity gates.", min=1)] = 4,
     n: Annotated[int, typer.Option("-n", help="Timed calls of each figure.", min=5)] = 100,
@@ -35,8 +37,8 @@ def command(
 
     settings = ReportSettings(
         bundle=or_shipped(bundle, "bundle"), policy=policy, dataset=dataset, results=results, shipped=SMALL,
-        committed=Path(edgewam.__file__).parents[1] / "benchmarks/results", seed=seed, frames=frames, n=n, threads=threads,
-        command=("edgewam", *sys.argv[1:]),
+        committed=Path(edgewam.__file__).parents[1] / "benchmarks/results", task=task, seed=seed, frames=frames, n=n,
+        threads=threads, command=("edgewam", *sys.argv[1:]),
     )  # fmt: skip
     data = gather(settings, report=lambda text: say(f"  {text}"))
     with replaced_file(out) as temporary:

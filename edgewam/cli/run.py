@@ -27,11 +27,14 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Drive a robot in real time: io, driver, camera and engine processes over shared memory."""
+    from edgewam.core.artifacts import read_manifest
     from edgewam.robot_bridge.robot import with_task
     from edgewam.robot_bridge.run import Progress, RunSettings, run
 
     spec, _ = with_task(robot, task)
-    arguments = {"bundle": str(or_shipped(bundle, "bundle")), "threads": threads}
+    path = or_shipped(bundle, "bundle")
+    digest = read_manifest(path, kind="bundle", verify=False).digest  # the record names what ran
+    arguments = {"bundle": str(path), "threads": threads}
     settings = RunSettings(replan_ticks=replan_ticks, episode_ticks=spec.episode_ticks)
     with progress("run") as update:
 
@@ -42,7 +45,7 @@ def command(
             FACTORY, arguments, robot, seconds, task=task, prompt=prompt, seed=seed, settings=settings, on_progress=report
         )
     show(result)
-    emit(result.to_json(), as_json)
+    emit({"bundle": digest, **result.to_json()}, as_json)
     if not result.is_complete or result.violations or result.violations_in_log:
         raise typer.Exit(1)
 

@@ -26,9 +26,11 @@ class ReportSettings:
     """What a report is made of.
 
     policy: the policy that the bundle was compiled from; by default looked for beside the bundle and among what ships.
-    dataset: where frames come from; by default from an episode in the simulator.  results: folder with what `evaluate` and
-    `run` wrote with --json.  shipped: the policy that ships, committed: the committed figures (either may be absent).
-    seed: of the episode.  frames: of the gates, each costs 8 pairs of chunks on both sides.  n: timed calls of each figure.
+    dataset: where frames come from; by default from an episode in the simulator.
+    results: folder with what `evaluate` and `run` wrote with --json.
+    shipped: the policy that ships; committed: the committed figures (either may be absent).
+    task, seed: of the episode; by default the robot's own task.
+    frames: of the gates, each costs 8 pairs of chunks on both sides.  n: timed calls of each figure.
     """
 
     bundle: Path
@@ -38,6 +40,7 @@ class ReportSettings:
     shipped: Path = Path("assets")
     committed: Path = Path("benchmarks/results")
     robot: str = "aloha_sim"
+    task: str | None = None
     seed: int = 0
     frames: int = 4
     n: int = 100
@@ -138,7 +141,7 @@ def _references(bundle: Bundle, found: dict[str, Found], digests: dict[str, str]
 def _episode(bundle: Bundle, settings: ReportSettings) -> Any:
     from edgewam.recipes.report_episode import play
 
-    return play(bundle, settings.robot, settings.seed)
+    return play(bundle, settings.robot, settings.task, settings.seed)
 
 
 def _film(episode: Any) -> dict[str, Any]:
@@ -194,15 +197,16 @@ def _parity(
     for name, path in references.items():
         if name == "teacher":
             partner = eager_partner(bundle, path, None, threads=1)
-            rows.append(compare(bundle, partner, name, frames, prompt, DISTILLED_LIMITS))
+            rows.append(compare(bundle, partner, name, frames, prompt, DISTILLED_LIMITS, stages=False))
         elif eager is not None:
-            rows.append(compare(bundle, eager, name, frames, prompt, exact))
+            rows.append(compare(bundle, eager, name, frames, prompt, exact, stages=not quantized))
     return {"references": rows, "num_frames": len(frames), "frames_from": origin}
 
 
 def _success(results: Any, digests: dict[str, str], settings: ReportSettings) -> dict[str, Any]:
-    from edgewam.recipes.report_results import shipped_evaluations
+    from edgewam.recipes.report_results import shipped_comparisons, shipped_evaluations
 
+    comparisons = [*(results.comparisons if results else []), *shipped_comparisons(settings.committed, digests)]
     rows = [*(results.evaluations if results else []), *shipped_evaluations(settings.committed, digests)]
     if not rows:
         command = f"edgewam evaluate {settings.bundle} --seeds 200 --json > RESULTS/evaluate.json"
@@ -211,7 +215,7 @@ def _success(results: Any, digests: dict[str, str], settings: ReportSettings) ->
         i for i, row in enumerate(rows) if row["policy"].startswith(("this bundle", "student")) and "," not in row["policy"][12:]
     ]
     own = own or [i for i, row in enumerate(rows) if row["policy"].startswith("student")]
-    return {"rows": rows, "comparisons": results.comparisons if results else [], "headline": own[0] if own else None}
+    return {"rows": rows, "comparisons": comparisons, "headline": own[0] if own else None}
 
 
 def _control(results: Any, digest: str, settings: ReportSettings) -> dict[str, Any]:

@@ -35,18 +35,23 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
 
 
 def compare(
-    candidate: Bundle, reference: Bundle, name: str, frames: Sequence[Observation], prompt: str, limits: ExcessErrorLimits
+    candidate: Bundle,
+    reference: Bundle,
+    name: str,
+    frames: Sequence[Observation],
+    prompt: str,
+    limits: ExcessErrorLimits,
+    stages: bool,
 ) -> dict[str, Any]:
-    """One reference: its gates, and the error per row of the chunk.
+    """One reference: its gates, and the error per row of the chunk.  stages: both have the same weights, so gate 1 applies.
 
     Returns:
-        reference, gate1 (None where the stages are others), gate2, chunk: rows {index, median, p99, spread} in units of the
+        reference, gate1 (None without `stages`), gate2, chunk: rows {index, median, p99, spread} in units of the
         action's std, over frames, noises and joints.  spread: median difference of the reference between two noises.
     """
     from edgewam.compile.validate import validate
 
-    same = dict(candidate.stages) == dict(reference.stages) and name != "teacher"
-    report = validate(candidate, reference, stages=same, frames=frames, prompt=prompt, limits=limits).to_json()
+    report = validate(candidate, reference, stages=stages, frames=frames, prompt=prompt, limits=limits).to_json()
     gate1 = report["stages"]
     if gate1 is not None:
         rows = [

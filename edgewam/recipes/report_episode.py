@@ -34,20 +34,22 @@ class Episode:
     pictures: list[npt.NDArray[np.uint8]]
 
 
-def play(bundle: Bundle, robot: str, seed: int, max_ticks: int = 300) -> Episode:
-    """One lockstep episode without latency.
+def play(bundle: Bundle, robot: str, task: str | None, seed: int, max_ticks: int | None = None) -> Episode:
+    """One lockstep episode without latency, as long as the task wants it unless `max_ticks` says less.
 
     Raises:
         EdgewamError: the simulator is not installed or cannot be drawn, or the bundle knows none of its prompts.
     """
     from edgewam.core import plugins
     from edgewam.core.errors import EdgewamError
+    from edgewam.robot_bridge.robot import with_task
 
-    module = plugins.load("robot", robot)
-    simulator, policy = module.make(), bundle.open_policy()
-    prompt = next((prompt for prompt in simulator.spec.prompts if prompt in bundle.prompts), None)
+    spec, options = with_task(robot, task)
+    prompt = next((prompt for prompt in spec.prompts if prompt in bundle.prompts), None)
     if prompt is None:
-        raise EdgewamError(f"The bundle knows no prompt of the robot '{robot}', so there is no episode to show.")
+        raise EdgewamError(f"The bundle knows no prompt of '{task or robot}': {', '.join(spec.prompts)}. Choose another --task.")
+    max_ticks = max_ticks or spec.episode_ticks
+    simulator, policy = plugins.load("robot", robot).make(**options), bundle.open_policy()
     observations, pictures, done, tick = [], [], False, 0
     try:
         simulator.reset(seed)

@@ -15,6 +15,8 @@ from typing import Any
 from edgewam.core.artifacts import file_digest
 from edgewam.core.errors import EdgewamError
 
+_JUDGED = ("strict", "success", "median_strict_time_s", "seam_jerk", "inner_jerk")  # records before the jerk lack it
+
 
 @dataclass
 class Results:
@@ -88,7 +90,7 @@ def evaluation_row(record: Mapping[str, Any], bundle: str) -> dict[str, Any]:
     return {
         "policy": name, "task": task or _default_task(config["robot"]), "prompt": config["prompt"],
         "source": f"this run, {digest[:12] or 'digest not recorded'}", "is_shipped": False, "command": shlex.join(words),
-        "strict": record["strict"], "success": record["success"], "median_strict_time_s": record["median_strict_time_s"],
+        **{name: record.get(name) for name in _JUDGED},
     }  # fmt: skip
 
 
@@ -110,12 +112,24 @@ def shipped_evaluations(folder: Path, digests: Mapping[str, str]) -> list[dict[s
             if known.get(role) != digests.get(role):
                 continue
             task = row.get("task") or conditions["robot_options"].get("task") or _default_task(conditions["robot"])
-            names = ("strict", "success", "median_strict_time_s")
             rows.append(
                 {"policy": name, "task": task, "prompt": row.get("prompt", conditions["prompt"]),
                  "source": f"shipped, {known[role][:12]}", "is_shipped": True, "command": "python3 -m benchmarks.success",
-                 **{key: row[key] for key in names}}
+                 **{key: row.get(key) for key in _JUDGED}}
             )  # fmt: skip
+    return rows
+
+
+def shipped_comparisons(folder: Path, digests: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Student against teacher on the same seeds, from the committed figures about these very artifacts."""
+    rows = []
+    for path in sorted(folder.glob("*/success*.json")):
+        record = json.loads(path.read_text())
+        if any(record["digests"].get(role) != digests.get(role) for role in ("bundle", "teacher")):
+            continue
+        task = record["conditions"]["robot_options"].get("task") or _default_task(record["conditions"]["robot"])
+        name = f"student against teacher, {task} (shipped, {digests['bundle'][:12]})"
+        rows.append({"name": name, **record["student_against_teacher"]})
     return rows
 
 

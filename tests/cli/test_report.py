@@ -62,7 +62,7 @@ def test_its_figures_are_from_this_run_or_labelled_as_shipped(made, shipped):
     ]
     for row in data["success"]["rows"]:
         assert row["is_shipped"] == row["source"].startswith("shipped, ") and len(row["source"].split(", ")[1]) == 12
-    assert data["control"]["source"].startswith("this run") and data["control"]["ticks"] == 100
+    assert data["control"]["source"] == f"this run, {digest[:12]}" and data["control"]["ticks"] == 100
     assert sum(data["control"]["histograms"]["lateness_ms"]["counts"]) == 100 - data["control"]["missed"]
     assert data["latency"]["contract"]["artifact"] == digest
     roles = {entry["role"]: entry for entry in data["road"]}
@@ -138,10 +138,10 @@ def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbe
 
     out, _ = made
     bundle = Bundle.open(shipped / "bundle", threads=1)
-    episode = play(bundle, "aloha_sim", seed=0, max_ticks=16)
+    episode = play(bundle, "aloha_sim", None, seed=0, max_ticks=16)
     student, changed = (eager_partner(bundle, path, 2, threads=1) for path in (shipped / "student", perturbed))
     arguments = ("student", episode.observations, episode.prompt, ENGINE_LIMITS)
-    whole, broken = compare(bundle, student, *arguments), compare(changed, student, *arguments)
+    whole, broken = (compare(one, student, *arguments, stages=True) for one in (bundle, changed))
     assert whole["gate1"]["passed"] and whole["gate2"]["passed"]
     assert not broken["gate1"]["passed"] and not broken["gate2"]["passed"]
     for fine, off in zip(whole["chunk"], broken["chunk"], strict=True):

@@ -35,6 +35,7 @@ def report_data() -> dict[str, Any]:
     success = {
         "policy": "this bundle", "task": "transfer_cube", "prompt": "pass it", "source": "this run, abc", "is_shipped": False,
         "command": "edgewam evaluate b --seeds 10", "strict": RATE, "success": RATE, "median_strict_time_s": None,
+        "seam_jerk": 0.03, "inner_jerk": 0.01,
     }  # fmt: skip
     pixel = "data:image/webp;base64,UklGRhoAAABXRUJQVlA4TA0AAAAvAAAAEAcQERGIiP4HAA=="
     return {

@@ -26,11 +26,13 @@ def render(v: Values) -> str:
             f"{v.number(f'{at}.strict.successes', 'count')}/{v.number(f'{at}.strict.n', 'count')}",
             f"{v.number(f'{at}.strict.wilson.low', 'percent')} to {v.number(f'{at}.strict.wilson.high', 'percent')}",
             v.number(f"{at}.success.rate", "percent"), v.number(f"{at}.median_strict_time_s", "seconds"),
+            v.number(f"{at}.seam_jerk", "small"), v.number(f"{at}.inner_jerk", "small"),
         ])  # fmt: skip
-    head = ["policy", "task", "from", "strict", "95 % interval (Wilson)", "success", "median time"]
+    head = ["policy", "task", "from", "strict", "95 % interval (Wilson)", "success", "median time", "jerk at seams", "within"]
     lead = (
         "Lockstep episodes: the simulator waits for the policy, the seed fixes scene, noise and light. Dots are rates, bars "
-        "their 95 % intervals, marks stand at 0, 25, 50, 75 and 100 %."
+        "their 95 % intervals, marks stand at 0, 25, 50, 75 and 100 %. Jerk: third difference of "
+        "the commands in units of the velocity limit per tick."
     )
     body = f'<div class="rows wide chart">{"".join(drawn)}</div>{table(head, rows, left=3)}'
     return section(NAME, TITLE, lead, body + _comparisons(v))
