@@ -76,7 +76,7 @@ def gather(settings: ReportSettings, report: Callable[[str], None] = lambda text
     latency, eager = _latency(bundle, references, settings)
     report("the actions against their references")
     _one_torch_thread()
-    parity = _parity(bundle, eager, references, episode, settings)
+    parity = _try(lambda: _parity(bundle, eager, references, episode, settings), "pip install 'edgewam[train]'")
     machine = read_machine().to_json()
     config = bundle.manifest.config
     data: dict[str, Any] = {

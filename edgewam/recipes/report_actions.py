@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgewam.core.errors import require
+
 if TYPE_CHECKING:
     from edgewam.compile.excess_error import ExcessErrorLimits
     from edgewam.core.records import Observation
@@ -18,9 +20,12 @@ NUM_DRAWS = 4  # noises per frame of the error over the chunk
 
 
 def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
-    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps."""
-    import torch
+    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
 
+    Raises:
+        MissingExtraError: torch is not installed, as on a robot.
+    """
+    torch = require("torch", extra="train")
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.backends.eager import TorchEngine
     from edgewam.runtime.pipeline import Pipeline

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,18 @@ def test_a_policy_of_another_bundle_is_refused(perturbed, shipped, tmp_path):
     done = here("report", shipped / "bundle", "--policy", perturbed, "--out", tmp_path / "report.html")
     assert done.code == 1 and "was not made from" in done.err and "student" in done.err
     assert not any(tmp_path.iterdir())
+
+
+def test_on_a_robot_without_torch_the_page_is_made_and_says_what_is_missing(made, shipped, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)  # import torch then fails as where it is not installed
+    out = tmp_path / "report.html"
+    data = here("report", shipped / "bundle", "--out", out, "-n", 5, "--threads", 1, "--json").ok().json
+    assert "not installed" in data["latency"]["eager_reason"] and "not installed" in data["parity"]["reason"]
+    assert data["parity"]["command"] == "pip install 'edgewam[train]'"
+    (act,) = (program for program in data["latency"]["programs"] if program["name"] == "act")
+    assert act["eager"] is None and act["engine"]["p50_ms"] > 0 and "reason" not in data["film"]
+    assert "Not in this report:" in out.read_text() and "No eager bars" in out.read_text()
+    check_numbers(out.read_text())
 
 
 @pytest.mark.parametrize(
