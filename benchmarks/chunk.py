@@ -24,7 +24,7 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.program import Call
 from edgewam.profiles.contract import TimingContract
 from edgewam.profiles.machine import read_machine
-from edgewam.profiles.measure import Timing
+from edgewam.profiles.measure import Timing, measure_blocks
 from edgewam.profiles.report import table
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
@@ -46,34 +46,18 @@ def steps_of(bundle: Bundle) -> int:
 
 
 def measure_bundles(bundles: dict[str, Bundle], n: int, rounds: int, warmup: int) -> dict[str, dict[str, Timing]]:
-    """Timings by bundle and figure: `n` calls each, in `rounds` blocks that take turns.
-
-    A pause before each block lets the threads of the other engine stop spinning; some calls warm the caches again.
+    """Timings by bundle and figure: `n` calls each, in `rounds` blocks that take turns (see `measure_blocks`).
 
     Raises:
         EdgewamError: a bundle without a policy, or fewer calls than rounds.
     """
-    if n < rounds or rounds < 1:
-        raise EdgewamError(f"n ({n}) must be at least the number of rounds ({rounds}), and that at least 1.")
     calls: dict[tuple[str, str], Callable[[], object]] = {}
     for name, bundle in bundles.items():
         if bundle.policy is None:
             raise EdgewamError(f"Bundle '{bundle.path}' has no policy, so it has no action chunk to time.")
         calls |= {(name, figure): call for figure, call in plugins.load("policy", bundle.policy).timed_calls(bundle).items()}
-    samples: dict[tuple[str, str], list[float]] = {key: [] for key in calls}
-    for index in range(rounds):
-        block = n // rounds + (index < n % rounds)
-        for key, call in calls.items():
-            time.sleep(0.05)
-            for _ in range(warmup if index == 0 else min(3, warmup)):
-                call()
-            for _ in range(block):
-                start = time.perf_counter_ns()
-                call()
-                samples[key].append((time.perf_counter_ns() - start) / 1e6)
-    return {
-        name: {figure: Timing.from_samples(samples[name, figure]) for other, figure in calls if other == name} for name in bundles
-    }
+    timings = measure_blocks(calls, n, rounds, warmup)
+    return {name: {figure: timings[name, figure] for other, figure in calls if other == name} for name in bundles}
 
 
 def ratios(timings: dict[str, dict[str, Timing]]) -> dict[str, float]:

@@ -37,7 +37,7 @@ def show_plan(steps: Sequence[StepPlan], as_json: bool, further: dict[str, Any] 
         if step.memory:
             say(f"  memory, {step.peak_moment}: {_parts(step.memory[step.peak_moment])}")
         if step.disk or step.disk_extra:
-            extra = {"while a file is replaced": step.disk_extra} if step.disk_extra else {}
+            extra = {"meanwhile": step.disk_extra} if step.disk_extra else {}
             say(f"  disk: {_parts({**step.disk, **extra})}")
         for note in step.notes:
             say(f"  {note}")

@@ -9,11 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from edgewam.core.errors import EdgewamError
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -107,4 +109,32 @@ def measure_interleaved(functions: Mapping[str, Callable[[], object]], n: int, w
             start = clock()
             function()
             durations_ms[name].append((clock() - start) / 1e6)
+    return {name: Timing.from_samples(samples) for name, samples in durations_ms.items()}
+
+
+def measure_blocks(
+    functions: Mapping[Key, Callable[[], object]], n: int, rounds: int = 10, warmup: int = 10, pause_s: float = 0.05
+) -> dict[Key, Timing]:
+    """Time several functions in blocks that take turns: `n` calls of each, in `rounds` blocks.
+
+    For engines whose idle threads keep spinning for a while: a pause before each block lets those of the other one stop,
+    some untimed calls warm the caches again.  Blocks still take turns, so that drift of the machine hits all alike.
+
+    Raises:
+        EdgewamError: fewer calls than rounds, or nothing to measure.
+    """
+    if n < rounds or rounds < 1 or warmup < 0 or not functions:
+        raise EdgewamError(f"n ({n}) must be at least the number of rounds ({rounds}), and that at least 1.")
+    durations_ms: dict[Key, list[float]] = {name: [] for name in functions}
+    clock = time.perf_counter_ns
+    for index in range(rounds):
+        block = n // rounds + (index < n % rounds)
+        for name, function in functions.items():
+            time.sleep(pause_s)
+            for _ in range(warmup if index == 0 else min(3, warmup)):
+                function()
+            for _ in range(block):
+                start = clock()
+                function()
+                durations_ms[name].append((clock() - start) / 1e6)
     return {name: Timing.from_samples(samples) for name, samples in durations_ms.items()}

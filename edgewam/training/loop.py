@@ -102,7 +102,7 @@ class Interrupted(EdgewamError):
 
 
 # these change how fast or how often, not what is computed: a restart may change them
-_FREE_FIELDS = ("device", "threads", "log_every", "checkpoint_minutes", "checkpoint_steps", "tensorboard")
+FREE_FIELDS = ("device", "threads", "log_every", "checkpoint_minutes", "checkpoint_steps", "tensorboard")
 
 
 def train(
@@ -140,7 +140,7 @@ def train(
     base_rates = {group.name: group.lr for group in groups}
     average = WeightAverage(task.module, config.ema_decay) if config.ema_decay is not None else None
     average_state = None if average is None else average.state
-    identity = {**{k: v for k, v in asdict(config).items() if k not in _FREE_FIELDS}, **task.identity}
+    identity = {**{k: v for k, v in asdict(config).items() if k not in FREE_FIELDS}, **task.identity}
     done = Progression(0, 0.0)
     if resume and path.exists():
         done = restore(path, task.module, average_state, optimizers, identity)
