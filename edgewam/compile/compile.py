@@ -20,6 +20,7 @@ from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import GateError, PluginError
 from edgewam.core.program import Call, Programs
 from edgewam.core.stage import Stage
+from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import CONSTANTS, GOLDEN, STAGES, Bundle
 from edgewam.runtime.deviation import Deviation, deviation
@@ -32,6 +33,10 @@ from edgewam.runtime.tensors import save_tensors
 PROGRAM_TOLERANCE = 1e-4  # of a whole program, relative to the output's maximum: stage errors compounded over the steps
 SELF_TEST_MARGIN = 20.0  # another processor sums in another order; a wrong weight is off by far more than this
 SELF_TEST_FLOOR = 1e-4
+# A quantised value on the border between two codes may fall on either side in another engine: one code is 1/127 of the range,
+# and layers behind add to it.  Up to 0.04 was seen on `small`; wrong scales or a forgotten bias are off by 0.3 and more.
+QUANTIZED_TOLERANCE = 0.1
+QUANTIZED_SELF_TEST_MARGIN = 3.0  # the deviation from eager is made of such borders already, so 20 times would allow anything
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Calls = Sequence[tuple[str, Arrays]]
@@ -127,12 +132,15 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
             for entry in records
         }
         samples = {name: [random_inputs(stage.inputs, seed=7), *reference[name].samples] for name, stage in stages.items()}
-        report = compare_stages(stages, reference, engines, samples, build.TOLERANCE)
+        is_quantized = any(quantized_layers(stage) for stage in stages.values())
+        report = compare_stages(stages, reference, engines, samples, QUANTIZED_TOLERANCE if is_quantized else build.TOLERANCE)
         measured["stages"] = report.to_json()
         report.require()
-        worst = _compare_programs(Pipeline(plan.programs, stages, engines), golden)
+        allowed = QUANTIZED_TOLERANCE if is_quantized else PROGRAM_TOLERANCE
+        worst = _compare_programs(Pipeline(plan.programs, stages, engines), golden, allowed)
         measured["programs"] = {name: d.to_json() for name, d in worst.items()}
-        tolerance = max(SELF_TEST_FLOOR, SELF_TEST_MARGIN * max(d.relative for d in worst.values()))
+        margin = QUANTIZED_SELF_TEST_MARGIN if is_quantized else SELF_TEST_MARGIN
+        tolerance = max(SELF_TEST_FLOOR, margin * max(d.relative for d in worst.values()))
         golden_index += save_golden(directory / GOLDEN, [GoldenCall(c.program, c.inputs, c.expected, tolerance) for c in golden])
         save_tensors(directory / CONSTANTS, plan.programs.constants)
         save_prompts(directory / PROMPTS, plan.prompts)
@@ -165,17 +173,17 @@ def _record(plan: CompilePlan, pipeline: Pipeline) -> list[GoldenCall]:
     return [GoldenCall(name, inputs, observe_run(pipeline, name, inputs), 0.0) for name, inputs in calls]
 
 
-def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall]) -> dict[str, Deviation]:
-    """Worst deviation per program over all golden calls; GateError beyond PROGRAM_TOLERANCE."""
+def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall], allowed: float) -> dict[str, Deviation]:
+    """Worst deviation per program over all golden calls; GateError beyond what is allowed."""
     worst: dict[str, Deviation] = {}
     for call in golden:
         found = observe_run(pipeline, call.program, call.inputs)
         for name, expected in call.expected.items():
             now = deviation(found[name], expected)
-            if not now.within(PROGRAM_TOLERANCE):
+            if not now.within(allowed):
                 raise GateError(
                     f"Program '{call.program}' gives '{name}' off by {now.relative:.2g} of its maximum "
-                    f"({now.num_bad} not finite) although each stage is within its tolerance; {PROGRAM_TOLERANCE:g} is allowed."
+                    f"({now.num_bad} not finite) although each stage is within its tolerance; {allowed:g} is allowed."
                 )
             if call.program not in worst or now.relative > worst[call.program].relative:
                 worst[call.program] = now

@@ -32,6 +32,7 @@ class ExcessErrorLimits:
 
 
 ENGINE_LIMITS = ExcessErrorLimits(0.01, 0.05)  # the same float32 arithmetic in another order
+QUANTIZED_LIMITS = ExcessErrorLimits(0.1, 0.5)  # a tenth of the policy's own spread at the median, half of it at worst
 DISTILLED_LIMITS = ExcessErrorLimits(0.5, 1.5)  # half the spread of the teacher at the median; its whole spread is rare
 
 

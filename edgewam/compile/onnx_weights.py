@@ -35,10 +35,13 @@ def _bytes(tensor: Any) -> bytes:
 
 def _share_equal(graph: Any) -> None:
     """Keep one of several equal initializers and let every node read it.  Bit patterns are compared, not values."""
+    int8 = require("onnx", extra="onnx").TensorProto.INT8
     kept: dict[tuple[Any, ...], str] = {}
     renamed: dict[str, str] = {}
     outputs = {value.name for value in graph.output}
     for tensor in list(graph.initializer):
+        if tensor.data_type == int8:  # ONNX Runtime converts each quantised layer's own zero points and trips over shared ones
+            continue
         first = kept.setdefault(_key(tensor), tensor.name)
         if first != tensor.name and tensor.name not in outputs:
             renamed[tensor.name] = first

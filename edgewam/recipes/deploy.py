@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ def compile_plan(
     """Plan of a bundle.
 
     Args:
-        policy: artifact of `train` (kind "policy") or `distill` (kind "student").
+        policy: artifact of `train` (kind "policy"), `distill` (kind "student") or `quantize` (kind "quantized").
         backend: name of a compile backend.
         num_action_steps: Euler steps of the action sampler; by default what the policy is meant for (10, or 2 distilled).
         prompts: instructions that go into the bundle besides those that the policy was trained on.
@@ -33,8 +34,18 @@ def compile_plan(
     from edgewam.models import aha_wam
     from edgewam.models.text import SmallTextEncoder
     from edgewam.models.wan_vae_image import image_encoder
+    from edgewam.quantize.artifact import is_quantized, read_quantized
     from edgewam.training.policy_artifact import load_policy
 
+    if is_quantized(policy):
+        stored = read_quantized(policy)
+        below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads)
+        return replace(
+            below,
+            stages=stored.apply(below.stages),
+            parents={"quantized": stored.manifest.digest, **below.parents},
+            config={**below.config, "precision": stored.precision},
+        )
     loaded = load_policy(policy)
     config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
     text = SmallTextEncoder(config.text_dim, config.text_len)

@@ -1,4 +1,4 @@
-"""What a bundle is judged against: the student it was compiled from, or the teacher its student was distilled from."""
+"""What a bundle is judged against: what it was compiled from, the student below a quantised one, or a student's teacher."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def validate_against(
     """Gates 1 and 2 of a bundle.
 
     With the policy that the bundle was compiled from, both sides have the same weights and steps: engine limits, both gates.
-    With a teacher, whose own number of steps is used, weights differ: distillation limits, gate 2 only.
+    A quantised bundle is judged against its unquantised student with the limits of quantisation, at the same steps.  With a
+    teacher, whose own number of steps is used, weights differ: distillation limits, gate 2 only.
 
     Args:
         bundle: what is judged.
@@ -33,8 +34,8 @@ def validate_against(
         EdgewamError: the reference is neither of the two; damaged input.
     """
     from edgewam.compile.compile import compile_bundle
-    from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS
-    from edgewam.compile.validate import dataset_frames, validate
+    from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
+    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, dataset_frames, validate
     from edgewam.data.dataset import Dataset
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.bundle import KIND, Bundle
@@ -42,7 +43,8 @@ def validate_against(
 
     manifest, origin = read_manifest(bundle, kind=KIND), read_manifest(reference)
     is_engine = origin.digest in manifest.parents.values()
-    if origin.kind not in ("policy", "student") or not (is_engine or origin.kind == "policy"):
+    is_quantized = is_engine and "quantized" in manifest.parents
+    if origin.kind not in ("policy", "student", "quantized") or not (is_engine or origin.kind == "policy"):
         raise EdgewamError(
             f"'{bundle}' was not compiled from '{reference}' ({origin.kind} {origin.digest[:12]}). Give the policy that it was "
             f"compiled from ({', '.join(digest[:12] for digest in manifest.parents.values())}), or a teacher."
@@ -63,5 +65,7 @@ def validate_against(
             stages=is_engine,
             frames=frames,
             prompt=prompt,
-            limits=ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
+            limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
+            tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+            on_frames=is_quantized,
         )

@@ -1,4 +1,4 @@
-"""Build half of `onnxruntime`: one stage exported to ONNX, made small, checked by onnx."""
+"""Build half of `onnxruntime`: one stage exported to ONNX, quantised layers as integer nodes, made small, checked by onnx."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from typing import Any
 import torch
 
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
+from edgewam.compile.integer_onnx import FORMATS, make_integer
 from edgewam.compile.onnx_weights import compact
 from edgewam.core.errors import require
 from edgewam.core.stage import Stage
+from edgewam.quantize.layers import as_float, quantized_layers
 from edgewam.runtime.engine import Support
 
 OPSET = 20  # the newest one without fused Attention nodes, whose CPU kernels are younger than the plain ones
@@ -31,6 +33,13 @@ def supports(stage: Stage) -> Support:
     for spec in (*stage.inputs, *stage.outputs):
         if spec.dtype not in _DTYPES:
             return Support(False, f"stage '{stage.name}' has '{spec.name}' in {spec.dtype}; use one of {', '.join(_DTYPES)}")
+    for path, layer in quantized_layers(stage).items():
+        if layer.kind.name not in FORMATS:
+            return Support(
+                False,
+                f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which the CPU provider would turn back into "
+                f"float32; it computes in {', '.join(FORMATS)}. Quantise with --plan int8, or compile for the backend eager",
+            )
     return Support(True)
 
 
@@ -39,7 +48,7 @@ def build(stage: Stage, directory: Path) -> dict[str, Any]:
     onnx = require("onnx", extra="onnx")
     require("onnxscript", extra="onnx")
     with exporting(stage), quiet(), contextlib.redirect_stdout(io.StringIO()):
-        program = torch.export.export(as_module(stage), example_inputs(stage), strict=False)
+        program = torch.export.export(as_module(as_float(stage)), example_inputs(stage), strict=False)
         exported = torch.onnx.export(
             program,
             input_names=[spec.name for spec in stage.inputs],
@@ -50,7 +59,9 @@ def build(stage: Stage, directory: Path) -> dict[str, Any]:
             verbose=False,
         )
         assert exported is not None, "the exporter returns a program unless it is given a file"
-        model = compact(exported.model_proto)
+        model = exported.model_proto
+        make_integer(model, quantized_layers(stage))
+        model = compact(model)
         for node in model.graph.node:
             del node.metadata_props[:]  # stack traces of the build machine
             node.doc_string = ""

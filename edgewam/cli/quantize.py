@@ -1,0 +1,73 @@
+"""`edgewam quantize`: INT8 or FP8 layers, calibrated on recorded frames, with the error of every layer measured."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewam.cli._output import Json, emit, progress, say, table
+
+
+def command(
+    policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
+    dataset: Annotated[Path, typer.Argument(help="Dataset whose frames calibrate; recordings of the policy's own tasks.")],
+    out: Annotated[Path, typer.Argument(help="Directory of the quantised policy to write.")],
+    plan: Annotated[
+        str, typer.Option(help="int8, fp8, auto (chosen by measured error and time), or the path of a plan file.")
+    ] = "auto",
+    steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default the policy's own.", min=1)] = None,
+    episodes: Annotated[int | None, typer.Option(help="Episodes to calibrate on, spread over the dataset.", min=1)] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames behind the error of each layer.", min=1)] = None,
+    threads: Annotated[int, typer.Option(help="Compute threads.", min=1)] = 2,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the layers and their formats, and write nothing.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Quantise a policy: calibrate on real frames, measure each layer alone, and say why each has its format."""
+    from edgewam.core.artifacts import read_manifest
+    from edgewam.recipes.quantization import EPISODES, FRAMES, plan_quantization, quantize_policy
+
+    chosen = plan_quantization(policy, plan, steps, threads)
+    if dry_run:
+        description = chosen.describe()
+        rows = [
+            [r["stage"], r["layer"], "x".join(map(str, r["shape"])), r["float32_bytes"] / 1e3, r["format"]]
+            for r in description["layers"]
+        ]
+        table(f"plan {chosen.name}, for {chosen.precision.backend}", ["stage", "layer", "weight", "float32 kB", "format"], rows)
+        if chosen.name == "auto":
+            say("These are the candidates; measurements decide which of them stay float32.")
+        say(f"Needs about {description['memory_estimate_bytes'] / 1e6:.0f} MB of memory. Nothing was written.")
+        return emit(description, as_json)
+    with progress("quantize") as update:
+        measured = quantize_policy(
+            chosen, dataset, out, num_episodes=episodes or EPISODES, num_frames=frames or FRAMES, threads=threads,
+            report=lambda what, done, total: update(done, total, note=what),
+        )  # fmt: skip
+    show(measured)
+    digest = read_manifest(out).digest
+    say(f"Wrote {out}, digest {digest[:12]}, in {measured['seconds']:.0f} s. Next: edgewam compile {out} BUNDLE")
+    emit({"quantized": str(out), "digest": digest, **measured}, as_json)
+
+
+def show(measured: dict[str, Any]) -> None:
+    """The table of layers and the whole, on stderr."""
+    rows = [
+        [
+            row["stage"], row["layer"], row["format"], row["float32_ms"] * 1e3,
+            row["ms"].get(row["format"], row["float32_ms"]) * 1e3, row["reason"],
+        ]
+        for row in measured["layers"]
+    ]  # fmt: skip
+    table("one layer at a time", ["stage", "layer", "format", "float32 us", "us", "why"], rows)
+    size = measured["bytes"]
+    say(
+        f"{size['layers']} layers quantised: {size['float32'] / 1e6:.2f} MB of float32 weights became "
+        f"{size['packed'] / 1e6:.2f} MB ({size['float32'] / max(size['packed'], 1):.2f}x smaller); "
+        f"{size['float32_elsewhere'] / 1e6:.2f} MB stay float32."
+    )
+    say(
+        f"Excess error ratio of all layers together: median {measured['excess_error_median']:.3f}, "
+        f"p99 {measured['excess_error_p99']:.3f} over {measured['num_frames']} frames."
+    )

@@ -1,0 +1,122 @@
+"""The plan `auto`: an integer layer only where it is measured to be faster, or its weights matter, and the error allows it.
+
+Single errors add up like independent noise (root of the sum of squares), which predicts the whole well enough to decide what
+goes first; the caller then measures the whole and asks again with a smaller budget if that was too optimistic.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgewam.quantize.formats import NONE
+from edgewam.quantize.layers import LayerName
+from edgewam.quantize.plan import PrecisionPlan, Rule
+
+ERROR_BUDGET = 0.08  # excess error ratio of all layers together; the gate is at 0.10, and frames differ
+_EQUAL_TIME = 1.05  # formats within 5 % of the fastest are equally fast: timings are no better than that
+_WEIGHTS_MATTER = 0.002  # of the policy's bytes: below, a layer that is no faster stays float32
+
+
+@dataclass(frozen=True)
+class LayerFacts:
+    """What is known of one layer.
+
+    float_ms: one call in float32; calls: per action chunk, with one planner refresh.  float_bytes: of its weight.
+    errors, times_ms, packed_bytes: by format.  blocked: why it must stay float32, when it must.
+    """
+
+    name: LayerName
+    calls: int
+    float_ms: float
+    float_bytes: int
+    errors: Mapping[str, float]
+    times_ms: Mapping[str, float]
+    packed_bytes: Mapping[str, int] = field(default_factory=dict)
+    blocked: str = ""
+
+    def saved_ms(self, kind: str) -> float:
+        """Milliseconds per chunk that a format saves; negative when it is slower."""
+        return (self.float_ms - self.times_ms[kind]) * self.calls
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer's format and why."""
+
+    name: LayerName
+    format: str
+    reason: str
+
+    def to_rule(self) -> Rule:
+        """As a rule of a plan."""
+        return Rule(*self.name, self.format, self.reason)
+
+
+def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Choice]:
+    """A format for every layer, such that the predicted error of all together stays within the budget."""
+    total_bytes = sum(f.float_bytes for f in facts)
+    total_ms = sum(f.float_ms * f.calls for f in facts)
+    chosen = {fact.name: _best(fact, total_bytes) for fact in facts}
+
+    def worth(fact: LayerFacts) -> float:
+        kind = chosen[fact.name].format
+        bytes_saved = fact.float_bytes - fact.packed_bytes.get(kind, fact.float_bytes // 4)
+        return max(fact.saved_ms(kind), 0.0) / total_ms + bytes_saved / total_bytes
+
+    def error(fact: LayerFacts) -> float:
+        return fact.errors[chosen[fact.name].format]
+
+    integer = [fact for fact in facts if chosen[fact.name].format != NONE]
+    while integer and math.sqrt(sum(error(f) ** 2 for f in integer)) > budget:
+        worst = max(integer, key=lambda f: error(f) ** 2 / max(worth(f), 1e-9))
+        reason = f"costs the most accuracy for what it saves: error {error(worst):.4f}"
+        integer.remove(worst)
+        chosen[worst.name] = Choice(worst.name, NONE, reason)
+    return list(chosen.values())
+
+
+def auto_plan(base: PrecisionPlan, choices: Sequence[Choice]) -> PrecisionPlan:
+    """The choices as a plan with one rule per layer; alpha, percentile and backend are those of `base`."""
+    return PrecisionPlan("auto", base.backend, tuple(c.to_rule() for c in choices), base.alpha, base.percentile)
+
+
+def to_json(fact: LayerFacts, choice: Choice, total_ms: float) -> dict[str, Any]:
+    """One row of the sensitivity table."""
+    return {
+        "stage": fact.name[0],
+        "layer": fact.name[1],
+        "format": choice.format,
+        "reason": choice.reason,
+        "calls": fact.calls,
+        "float32_bytes": fact.float_bytes,
+        "packed_bytes": dict(fact.packed_bytes),
+        "float32_ms": fact.float_ms,
+        "time_share": fact.float_ms * fact.calls / total_ms if total_ms else None,
+        "ms": dict(fact.times_ms),
+        "error": dict(fact.errors),
+    }
+
+
+def _best(fact: LayerFacts, total_bytes: int) -> Choice:
+    if fact.blocked or not fact.errors:
+        return Choice(fact.name, NONE, fact.blocked or "no format fits")
+    fastest = min(fact.times_ms[kind] for kind in fact.errors)
+    equal = [kind for kind in fact.errors if fact.times_ms[kind] <= fastest * _EQUAL_TIME]
+    kind = min(equal, key=lambda k: fact.errors[k])
+    ratio = fact.float_ms / fact.times_ms[kind]
+    error = fact.errors[kind]
+    others = ", ".join(f"{k} {fact.times_ms[k] * 1e3:.0f} us error {fact.errors[k]:.4f}" for k in fact.errors if k != kind)
+    others = f" (else {others})" if others else ""
+    if ratio > 1:
+        return Choice(fact.name, kind, f"{ratio:.2f}x as fast, error {error:.4f}{others}")
+    share = fact.float_bytes / total_bytes
+    if share >= _WEIGHTS_MATTER:
+        kind = min(fact.errors, key=lambda k: fact.errors[k])
+        return Choice(
+            fact.name, kind, f"no faster ({fact.float_ms / fact.times_ms[kind]:.2f}x) but {share:.1%} of the bytes, error "
+            f"{fact.errors[kind]:.4f}",
+        )  # fmt: skip
+    return Choice(fact.name, NONE, f"no faster ({ratio:.2f}x) and only {share:.1%} of the bytes")

@@ -1,0 +1,61 @@
+"""The named plans `int8` and `fp8`, written for the layers at hand; `auto` is chosen from measurements (`choose`)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from torch import nn
+
+from edgewam.core.errors import ContractError
+from edgewam.quantize.formats import NONE
+from edgewam.quantize.layers import Layer, LayerName
+from edgewam.quantize.plan import PrecisionPlan, Rule
+
+NAMED = ("int8", "fp8", "auto")
+# Robot states and actions, first pixels: a projection from or to so few numbers costs nothing and everything passes through it.
+NARROW = 32
+_NARROW_CHANNELS = 8
+
+
+def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
+    """The rules of a named plan.
+
+    Args:
+        name: `int8` (static activations: ONNX Runtime) or `fp8` (static: the eager reference, until an engine computes in it).
+        layers: what there is to quantise.
+        unsteady: stages of which calibration sees too little, such as those that run once per instruction, or on a single
+            row.  Their activations are measured when they come: with static ranges one unseen joint position made an error
+            of twice the policy's own spread.
+
+    Raises:
+        ContractError: another name.
+    """
+    if name not in ("int8", "fp8"):
+        raise ContractError(f"There is no plan '{name}'. Named plans: {', '.join(NAMED)}; or give the path of a plan file.")
+    rules = [Rule(*key, NONE, "narrow: nothing to gain and sensitive") for key, layer in layers.items() if is_narrow(layer)]
+    for stage in dict.fromkeys(stage for stage, _ in layers):
+        own = [layer for (s, _), layer in layers.items() if s == stage and not is_narrow(layer)]
+        if not own:
+            continue
+        if name == "fp8":
+            if any(isinstance(layer, nn.Linear) for layer in own):
+                rules += [
+                    Rule(*key, NONE, "no float8 convolutions") for key, layer in layers.items() if _is_conv(key, stage, layer)
+                ]
+                rules.append(Rule(stage, "*", "fp8"))
+        elif stage in unsteady and all(isinstance(layer, nn.Linear) for layer in own):
+            rules.append(Rule(stage, "*", "int8_dynamic", "calibration sees too little of this stage"))
+        else:
+            rules.append(Rule(stage, "*", "int8"))
+    return PrecisionPlan(name, "onnxruntime" if name == "int8" else "eager", tuple(rules))
+
+
+def is_narrow(layer: Layer) -> bool:
+    """Whether a layer reads or writes too few numbers to be worth quantising."""
+    if isinstance(layer, nn.Conv2d):
+        return min(layer.in_channels, layer.out_channels) < _NARROW_CHANNELS
+    return min(layer.in_features, layer.out_features) < NARROW
+
+
+def _is_conv(key: LayerName, stage: str, layer: Layer) -> bool:
+    return key[0] == stage and isinstance(layer, nn.Conv2d) and not is_narrow(layer)

@@ -1,0 +1,80 @@
+"""Judges quantised layers while they are being chosen: whole chunks against float32, on frames of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgewam.compile.compile import CompilePlan
+    from edgewam.quantize.layers import LayerName
+
+PAIRS = 2  # of noises per frame
+_FRAME_SEED = 11  # not that of `validate`: the choice of layers must not be made on the frames that judge it
+
+Report = Callable[[str, float, float], None]  # what is going on, done, of how much
+
+
+def eager_policy(source: CompilePlan, engines: Mapping[str, Any]) -> Any:
+    """The policy of a compile plan over engines of its stages, nothing written."""
+    from edgewam.runtime.bundle import Bundle
+    from edgewam.runtime.pipeline import Pipeline
+
+    pipeline = Pipeline(source.programs, source.stages, engines)
+    bundle = Bundle(source.family, "eager", source.policy, source.host, source.stages, {}, pipeline, source.prompts)
+    return bundle.open_policy()
+
+
+class Judge:
+    """Excess error ratio of the stages as they are, against float32, on fixed frames and noises."""
+
+    def __init__(self, source: CompilePlan, data: Any, num_frames: int) -> None:
+        from edgewam.compile.validate import dataset_frames
+        from edgewam.quantize.sensitivity import RememberingEngine
+
+        self.source = source
+        self.engines = {name: RememberingEngine(stage) for name, stage in source.stages.items()}
+        self.frames = dataset_frames(data, num_frames, seed=_FRAME_SEED)
+        self.prompt = next(iter(source.prompts))
+        self.policy = eager_policy(source, self.engines)
+        self._known: dict[tuple[int, bytes], Any] = {}
+        self.measure()  # fills the memory of the engines and of the reference while every layer is float32
+        for engine in self.engines.values():
+            engine.is_learning = False
+
+    def measure(self) -> Any:
+        """`ExcessError` of the layers that are in place."""
+        from edgewam.compile.excess_error import excess_error
+
+        self.policy.reset(self.prompt, 0)
+
+        def reference(frame: Any, noise: Any) -> Any:
+            key = id(frame), noise.tobytes()
+            if key not in self._known:
+                self._known[key] = self.policy.sample(frame, noise)
+            return self._known[key]
+
+        return excess_error(reference, self.policy.sample, self.frames, self.policy.noise_shape, _FRAME_SEED, PAIRS)
+
+    def each(self, layers: Sequence[Any], say: Report) -> dict[tuple[LayerName, str], float]:
+        """Error of every (layer, format) alone."""
+        from edgewam.quantize.sensitivity import measure_sensitivity
+
+        found = measure_sensitivity(
+            self.source.stages, self.engines, layers, lambda: self.measure().median,
+            lambda done, total: say("one layer at a time", done, total),
+        )  # fmt: skip
+        return {(s.layer, s.format): s.error for s in found}
+
+    def together(self, layers: Mapping[LayerName, Any]) -> Any:
+        """`ExcessError` with all of these layers in place."""
+        from edgewam.quantize.sensitivity import score_with
+
+        results: list[Any] = []
+
+        def score() -> float:
+            results.append(self.measure())
+            return float(results[-1].median)
+
+        score_with(self.source.stages, self.engines, layers, score)
+        return results[-1]
