@@ -86,27 +86,25 @@ def _runner(bundle: Bundle, program: str, given: Mapping[str, Any]) -> Callable[
 
 
 def _block(samples: Samples, side: str, name: str, call: Callable[[], object], bundle: Bundle, n: int, warmup: int) -> None:
-    """n calls as a whole, then n with a look at every stage."""
+    """n calls as a whole; a program also n times with a look at every stage, call by call in turns."""
     time.sleep(0.02)  # the threads of the other side stop spinning
     for _ in range(warmup):
         call()
     whole = samples.setdefault((side, name), [])
-    for _ in range(n):
-        began = time.perf_counter_ns()
-        call()
-        whole.append((time.perf_counter_ns() - began) / 1e6)
-    if name not in bundle.pipeline.programs.programs:
-        return
 
     def look(stage: str, nanoseconds: int) -> None:
         samples.setdefault((side, name, stage), []).append(nanoseconds / 1e6)
 
-    bundle.pipeline.on_stage = look
-    try:
-        for _ in range(n):
-            call()
-    finally:
-        bundle.pipeline.on_stage = None
+    for _ in range(n):
+        began = time.perf_counter_ns()
+        call()
+        whole.append((time.perf_counter_ns() - began) / 1e6)
+        if name in bundle.pipeline.programs.programs:
+            bundle.pipeline.on_stage = look
+            try:
+                call()
+            finally:
+                bundle.pipeline.on_stage = None
 
 
 def floor_of(bundle: Bundle, program: str, contract: TimingContract) -> tuple[Roofline | None, str]:

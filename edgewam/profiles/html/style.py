@@ -31,14 +31,14 @@ data, table, .tiles, .xaxis, .yaxis { font-variant-numeric: tabular-nums; }
     list-style: none; counter-reset: step; }
 .step h3 { margin: 0 0 .1rem; counter-increment: step; }
 .step h3::before { content: counter(step) " "; color: var(--soft); font-weight: 400; }
-.step dl { display: grid; grid-template-columns: 1fr auto; gap: .1rem .8rem; margin: .5rem 0 0; font-size: .86rem; }
+.step dl { display: grid; grid-template-columns: minmax(0, 1fr) auto; gap: .1rem .5rem; margin: .5rem 0 0; font-size: .82rem; }
 .step dt { color: var(--soft); } .step dd { margin: 0; text-align: right; }
-.step code { white-space: nowrap; font-size: .8em; }
+.step { padding: .75rem; min-width: 0; } .step code { white-space: nowrap; font-size: .92em; letter-spacing: -.02em; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; margin: .6rem 0; }
 th { font-weight: 600; color: var(--soft); font-size: .8rem; vertical-align: bottom; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); }
-th.n, td.n { text-align: right; padding: .35rem 0 .35rem .9rem; white-space: nowrap; }
+th, td { text-align: left; padding: .35rem .6rem .35rem 0; border-bottom: 1px solid var(--line); }
+th.n, td.n { text-align: right; padding: .35rem 0 .35rem .6rem; white-space: nowrap; }
 tr.total td { font-weight: 650; }
 .pass { color: var(--good); font-weight: 600; } .fail { color: var(--bad); font-weight: 600; }
 .rows { display: grid; grid-template-columns: 9.5rem 1fr 8.5rem; gap: .5rem .9rem; align-items: center; font-size: .9rem; }

@@ -28,10 +28,10 @@ def render(v: Values) -> str:
             v.number(f"{at}.success.rate", "percent"), v.number(f"{at}.median_strict_time_s", "seconds"),
             v.number(f"{at}.seam_jerk", "small"), v.number(f"{at}.inner_jerk", "small"),
         ])  # fmt: skip
-    head = ["policy", "task", "from", "strict", "95 % interval (Wilson)", "success", "median time", "jerk at seams", "within"]
+    head = ["policy", "task", "from", "strict", "95 % interval", "success", "median time", "seam jerk", "inner jerk"]
     lead = (
         "Lockstep episodes: the simulator waits for the policy, the seed fixes scene, noise and light. Dots are rates, bars "
-        "their 95 % intervals, marks stand at 0, 25, 50, 75 and 100 %. Jerk: third difference of "
+        "their 95 % intervals (Wilson), marks stand at 0, 25, 50, 75 and 100 %. Jerk: third difference of "
         "the commands in units of the velocity limit per tick."
     )
     body = f'<div class="rows wide chart">{"".join(drawn)}</div>{table(head, rows, left=3)}'
