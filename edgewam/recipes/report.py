@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from edgewam.recipes.report_road import Found
     from edgewam.runtime.bundle import Bundle
 
-QUANTIZED_MEDIAN, QUANTIZED_P99 = 0.10, 0.50  # a tenth of what the policy's own noise moves, and half of it in rare frames
-
 
 @dataclass(frozen=True)
 class ReportSettings:
@@ -173,7 +171,6 @@ def _latency(bundle: Bundle, references: dict[str, Path], settings: ReportSettin
 def _parity(
     bundle: Bundle, eager: Bundle | None, references: dict[str, Path], episode: Any, settings: ReportSettings
 ) -> dict[str, Any]:
-    from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, ExcessErrorLimits
     from edgewam.recipes.report_actions import compare, eager_partner
 
     command = f"edgewam report {settings.bundle} --policy POLICY --dataset DATASET"
@@ -191,15 +188,13 @@ def _parity(
         every = max(1, len(episode.observations) // settings.frames)
         frames, prompt = episode.observations[::every][: settings.frames], episode.prompt
         origin = f"the policy's own episode of seed {episode.seed}"
-    quantized = bundle.manifest is not None and bundle.manifest.config.get("precision", "fp32") != "fp32"
-    exact = ExcessErrorLimits(QUANTIZED_MEDIAN, QUANTIZED_P99) if quantized else ENGINE_LIMITS
     rows = []
     for name, path in references.items():
         if name == "teacher":
             partner = eager_partner(bundle, path, None, threads=1)
-            rows.append(compare(bundle, partner, name, frames, prompt, DISTILLED_LIMITS, stages=False))
+            rows.append(compare(bundle, partner, name, frames, prompt))
         elif eager is not None:
-            rows.append(compare(bundle, eager, name, frames, prompt, exact, stages=not quantized))
+            rows.append(compare(bundle, eager, name, frames, prompt))
     return {"references": rows, "num_frames": len(frames), "frames_from": origin}
 
 

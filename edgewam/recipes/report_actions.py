@@ -12,7 +12,6 @@ import numpy as np
 from edgewam.core.errors import require
 
 if TYPE_CHECKING:
-    from edgewam.compile.excess_error import ExcessErrorLimits
     from edgewam.core.records import Observation
     from edgewam.runtime.bundle import Bundle
 
@@ -45,18 +44,30 @@ def compare(
     name: str,
     frames: Sequence[Observation],
     prompt: str,
-    limits: ExcessErrorLimits,
-    stages: bool,
 ) -> dict[str, Any]:
-    """One reference: its gates, and the error per row of the chunk.  stages: both have the same weights, so gate 1 applies.
+    """One reference: its gates, and the error per row of the chunk.
+
+    Limits are those of `validate`: exact or quantised weights against the policy they are of, with gate 1; or the teacher.
 
     Returns:
-        reference, gate1 (None without `stages`), gate2, chunk: rows {index, median, p99, spread} in units of the
+        reference, gate1 (None for the teacher), gate2, chunk: rows {index, median, p99, spread} in units of the
         action's std, over frames, noises and joints.  spread: median difference of the reference between two noises.
     """
-    from edgewam.compile.validate import validate
+    from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
+    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
 
-    report = validate(candidate, reference, stages=stages, frames=frames, prompt=prompt, limits=limits).to_json()
+    is_teacher, is_quantized = name == "teacher", "quantized" in (candidate.manifest.parents if candidate.manifest else ())
+    limits = DISTILLED_LIMITS if is_teacher else QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS
+    report = validate(
+        candidate,
+        reference,
+        stages=not is_teacher,
+        frames=frames,
+        prompt=prompt,
+        limits=limits,
+        tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+        on_frames=is_quantized,
+    ).to_json()
     gate1 = report["stages"]
     if gate1 is not None:
         rows = [

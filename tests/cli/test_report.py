@@ -131,7 +131,6 @@ def perturbed(shipped, tmp_path_factory) -> Path:
 
 
 def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbed, shipped):
-    from edgewam.compile.excess_error import ENGINE_LIMITS
     from edgewam.profiles.html.page import page
     from edgewam.recipes.report_actions import compare, eager_partner
     from edgewam.recipes.report_episode import play
@@ -141,8 +140,8 @@ def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbe
     bundle = Bundle.open(shipped / "bundle", threads=1)
     episode = play(bundle, "aloha_sim", None, seed=0, max_ticks=16)
     student, changed = (eager_partner(bundle, path, 2, threads=1) for path in (shipped / "student", perturbed))
-    arguments = ("student", episode.observations, episode.prompt, ENGINE_LIMITS)
-    whole, broken = (compare(one, student, *arguments, stages=True) for one in (bundle, changed))
+    arguments = ("student", episode.observations, episode.prompt)
+    whole, broken = (compare(one, student, *arguments) for one in (bundle, changed))
     assert whole["gate1"]["passed"] and whole["gate2"]["passed"]
     assert not broken["gate1"]["passed"] and not broken["gate2"]["passed"]
     for fine, off in zip(whole["chunk"], broken["chunk"], strict=True):
