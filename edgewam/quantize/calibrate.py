@@ -55,6 +55,8 @@ def calibrate(
     for done, (kind, names) in enumerate(groups):
         if unseen := {stage for stage, _ in names if not recording.calls.get(stage)}:
             raise EdgewamError(f"Calibration never ran the stages {', '.join(sorted(unseen))}, so it knows no scales for them.")
+        for stage in dict.fromkeys(stage for stage, _ in names):
+            _check_weights(stages[stage])
         found |= _calibrate_format(stages, names, kind, recording, alpha, percentile)
         if progress:
             progress(done + 1, len(groups))
@@ -113,6 +115,16 @@ def _calibrate_format(
             smooth=None if smooth is None else smooth.detach().float().flatten().clone(),
         )
     return found
+
+
+def _check_weights(stage: Stage) -> None:
+    """Refuse weights that would end modelopt's calibration in the middle of nowhere."""
+    for name, parameter in stage.function.named_parameters():  # type: ignore[union-attr]
+        if not torch.isfinite(parameter).all():
+            raise EdgewamError(
+                f"The weights '{stage.name}.{name}' are not finite, so there is nothing to calibrate. Train the policy again, or "
+                "start from an earlier checkpoint."
+            )
 
 
 def _scale(amax: Any, kind: Format, name: LayerName) -> torch.Tensor | None:

@@ -1,0 +1,67 @@
+"""The plan `auto`: what is faster and harmless becomes integer, what costs most accuracy for its gain goes first."""
+
+import math
+
+import pytest
+
+from edgewam.quantize.choose import LayerFacts, auto_plan, choose
+from edgewam.quantize.plan import PrecisionPlan
+
+
+def fact(name, error=0.001, ms=0.5, other=None, size=100_000, blocked="", float_ms=1.0):
+    errors, times = {"int8": error}, {"int8": ms}
+    if other:
+        errors["int8_dynamic"], times["int8_dynamic"] = other
+    return LayerFacts(("s", name), 2, float_ms, size, errors, times, {kind: size // 4 for kind in errors}, blocked)
+
+
+def formats(facts, budget=0.08):
+    return {choice.name[1]: choice.format for choice in choose(facts, budget)}
+
+
+def test_a_faster_harmless_layer_becomes_integer_and_a_slower_light_one_does_not():
+    found = choose([fact("fast"), fact("slow", ms=1.3, size=100), fact("rest", size=10**6)])
+    assert [c.format for c in found] == ["int8", "none", "int8"]
+    assert "no faster (0.77x) and only" in found[1].reason and "2.00x as fast" in found[0].reason
+
+
+def test_a_slower_layer_with_much_weight_becomes_integer():
+    found = choose([fact("heavy", ms=1.1, size=10**6), fact("fast")])
+    assert found[0].format == "int8" and "of the bytes" in found[0].reason
+
+
+@pytest.mark.parametrize(
+    ("other", "expected"),
+    [((0.0005, 0.51), "int8_dynamic"), ((0.0005, 0.9), "int8"), ((0.002, 0.3), "int8_dynamic"), ((0.002, 0.5), "int8")],
+)
+def test_of_equally_fast_formats_the_more_exact_one_is_taken_else_the_faster(other, expected):
+    assert formats([fact("a", other=other)])["a"] == expected
+
+
+def test_within_the_budget_nothing_is_given_up_beyond_it_the_worst_goes_first():
+    facts = [fact("good", 0.01), fact("bad", 0.07), fact("fine", 0.02)]
+    assert set(formats(facts).values()) == {"int8"}
+    assert formats(facts, budget=0.05) == {"good": "int8", "bad": "none", "fine": "int8"}
+
+
+def test_a_large_gain_is_worth_more_error_than_a_small_one():
+    facts = [fact("useful", 0.05, ms=0.1, size=10**6), fact("useless", 0.04, ms=0.99, size=1000)]
+    assert formats(facts, budget=0.055) == {"useful": "int8", "useless": "none"}
+
+
+@pytest.mark.parametrize("budget", [0.0, 0.01, 0.03, 0.1])
+def test_the_predicted_error_never_exceeds_the_budget(budget):
+    facts = [fact(str(i), error=0.003 * i) for i in range(1, 12)]
+    errors = {f.name: f.errors["int8"] for f in facts}
+    assert math.sqrt(sum(errors[c.name] ** 2 for c in choose(facts, budget) if c.format != "none")) <= budget
+
+
+def test_a_blocked_layer_stays_and_says_why():
+    found = choose([fact("edge", blocked="narrow"), fact("x")])
+    assert (found[0].format, found[0].reason) == ("none", "narrow")
+
+
+def test_the_plan_has_one_rule_with_a_reason_per_layer():
+    plan = auto_plan(PrecisionPlan("int8", "onnxruntime", (), 0.4, 99.0), choose([fact("a"), fact("b", 0.2)]))
+    assert [(r.layer, r.format) for r in plan.rules] == [("a", "int8"), ("b", "none")]
+    assert all(rule.reason for rule in plan.rules) and (plan.alpha, plan.percentile) == (0.4, 99.0)

@@ -1,0 +1,94 @@
+"""Precision plans: the first rule that matches decides, and what does not exist is refused with the nearest names."""
+
+import json
+
+import pytest
+
+from edgewam.core.errors import ContractError
+from edgewam.quantize.layers import find_layers
+from edgewam.quantize.named import named_plan
+from edgewam.quantize.plan import PrecisionPlan, Rule
+from tests.quantize.toy import toy_stages
+
+
+@pytest.fixture(scope="module")
+def layers():
+    return find_layers(toy_stages())
+
+
+def plan(*rules, **fields):
+    return PrecisionPlan("mine", "onnxruntime", tuple(Rule(*rule) for rule in rules), **fields)
+
+
+def test_every_linear_layer_and_convolution_is_found(layers):
+    assert list(layers) == [("net", "conv"), ("net", "up"), ("net", "down")]
+
+
+def test_the_first_rule_that_matches_decides(layers):
+    found = plan(("net", "up", "none", "kept"), ("*", "[ud]*", "int8_dynamic")).resolve(layers)
+    assert {path: rule.format for (_, path), rule in found.items()} == {"up": "none", "down": "int8_dynamic"}
+
+
+def test_a_plan_survives_its_file(tmp_path, layers):
+    written = plan(("net", "up", "int8", "because"), alpha=0.4, percentile=99.9)
+    (tmp_path / "plan.json").write_text(json.dumps(written.to_json()))
+    assert PrecisionPlan.read(tmp_path / "plan.json") == written
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (("nett", "up", "int8"), r"no stage with layers is called that\. Nearest: net"),
+        (("net", "upp", "int8"), r"no layer of net is called that\. Nearest: up"),
+        (("net", "conv", "int8_dynamic"), r"convolution net\.conv.*linear layers only"),
+    ],
+)
+def test_a_rule_that_fits_nothing_is_refused_with_the_nearest_names(layers, rule, message):
+    with pytest.raises(ContractError, match=message):
+        plan(rule).resolve(layers)
+
+
+def test_an_unknown_format_is_refused_with_the_nearest_name():
+    with pytest.raises(ContractError, match=r"unknown format 'int9'\. Nearest: int8"):
+        plan(("net", "up", "int9"))
+
+
+def test_a_format_that_the_backend_would_turn_back_is_refused():
+    with pytest.raises(ContractError, match="asks for fp8, which the backend 'onnxruntime' would turn back"):
+        plan(("net", "up", "fp8")).require_formats(("int8", "int8_dynamic"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"version": 9}, "version 9"),
+        ({"percentle": 99}, "unknown field 'percentle'. Nearest: percentile"),
+        ({"percentile": 10}, "percentile in 50..100"),
+        ({"rules": [{"stage": "net"}]}, "no precision plan"),
+        ({"rules": [{"stage": "net", "layer": "up", "format": "int8", "scale": 2}]}, "no precision plan"),
+    ],
+)
+def test_a_file_that_is_no_plan_is_refused(tmp_path, change, message):
+    data = plan(("net", "up", "int8")).to_json() | change
+    (tmp_path / "plan.json").write_text(json.dumps(data))
+    with pytest.raises(ContractError, match=message):
+        PrecisionPlan.read(tmp_path / "plan.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_broken_json_is_refused(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(ContractError, match=r"plan\.json"):
+        PrecisionPlan.read(tmp_path / "plan.json")
+
+
+def test_named_plans_fit_the_layers_they_are_made_for(layers):
+    int8 = named_plan("int8", layers).resolve(layers)
+    assert {path: rule.format for (_, path), rule in int8.items()} == {"conv": "int8", "up": "int8", "down": "int8"}
+    fp8 = named_plan("fp8", layers).resolve(layers)
+    assert {path: rule.format for (_, path), rule in fp8.items()} == {"conv": "none", "up": "fp8", "down": "fp8"}
+
+
+def test_an_unknown_name_lists_the_named_plans(layers):
+    with pytest.raises(ContractError, match="Named plans: int8, fp8, auto"):
+        named_plan("int4", layers)
