@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.artifacts import read_manifest, write_artifact
+from edgewam.robot_bridge.results import FORMAT
 from tests.cli.command import Done, apart, here, leftovers
 
 TINY = Path(__file__).resolve().parents[1] / "golden/aha_wam/checkpoint_ahawam.pt"
@@ -225,7 +226,7 @@ def test_what_is_no_place_for_an_artifact_is_refused(shipped, tmp_path):
 
 def test_results_of_another_policy_are_not_continued(shipped, tmp_path):
     path = tmp_path / "results.jsonl"
-    path.write_text(json.dumps({"format": 1, "config": {"policy": "another"}}) + "\n")
+    path.write_text(json.dumps({"format": FORMAT, "config": {"policy": "another"}}) + "\n")
     before = path.read_bytes()
     refused(here("evaluate", shipped / "bundle", "--seeds", 1, "--results", path), "another configuration", "Give another file")
     assert path.read_bytes() == before
