@@ -44,7 +44,9 @@ def _parse(path: Path, data: bytes) -> tuple[dict[str, Any] | None, dict[int, Ep
             value = json.loads(line)
             if number == 1:
                 if value["format"] != FORMAT:
-                    raise ArtifactError(f"'{path}' has format {value['format']}; this version reads {FORMAT}. Evaluate again into another file.")
+                    raise ArtifactError(
+                        f"'{path}' has format {value['format']}; this version reads {FORMAT}. Evaluate again into another file."
+                    )
                 config = dict(value["config"])
             else:
                 episode = EpisodeResult(**value)
