@@ -101,6 +101,11 @@ def plan_shrink(
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out, verify=False).kind != "bundle")):
         raise EdgewamError(f"'{out}' exists and is no bundle. Give another path with --out.")
+    if checkpoint.is_file():
+        raise EdgewamError(
+            f"'{checkpoint}' is a file. Shrinking starts from a directory that 'edgewam train' or 'edgewam distill' wrote. "
+            f"To see what a released checkpoint holds: edgewam inspect {checkpoint}"
+        )
     loaded = load_policy(checkpoint)
     data = Dataset.open(dataset)
     own = loaded.facts.num_action_steps

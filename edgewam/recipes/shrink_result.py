@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewam.core.artifacts import read_manifest
@@ -75,17 +77,28 @@ def summary(plan: Shrink) -> dict[str, Any]:
     bundle = read_manifest(plan.out, kind="bundle", verify=False)
     timed = read_manifest(plan.work / "profile", kind="profile").measured
     judged = read_report(plan.work / "validation")
-    stored = tree_bytes(plan.checkpoint) + tree_bytes(load_policy(plan.checkpoint).vae_path)
+    needed = [plan.checkpoint, load_policy(plan.checkpoint).vae_path, *_bases(plan.checkpoint)]
     return {
         "bundle": str(plan.out),
         "digest": bundle.digest,
         "checkpoint": {"path": str(plan.checkpoint), "kind": plan.origin.kind, "digest": plan.origin.digest},
         "target": plan.target.to_json(),
         "work": str(plan.work),
-        "disk_bytes": {"before": stored, "after": tree_bytes(plan.out)},
+        "disk_bytes": {"before": sum(map(tree_bytes, needed)), "after": tree_bytes(plan.out)},
         "before": timed["before"],
         "after": timed["after"],
         "speedup": timed["speedup"],
         "contract": timed["contract"],
         "excess_error": {side: report["actions"] for side, report in judged.items()},
     }
+
+
+def _bases(policy: Path) -> list[Path]:
+    """The artifacts that a policy stores only its differences from; it cannot be loaded without them."""
+    from edgewam.models.checkpoints import SIZES
+
+    base = json.loads((policy / SIZES).read_text()).get("base")
+    if not base:
+        return []
+    below = policy / base["path"]
+    return [below, *_bases(below)]

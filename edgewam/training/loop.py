@@ -178,6 +178,8 @@ def train(
                     saved_at = elapsed
             if step > done.step or not path.exists():
                 save()
+            if stop.is_set():  # it came while the last step was being saved; what follows must not go on as if nothing was said
+                raise Interrupted(f"Stopped at the end, after step {step}; run the same command again to go on ('{path}').")
     finally:
         log.close()
     return Result(step, clock() - start, average_state, scalars)

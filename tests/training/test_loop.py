@@ -93,6 +93,24 @@ train(ToyTask(), CONFIG, sys.argv[1])
 """
 
 
+def test_ctrl_c_while_the_last_step_is_saved_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The training is whole, but the command around it must not go on with its next step."""
+    from edgewam.training import loop
+
+    real = loop.write_checkpoint
+
+    def interrupted(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        real(*arguments)  # type: ignore[arg-type]
+
+    config = replace(CONFIG, steps=3, checkpoint_steps=None)
+    monkeypatch.setattr(loop, "write_checkpoint", interrupted)
+    with pytest.raises(Interrupted, match="after step 3"):
+        train(ToyTask(), config, tmp_path)
+    monkeypatch.undo()
+    assert train(ToyTask(), config, tmp_path).step == 3
+
+
 def test_a_run_killed_in_the_middle_of_a_checkpoint_write_resumes_from_the_one_before_exactly(
     uninterrupted: Path, tmp_path: Path
 ) -> None:
