@@ -72,7 +72,7 @@ class _Nodes:
 
     def constant(self, name: str, value: Array) -> str:
         full = f"{self.path}.{name}"
-        self.constants.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(value), full))
+        self.constants.append(self._onnx.numpy_helper.from_array(np.asarray(value, order="C"), full))  # a scalar stays one
         return full
 
     def node(self, kind: str, inputs: list[str], *outputs: str, **attributes: Any) -> str:

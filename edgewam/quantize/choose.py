@@ -62,9 +62,7 @@ def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Ch
     chosen = {fact.name: _best(fact, total_bytes) for fact in facts}
 
     def worth(fact: LayerFacts) -> float:
-        kind = chosen[fact.name].format
-        bytes_saved = fact.float_bytes - fact.packed_bytes.get(kind, fact.float_bytes // 4)
-        return max(fact.saved_ms(kind), 0.0) / total_ms + bytes_saved / total_bytes
+        return _worth(fact, chosen[fact.name].format, total_ms, total_bytes)
 
     def error(fact: LayerFacts) -> float:
         return fact.errors[chosen[fact.name].format]
@@ -76,6 +74,14 @@ def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Ch
         integer.remove(worst)
         chosen[worst.name] = Choice(worst.name, NONE, reason)
     return list(chosen.values())
+
+
+def saved(choices: Sequence[Choice], facts: Sequence[LayerFacts]) -> float:
+    """What choices are worth: the share of time plus the share of bytes that they save."""
+    total_ms = sum(f.float_ms * f.calls for f in facts)
+    total_bytes = sum(f.float_bytes for f in facts)
+    pairs = [(c.format, f) for c, f in zip(choices, facts, strict=True) if c.format != NONE]
+    return sum(_worth(fact, kind, total_ms, total_bytes) for kind, fact in pairs)
 
 
 def auto_plan(base: PrecisionPlan, choices: Sequence[Choice]) -> PrecisionPlan:
@@ -98,6 +104,10 @@ def to_json(fact: LayerFacts, choice: Choice, total_ms: float) -> dict[str, Any]
         "ms": dict(fact.times_ms),
         "error": dict(fact.errors),
     }
+
+
+def _worth(fact: LayerFacts, kind: str, total_ms: float, total_bytes: int) -> float:
+    return max(fact.saved_ms(kind), 0.0) / total_ms + (fact.float_bytes - fact.packed_bytes[kind]) / total_bytes
 
 
 def _best(fact: LayerFacts, total_bytes: int) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 from torch import nn
 
@@ -15,6 +16,20 @@ NAMED = ("int8", "fp8", "auto")
 # Robot states and actions, first pixels: a projection from or to so few numbers costs nothing and everything passes through it.
 NARROW = 32
 _NARROW_CHANNELS = 8
+_CONVOLUTIONS = "convolutions: only worth it where it was measured, see auto"
+
+
+def candidates(layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
+    """What `auto` tries: `int8` with its convolutions, but for the first and last narrow ones."""
+    base = named_plan("int8", layers, unsteady)
+    rules = tuple(rule for rule in base.rules if rule.reason != _CONVOLUTIONS or rule.stage in unsteady)
+    stages = [
+        stage
+        for stage in dict.fromkeys(stage for stage, _ in layers)
+        if not any(r.stage == stage and r.layer == "*" for r in rules)
+    ]
+    wide = {stage for (stage, _), layer in layers.items() if not is_narrow(layer)}
+    return replace(base, rules=(*rules, *(Rule(stage, "*", "int8") for stage in stages if stage in wide)))
 
 
 def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
@@ -22,6 +37,7 @@ def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collectio
 
     Args:
         name: `int8` (static activations: ONNX Runtime) or `fp8` (static: the eager reference, until an engine computes in it).
+            Both leave convolutions alone.
         layers: what there is to quantise.
         unsteady: stages of which calibration sees too little, such as those that run once per instruction, or on a single
             row.  Their activations are measured when they come: with static ranges one unseen joint position made an error
@@ -37,13 +53,14 @@ def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collectio
         own = [layer for (s, _), layer in layers.items() if s == stage and not is_narrow(layer)]
         if not own:
             continue
+        convolutions = [key for key, layer in layers.items() if _is_conv(key, stage, layer)]
+        if convolutions and len(convolutions) == len(own):
+            rules.append(Rule(stage, "*", NONE, _CONVOLUTIONS))
+            continue
+        rules += [Rule(*key, NONE, _CONVOLUTIONS) for key in convolutions]
         if name == "fp8":
-            if any(isinstance(layer, nn.Linear) for layer in own):
-                rules += [
-                    Rule(*key, NONE, "no float8 convolutions") for key, layer in layers.items() if _is_conv(key, stage, layer)
-                ]
-                rules.append(Rule(stage, "*", "fp8"))
-        elif stage in unsteady and all(isinstance(layer, nn.Linear) for layer in own):
+            rules.append(Rule(stage, "*", "fp8"))
+        elif stage in unsteady:
             rules.append(Rule(stage, "*", "int8_dynamic", "calibration sees too little of this stage"))
         else:
             rules.append(Rule(stage, "*", "int8"))

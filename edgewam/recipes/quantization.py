@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgewam.recipes.quantization_judge import Judge, Report
 
 EPISODES, FRAMES = 5, 8  # of calibration (about 80 chunks); behind the error of each layer
+_FLOPS_FOR_THREADS = 5e9  # of the largest stage: below, torch's threads wait for each other longer than they help
 _ROUNDS = 4  # of choosing and measuring, each with a smaller budget
 
 
@@ -63,7 +64,7 @@ def plan_quantization(policy: Path, plan: str, num_action_steps: int | None = No
         policy: artifact of `train` or `distill`.
         plan: `int8`, `fp8`, `auto`, or the path of a plan file.
         num_action_steps: of the sampler, to calibrate over all rows of its table; by default the policy's own.
-        threads: compute threads.
+        threads: of the engine that layers are timed in, and of torch for large policies.
 
     Raises:
         EdgewamError: a policy that is quantised already, a plan that does not fit it or that its backend cannot run.
@@ -74,18 +75,20 @@ def plan_quantization(policy: Path, plan: str, num_action_steps: int | None = No
     from edgewam.quantize.artifact import is_quantized
     from edgewam.quantize.formats import NONE
     from edgewam.quantize.layers import find_layers
-    from edgewam.quantize.named import NAMED, named_plan
+    from edgewam.quantize.named import NAMED, candidates, named_plan
     from edgewam.quantize.plan import PrecisionPlan
     from edgewam.recipes.deploy import compile_plan
 
     if is_quantized(policy):
         raise EdgewamError(f"'{policy}' is quantised already. Give the policy or student that it was made from.")
     precision = None if plan in NAMED else PrecisionPlan.read(Path(plan)) if Path(plan).is_file() else named_plan(plan, {})
-    torch.set_num_threads(threads)
     source = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    largest = max(stage.cost.flops for stage in source.stages.values())
+    torch.set_num_threads(threads if largest > _FLOPS_FOR_THREADS else 1)
     layers = find_layers(source.stages)
     if precision is None:
-        precision = named_plan("int8" if plan == "auto" else plan, layers, _unsteady_stages(source))
+        unsteady = _unsteady_stages(source)
+        precision = candidates(layers, unsteady) if plan == "auto" else named_plan(plan, layers, unsteady)
     backend = plugins.load("backend_build", precision.backend)
     precision.require_formats(tuple(getattr(backend, "FORMATS", ())))
     formats = {name: rule.format for name, rule in precision.resolve(layers).items() if rule.format != NONE}
@@ -246,7 +249,7 @@ def _decide(
     plan: QuantizePlan, facts: Sequence[LayerFacts], candidates: Mapping[Any, Any], judge: Judge, say: Report
 ) -> tuple[list[Choice], Any]:
     """The format of every layer, and the measured error of all together."""
-    from edgewam.quantize.choose import ERROR_BUDGET, Choice, choose
+    from edgewam.quantize.choose import ERROR_BUDGET, Choice, choose, saved
 
     if plan.name != "auto":
         rules = plan.precision.resolve(plan.layers)
@@ -258,13 +261,23 @@ def _decide(
         ]
         say("all layers together", 0, 1)
         return choices, judge.together({c.name: candidates[c.name, c.format] for c in choices if c.format != "none"})
-    budget = ERROR_BUDGET
+    budget, best = ERROR_BUDGET, None
     for turn in range(_ROUNDS):
         say("all layers together", turn, _ROUNDS)
         choices = choose(facts, budget)
         total = judge.together({c.name: candidates[c.name, c.format] for c in choices if c.format != "none"})
-        if total.median <= ERROR_BUDGET:
+        fits = total.median <= ERROR_BUDGET
+        if best is None or (fits and (saved(choices, facts) > saved(best[0], facts) or best[1].median > ERROR_BUDGET)):
+            best = choices, total
+        if fits and all(c.format != "none" or fact.blocked for c, fact in zip(choices, facts, strict=True)):
             break
-        budget *= 0.9 * ERROR_BUDGET / total.median
+        # single errors add up to less, or more, than predicted: aim a little below the budget
+        budget *= 0.95 * ERROR_BUDGET / max(total.median, 1e-6)
+    assert best is not None, "there is at least one round"
     say("all layers together", _ROUNDS, _ROUNDS)
-    return choices, total
+    if best[1].median > ERROR_BUDGET:
+        raise EdgewamError(
+            f"No choice of layers stays within an excess error ratio of {ERROR_BUDGET:g}: {best[1].median:.3f} is the best. "
+            "Calibrate with more --episodes, or leave this policy in float32."
+        )
+    return best

@@ -134,14 +134,3 @@ def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped
 def test_a_quantised_policy_is_not_quantised_again(quantized, dataset, tmp_path):
     done = here("quantize", quantized[0], dataset, tmp_path / "out", *QUICK)
     assert done.code == 1 and "quantised already" in done.err
-
-
-def test_scales_of_another_checkpoint_are_refused_by_compile(quantized, shipped, tmp_path):
-    import shutil
-
-    copy = tmp_path / "a" / "int8"
-    shutil.copytree(quantized[0], copy)
-    parent = json.loads((copy / "parent.json").read_text())
-    shutil.copytree(shipped / "teacher", copy / parent["policy"])
-    done = here("compile", copy, tmp_path / "bundle")
-    assert done.code == 1 and ("scales of another checkpoint" in done.err)

@@ -6,7 +6,7 @@ import pytest
 
 from edgewam.core.errors import ContractError
 from edgewam.quantize.layers import find_layers
-from edgewam.quantize.named import named_plan
+from edgewam.quantize.named import candidates, named_plan
 from edgewam.quantize.plan import PrecisionPlan, Rule
 from tests.quantize.toy import toy_stages
 
@@ -84,9 +84,17 @@ def test_broken_json_is_refused(tmp_path, text):
 
 def test_named_plans_fit_the_layers_they_are_made_for(layers):
     int8 = named_plan("int8", layers).resolve(layers)
-    assert {path: rule.format for (_, path), rule in int8.items()} == {"conv": "int8", "up": "int8", "down": "int8"}
+    assert {path: rule.format for (_, path), rule in int8.items()} == {"conv": "none", "up": "int8", "down": "int8"}
+    auto = candidates(layers).resolve(layers)
+    assert {path: rule.format for (_, path), rule in auto.items()} == {"conv": "int8", "up": "int8", "down": "int8"}
     fp8 = named_plan("fp8", layers).resolve(layers)
     assert {path: rule.format for (_, path), rule in fp8.items()} == {"conv": "none", "up": "fp8", "down": "fp8"}
+
+
+def test_stages_that_calibration_hardly_sees_measure_when_they_run(layers):
+    for plan in (named_plan("int8", layers, {"net"}), candidates(layers, {"net"})):
+        found = {path: rule.format for (_, path), rule in plan.resolve(layers).items()}
+        assert found == {"conv": "none", "up": "int8_dynamic", "down": "int8_dynamic"}
 
 
 def test_an_unknown_name_lists_the_named_plans(layers):
