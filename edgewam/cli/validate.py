@@ -18,7 +18,7 @@ def command(
     reference: Annotated[Path, typer.Argument(help="The policy it was compiled from, or the teacher it was distilled from.")],
     dataset: Annotated[Path, typer.Argument(help="Dataset whose frames are judged; best one that nothing was trained on.")],
     frames: Annotated[int, typer.Option(help="Frames of gate 2; each takes 8 pairs of noise.", min=1)] = 16,
-    prompt: Annotated[str | None, typer.Option(help="Instruction; by default the first.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="Instruction for all frames; by default each frame's own.")] = None,
     threads: Annotated[int, typer.Option(help="Compute threads.", min=1)] = 2,
     as_json: Json = False,
 ) -> None:

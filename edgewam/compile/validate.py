@@ -14,10 +14,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewam.compile.excess_error import ENGINE_LIMITS, ExcessError, ExcessErrorLimits, excess_error
+from edgewam.compile.frames import Frame, FrameSampler
 from edgewam.compile.stage_gate import CapturingEngine, StageReport, compare_stages
 from edgewam.core.errors import ArtifactError, ContractError
-from edgewam.core.records import Observation
-from edgewam.data.dataset import Dataset
 from edgewam.runtime.bundle import GOLDEN, Bundle
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.selftest import load_golden
@@ -64,7 +63,7 @@ def validate(
     reference: Bundle,
     *,
     stages: bool = True,
-    frames: Iterable[Observation] = (),
+    frames: Iterable[Frame] = (),
     prompt: str | None = None,
     limits: ExcessErrorLimits = ENGINE_LIMITS,
     tolerance: float = STAGE_TOLERANCE,
@@ -77,8 +76,8 @@ def validate(
         candidate: the bundle that is to be trusted.
         reference: for an engine the same weights compiled with `eager`; for a student the teacher's bundle.
         stages: run gate 1; both sides must declare stages of the same inputs and outputs, whatever their precision.
-        frames: observations for gate 2, skipped when empty.  Each is judged as the first frame of an episode.
-        prompt: instruction for gate 2; by default the first that both bundles know.
+        frames: for gate 2, skipped when empty.  Each is judged as the first of an episode.
+        prompt: instruction instead of the frames' own.
         limits: of gate 2.
         tolerance: of gate 1.
         on_frames: gate 1 looks at what stages see on the frames instead of the golden vectors, whose synthetic scenes lie
@@ -89,32 +88,14 @@ def validate(
         ContractError: bundles that cannot be compared.
         GateError: results that are not finite.
     """
-    observations = list(frames)
-    report = _compare_stages(candidate, reference, tolerance, observations if on_frames else [], prompt) if stages else None
-    actions = _compare_actions(candidate, reference, observations, prompt, seed) if observations else None
+    chosen = list(frames)
+    report = _compare_stages(candidate, reference, tolerance, chosen if on_frames else [], prompt) if stages else None
+    actions = _compare_actions(candidate, reference, chosen, prompt, seed) if chosen else None
     return ValidationReport(candidate.digest, reference.digest, report, actions, limits)
 
 
-def dataset_frames(dataset: Dataset, num_frames: int, seed: int = 0) -> list[Observation]:
-    """Observations drawn uniformly over episodes and control steps, the same ones for the same seed.
-
-    Raises:
-        ContractError: fewer than one frame asked for.
-    """
-    if num_frames < 1:
-        raise ContractError(f"Validation needs at least one frame, got {num_frames}.")
-    rng = np.random.default_rng(seed)
-    frames = []
-    for _ in range(num_frames):
-        episode = int(rng.integers(dataset.num_episodes))
-        tick = int(rng.integers(dataset.lengths[episode]))
-        images = {name: dataset.frames(episode, name, [tick])[0] for name in dataset.cameras}
-        frames.append(Observation(images, dataset.states(episode)[tick], tick))
-    return frames
-
-
 def _compare_stages(
-    candidate: Bundle, reference: Bundle, tolerance: float, frames: list[Observation], prompt: str | None
+    candidate: Bundle, reference: Bundle, tolerance: float, frames: list[Frame], prompt: str | None
 ) -> StageReport:
     interfaces = [{name: (s.inputs, s.outputs) for name, s in bundle.stages.items()} for bundle in (candidate, reference)]
     if interfaces[0] != interfaces[1]:
@@ -127,9 +108,9 @@ def _compare_stages(
     pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing)
     if frames:
         policy = replace(reference, engines=capturing, pipeline=pipeline).open_policy()
-        policy.reset(prompt or next(iter(reference.prompts)), 0)
+        sample = FrameSampler(policy, prompt)
         for index, frame in enumerate(frames):
-            policy.sample(frame, np.random.default_rng(index).standard_normal(policy.noise_shape).astype(np.float32))
+            sample(frame, np.random.default_rng(index).standard_normal(policy.noise_shape).astype(np.float32))
     else:
         for call in load_golden(reference.path / GOLDEN, reference.manifest.config["golden"]):
             pipeline.run(call.program, call.inputs)
@@ -137,16 +118,15 @@ def _compare_stages(
     return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance)
 
 
-def _compare_actions(
-    candidate: Bundle, reference: Bundle, frames: list[Observation], prompt: str | None, seed: int
-) -> ExcessError:
-    shared = [name for name in reference.prompts if name in candidate.prompts]
-    if prompt is None and not shared:
-        raise ContractError("The bundles share no prompt. Add one to both with: edgewam prompt add BUNDLE PROMPT")
+def _compare_actions(candidate: Bundle, reference: Bundle, frames: list[Frame], prompt: str | None, seed: int) -> ExcessError:
+    for words in dict.fromkeys(prompt or frame.prompt for frame in frames):
+        if any(words not in bundle.prompts for bundle in (reference, candidate)):
+            raise ContractError(
+                f"A frame shows '{words}', of which not both bundles know the prompt. Add it to them with: "
+                f'edgewam prompt add BUNDLE "{words}", or judge with a prompt that they know.'
+            )
     policies = [bundle.open_policy() for bundle in (reference, candidate)]
-    for policy in policies:
-        policy.reset(prompt or shared[0], 0)
     shapes = {policy.noise_shape for policy in policies}
     if len(shapes) > 1:
         raise ContractError(f"The policies take noise of different shapes {sorted(shapes)}, so they cannot be compared.")
-    return excess_error(policies[0].sample, policies[1].sample, frames, shapes.pop(), seed)
+    return excess_error(FrameSampler(policies[0], prompt), FrameSampler(policies[1], prompt), frames, shapes.pop(), seed)

@@ -29,13 +29,12 @@ class Judge:
     """Excess error ratio of the stages as they are, against float32, on fixed frames and noises."""
 
     def __init__(self, source: CompilePlan, data: Any, num_frames: int) -> None:
-        from edgewam.compile.validate import dataset_frames
+        from edgewam.compile.frames import dataset_frames
         from edgewam.quantize.sensitivity import RememberingEngine
 
         self.source = source
         self.engines = {name: RememberingEngine(stage) for name, stage in source.stages.items()}
         self.frames = dataset_frames(data, num_frames, seed=_FRAME_SEED)
-        self.prompt = next(iter(source.prompts))
         self.policy = eager_policy(source, self.engines)
         self._known: dict[tuple[int, bytes], Any] = {}
         self.measure()  # fills the memory of the engines and of the reference while every layer is float32
@@ -45,16 +44,17 @@ class Judge:
     def measure(self) -> Any:
         """`ExcessError` of the layers that are in place."""
         from edgewam.compile.excess_error import excess_error
+        from edgewam.compile.frames import FrameSampler
 
-        self.policy.reset(self.prompt, 0)
+        self.sample = FrameSampler(self.policy)  # what a layer makes of the instruction is measured too
 
         def reference(frame: Any, noise: Any) -> Any:
             key = id(frame), noise.tobytes()
             if key not in self._known:
-                self._known[key] = self.policy.sample(frame, noise)
+                self._known[key] = self.sample(frame, noise)
             return self._known[key]
 
-        return excess_error(reference, self.policy.sample, self.frames, self.policy.noise_shape, _FRAME_SEED, PAIRS)
+        return excess_error(reference, self.sample, self.frames, self.policy.noise_shape, _FRAME_SEED, PAIRS)
 
     def each(self, layers: Sequence[Any], say: Report) -> dict[tuple[LayerName, str], float]:
         """Error of every (layer, format) alone."""

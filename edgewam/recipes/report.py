@@ -178,23 +178,23 @@ def _parity(
         return {"reason": "no policy that the bundle came from is at hand", "command": command}
     if isinstance(episode, dict) and settings.dataset is None:
         return {"reason": f"there are no frames: {episode['reason']}", "command": command}
+    from edgewam.compile.frames import Frame, dataset_frames
+
     if settings.dataset is not None:
-        from edgewam.compile.validate import dataset_frames
         from edgewam.data.dataset import Dataset
 
         frames, origin = dataset_frames(Dataset.open(settings.dataset), settings.frames), f"dataset {settings.dataset}"
-        prompt = next(iter(bundle.prompts))
     else:
         every = max(1, len(episode.observations) // settings.frames)
-        frames, prompt = episode.observations[::every][: settings.frames], episode.prompt
+        frames = [Frame(observation, episode.prompt) for observation in episode.observations[::every][: settings.frames]]
         origin = f"the policy's own episode of seed {episode.seed}"
     rows = []
     for name, path in references.items():
         if name == "teacher":
             partner = eager_partner(bundle, path, None, threads=1)
-            rows.append(compare(bundle, partner, name, frames, prompt))
+            rows.append(compare(bundle, partner, name, frames))
         elif eager is not None:
-            rows.append(compare(bundle, eager, name, frames, prompt))
+            rows.append(compare(bundle, eager, name, frames))
     return {"references": rows, "num_frames": len(frames), "frames_from": origin}
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from edgewam.core.errors import require
 
 if TYPE_CHECKING:
-    from edgewam.core.records import Observation
+    from edgewam.compile.frames import Frame
     from edgewam.runtime.bundle import Bundle
 
 NUM_DRAWS = 4  # noises per frame of the error over the chunk
@@ -42,8 +42,7 @@ def compare(
     candidate: Bundle,
     reference: Bundle,
     name: str,
-    frames: Sequence[Observation],
-    prompt: str,
+    frames: Sequence[Frame],
 ) -> dict[str, Any]:
     """One reference: its gates, and the error per row of the chunk.
 
@@ -63,7 +62,6 @@ def compare(
         reference,
         stages=not is_teacher,
         frames=frames,
-        prompt=prompt,
         limits=limits,
         tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
         on_frames=is_quantized,
@@ -77,24 +75,24 @@ def compare(
         ]
         gate1 = {"tolerance": gate1["tolerance"], "passed": gate1["passed"], "rows": rows}
         gate1["worst"] = max(row["relative"] for row in rows)
-    rows = chunk_errors(candidate, reference, frames, prompt)
+    rows = chunk_errors(candidate, reference, frames)
     return {"reference": name, "gate1": gate1, "gate2": report["actions"], "chunk": rows}
 
 
 def chunk_errors(
-    candidate: Bundle, reference: Bundle, frames: Sequence[Observation], prompt: str, num_draws: int = NUM_DRAWS, seed: int = 1
+    candidate: Bundle, reference: Bundle, frames: Sequence[Frame], num_draws: int = NUM_DRAWS, seed: int = 1
 ) -> list[dict[str, Any]]:
     """|candidate - reference| and the reference's own spread per row of the chunk, in units of the action's std."""
-    policies = [bundle.open_policy() for bundle in (reference, candidate)]
-    for policy in policies:
-        policy.reset(prompt, 0)
+    from edgewam.compile.frames import FrameSampler
+
+    samplers = [FrameSampler(bundle.open_policy()) for bundle in (reference, candidate)]
     errors, spreads = [], []
     for index, frame in enumerate(frames):
         rng = np.random.default_rng((seed, index))
         last = None
         for _ in range(num_draws):
-            noise = rng.standard_normal(policies[0].noise_shape).astype(np.float32)
-            expected, found = (np.asarray(policy.sample(frame, noise), np.float64) for policy in policies)
+            noise = rng.standard_normal(samplers[0].policy.noise_shape).astype(np.float32)
+            expected, found = (np.asarray(sample(frame, noise), np.float64) for sample in samplers)
             errors.append(np.abs(found - expected))
             if last is not None:
                 spreads.append(np.abs(expected - last))

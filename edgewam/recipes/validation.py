@@ -27,7 +27,7 @@ def validate_against(
         reference: policy artifact; it is compiled with the eager backend into a temporary directory.
         dataset: where the frames come from.
         num_frames: frames of gate 2.
-        prompt: instruction; by default the first that both know.
+        prompt: instruction instead of the frames' own.
         threads: compute threads.
 
     Raises:
@@ -35,7 +35,8 @@ def validate_against(
     """
     from edgewam.compile.compile import compile_bundle
     from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
-    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, dataset_frames, validate
+    from edgewam.compile.frames import dataset_frames
+    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
     from edgewam.data.dataset import Dataset
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.bundle import KIND, Bundle

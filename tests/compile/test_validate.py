@@ -7,7 +7,8 @@ import pytest
 
 from edgewam.compile.compile import compile_bundle, plan_policy
 from edgewam.compile.excess_error import ExcessErrorLimits
-from edgewam.compile.validate import dataset_frames, validate
+from edgewam.compile.frames import Frame, FrameSampler, dataset_frames
+from edgewam.compile.validate import validate
 from edgewam.core.errors import ArtifactError, ContractError, GateError
 from edgewam.robot_bridge.policy import Ablatable, Policy, open_policy
 from edgewam.runtime.bundle import Bundle
@@ -40,7 +41,7 @@ def bundles(parts, tmp_path_factory):
 @pytest.fixture(scope="module")
 def frames(bundles):
     host = HostConfig.of(bundles["eager", 2])
-    return [synthetic_observation(host, tick) for tick in range(3)]
+    return [Frame(synthetic_observation(host, tick), PROMPT) for tick in range(3)]
 
 
 def test_an_engine_passes_both_gates_against_eager(bundles, frames):
@@ -82,7 +83,7 @@ def test_bundles_with_other_stages_or_prompts_are_refused(bundles, frames):
     fewer = replace(reference, stages={name: s for name, s in reference.stages.items() if name != "router"})
     with pytest.raises(ContractError, match=r"different stages \(router\)"):
         validate(fewer, reference)
-    with pytest.raises(ContractError, match="share no prompt"):
+    with pytest.raises(ContractError, match="not both bundles know"):
         validate(replace(reference, prompts={}), reference, stages=False, frames=frames)
 
 
@@ -91,6 +92,9 @@ class FakeDataset:
 
     num_episodes, lengths, cameras = 2, np.array([5, 9]), ("cam_high",)
 
+    def task(self, episode):
+        return ("lift", "push")[episode]
+
     def states(self, episode):
         return np.arange(self.lengths[episode], dtype=np.float32)[:, None] + 100 * episode
 
@@ -98,13 +102,36 @@ class FakeDataset:
         return np.array([np.full((2, 2, 3), 10 * episode + i, np.uint8) for i in indices])
 
 
+class TellingPolicy:
+    """Answers with the instruction it was last reset to."""
+
+    def __init__(self):
+        self.resets = []
+
+    def reset(self, prompt, seed):
+        self.resets.append(prompt)
+
+    def sample(self, observation, noise):
+        return self.resets[-1]
+
+
+def test_every_frame_is_sampled_with_its_own_instruction():
+    frames = [Frame(None, prompt) for prompt in ("lift", "lift", "push", "lift")]
+    own, fixed = FrameSampler(TellingPolicy()), FrameSampler(TellingPolicy(), "wave")
+    assert [own(frame, None) for frame in frames] == ["lift", "lift", "push", "lift"]
+    assert own.policy.resets == ["lift", "push", "lift"]
+    assert [fixed(frame, None) for frame in frames] == ["wave"] * 4 and fixed.policy.resets == ["wave"]
+
+
 def test_frames_of_a_dataset_belong_together_and_repeat_with_the_seed():
     frames = dataset_frames(FakeDataset(), 20, seed=1)
     for frame in frames:
-        episode, tick = divmod(int(frame.state[0]), 100)
-        assert frame.tick == tick and frame.images["cam_high"][0, 0, 0] == 10 * episode + tick
+        episode, tick = divmod(int(frame.observation.state[0]), 100)
+        assert frame.prompt == ("lift", "push")[episode]
+        assert frame.observation.tick == tick and frame.observation.images["cam_high"][0, 0, 0] == 10 * episode + tick
     again = dataset_frames(FakeDataset(), 20, seed=1)
-    assert [f.tick for f in frames] == [f.tick for f in again] and len({f.tick for f in frames}) > 3
+    ticks = [frame.observation.tick for frame in frames]
+    assert ticks == [frame.observation.tick for frame in again] and len(set(ticks)) > 3
     with pytest.raises(ContractError, match="at least one frame"):
         dataset_frames(FakeDataset(), 0)
 
