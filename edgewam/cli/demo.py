@@ -30,8 +30,8 @@ def command(
     seeds: Annotated[int, typer.Option(help="Episodes of the closed-loop evaluation.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Walk the road: collect, train, distill, compile, validate, profile, evaluate, run (about three minutes on two cores)."""
-    from edgewam.core.artifacts import read_manifest
+    """Walk the road from demonstrations to the report (about four minutes on two cores)."""
+    from edgewam.core.artifacts import read_manifest, write_json
 
     began = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -49,11 +49,14 @@ def command(
         if done.returncode:
             say(f"edgewam demo stopped: '{name}' failed. Its message is above.")
             raise typer.Exit(done.returncode)
-        results[name] = json.loads(done.stdout) | {"demo_seconds": round(time.monotonic() - started, 1)}
-        return results[name]
+        record = json.loads(done.stdout)
+        results[name] = record | {"demo_seconds": round(time.monotonic() - started, 1)}
+        return record
 
     for name in ("policy", "student_slice"):  # a slice starts anew each time
         _remove(out / name, out / f"{name}.training")
+    _remove(out / "results")
+    (out / "results").mkdir()
     step("collect", "a slice: 3 demonstrations of 400", dataset, "--episodes", "3", "--first-seed", "900001")
     step("train", "a slice, from the shipped teacher", dataset, out / "policy", "--init-from", teacher, *slice_)
     step(
@@ -65,9 +68,14 @@ def command(
     profile = step("profile", "where the time goes", bundle)
     judged = step("evaluate", "closed loop in lockstep", bundle, "--seeds", str(seeds), "--first-seed", "1000")
     run = step("run", "two arms in real time", bundle, "--seconds", str(seconds))
+    for name, record in (("evaluate", judged), ("run", run)):
+        write_json(out / "results" / f"{name}.json", record)
+    page = out / "report.html"
+    step("report", "all of it on one page", bundle, "--policy", student, "--results", out / "results", "--out", page)
     _summary(results, digests, profile, judged, run)
     elapsed = time.monotonic() - began
     say(f"\nThe whole road took {elapsed:.0f} s. Artifacts are in {out}; try: edgewam run {bundle} --seconds 60")
+    say(f"Everything about the policy on one page: {shlex.quote(page.resolve().as_uri())}")
     emit({"seconds": round(elapsed, 1), "shipped": digests, "steps": results}, as_json)
 
 

@@ -26,8 +26,11 @@ def command(
     part: Annotated[str, typer.Option(help="What to train: policy, or vae.")] = "policy",
     vae: Annotated[Path | None, typer.Option(help="VAE of the policy; by default the shipped one.")] = None,
     init_from: Annotated[Path | None, typer.Option(help="Go on from these weights, with the rates of a restart.")] = None,
+    new_stats: Annotated[
+        bool, typer.Option("--new-stats", help="With --init-from: measure states and actions anew, as other tasks need it.")
+    ] = False,
     reproduce: Annotated[
-        Path | None, typer.Option(help="With --part vae: a VAE with more blocks, whose latents the new one must give.")
+        Path | None, typer.Option(help="With --part vae: start from this VAE and keep its latent space.")
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
@@ -37,8 +40,8 @@ def command(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
-    from edgewam.recipes.transfer_cube import small_cpu
+    """Train with the recipe of `small` (recipes/small.py). Safe to interrupt; the same command continues."""
+    from edgewam.recipes.small import small_cpu
     from edgewam.training.aha_wam import train_policy
     from edgewam.training.vae import VaeTraining, train_vae
 
@@ -46,16 +49,20 @@ def command(
         raise EdgewamError(f"Unknown part '{part}'. Available: policy, vae.")
     if reproduce and part != "vae":
         raise EdgewamError("--reproduce is for VAEs: add --part vae.")
+    if new_stats and (part != "policy" or init_from is None):
+        raise EdgewamError("--new-stats is for a policy with --init-from; without it statistics are always measured.")
     recipe = small_cpu(out.parent)
-    from_scratch = recipe.vae if part == "vae" else recipe.policy
-    defaults = recipe.refinement if part == "policy" and init_from else from_scratch
+    if part == "vae":
+        defaults: VaeTraining | PolicyTraining = recipe.all_vae if reproduce else recipe.vae
+    else:
+        defaults = recipe.refinement if init_from else recipe.policy
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     loop = replace(defaults.loop, seed=seed, threads=threads, device=device, **limit)
     config = replace(defaults, dataset=dataset, init_from=init_from, loop=loop)
     if isinstance(config, VaeTraining):
         config = replace(config, reproduce=reproduce)
     else:
-        config = replace(config, vae=or_shipped(vae, "vae"), latents=None)
+        config = replace(config, vae=or_shipped(vae, "vae"), latents=None, new_stats=new_stats)
     if dry_run:
         return show_plan(_plan(config, out), as_json)
     with training_progress(f"train {part}") as update:

@@ -51,7 +51,8 @@ class PolicyTraining:
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(minutes=42.0, warmup_steps=200))
     model: AhaWamConfig = field(default_factory=small_training_model)
     layout: WindowLayout = field(default_factory=WindowLayout)
-    init_from: Path | None = None  # a policy artifact to start from; its statistics are kept
+    init_from: Path | None = None  # a policy artifact to start from
+    new_stats: bool = False  # with init_from: normalise by this dataset's statistics instead of that policy's
     batch_size: int = 32  # contexts
     action_draws: int = 1  # per context and chunk
     start_stride: int = 24  # control steps between window starts
@@ -63,7 +64,16 @@ class PolicyTraining:
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, as plain JSON, without paths and the loop."""
-        names = ("batch_size", "action_draws", "start_stride", "muon_lr", "adamw_lr", "weight_decay", "proprio_noise")
+        names = (
+            "new_stats",
+            "batch_size",
+            "action_draws",
+            "start_stride",
+            "muon_lr",
+            "adamw_lr",
+            "weight_decay",
+            "proprio_noise",
+        )
         return {"model": self.model.to_json(), "layout": asdict(self.layout)} | {name: getattr(self, name) for name in names}
 
 
@@ -138,7 +148,7 @@ def train_policy(
         lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     split = dataset.num_episodes - held_out(dataset.num_episodes)
-    stats = start.stats if start else measure_stats(dataset, range(split))
+    stats = start.stats if start and not config.new_stats else measure_stats(dataset, range(split))
     text = SmallTextEncoder(config.model.text_dim, config.model.text_len)
     source = WindowSource(dataset, cache, stats, text, config.layout, range(split))
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})

@@ -1,7 +1,7 @@
-"""A smaller VAE in the latent space of a larger one, so that a policy trained on the larger one's latents can go on.
+"""A VAE in the latent space of another one, so that a policy trained on the other's latents can go on.
 
-The smaller VAE starts as the larger one without its later residual blocks and is trained, beside the pixels, to give the
-same normalised latents.  The encoder runs before every action chunk, so its blocks are the dearest ones to keep.
+It starts from the other's weights and is trained, beside the pixels, to give the same normalised latents: on pictures of
+more tasks, or with fewer residual blocks.  The encoder runs before every action chunk, so its blocks are the dearest ones.
 """
 
 from __future__ import annotations

@@ -144,6 +144,7 @@ def test_nan_in_a_dataset_is_refused_with_episode_and_column(dataset, shipped, t
 UNKNOWN = {
     "compile {student} {out} --backend tensorflow": ("Unknown backend 'tensorflow'", "Available: .*onnxruntime"),
     "distill {teacher} {dataset} {out} --method magic": ("Unknown distiller 'magic'", "Available: ode"),
+    "train {dataset} {out} --new-stats": ("--new-stats is for a policy with --init-from",),
     "train {dataset} {out} --part head": ("Unknown part 'head'", "Available: policy, vae"),
     "collect {out} --robot toaster": ("No demonstrator for robot 'toaster'", "Available: aloha_sim"),
     "collect {out} --style wild": ("wild", "plain"),

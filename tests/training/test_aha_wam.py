@@ -136,6 +136,18 @@ def test_training_goes_on_from_another_policy_with_its_statistics(road: Road, tr
     assert read_log(tmp_path / "policy")[0]["action"] < read_log(trained)[0]["action"]
 
 
+def test_training_may_go_on_with_the_statistics_of_other_tasks(
+    road: Road, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_policy(trained, road[1]).stats
+    action = replace(before.action, std=7.0 * before.action.std)
+    monkeypatch.setattr("edgewam.training.aha_wam.measure_stats", lambda *_: replace(before, action=action))
+    config = tiny.policy_training(road[0], road[1], road[2] / "latents", init_from=trained)
+    for new_stats, expected in ((False, before.action.std), (True, action.std)):
+        train_policy(replace(config, new_stats=new_stats), tmp_path / str(new_stats))
+        assert np.array_equal(load_policy(tmp_path / str(new_stats)).stats.action.std, expected)
+
+
 def test_training_goes_on_with_a_vae_that_reproduces_the_latents_and_with_no_other(
     road: Road, trained: Path, tmp_path: Path
 ) -> None:
