@@ -76,6 +76,8 @@ def show(title: str, result: EvaluationReport) -> None:
         say(f"{title}: {name} {rate.successes}/{rate.n} = {rate.rate:.1%} ({interval})")
     if result.median_strict_time_s is not None:
         say(f"{title}: median time to strict success {result.median_strict_time_s:.2f} s, mean reward {result.mean_reward:.2f}")
+    if result.real_time_factor is not None:
+        say(f"{title}: played {result.real_time_factor:.1f} times as fast as real time")
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:

@@ -17,6 +17,7 @@ from edgewam.quantize.plan import PrecisionPlan, Rule
 
 ERROR_BUDGET = 0.08  # excess error ratio of all layers together; the gate is at 0.10, and frames differ
 _EQUAL_TIME = 1.05  # formats within 5 % of the fastest are equally fast: timings are no better than that
+_MORE_ACCURATE = 0.9  # a slower format must lower the error at least so much to be worth its time
 _WEIGHTS_MATTER = 0.002  # of the policy's bytes: below, a layer that is no faster stays float32
 
 
@@ -70,6 +71,12 @@ def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Ch
     integer = [fact for fact in facts if chosen[fact.name].format != NONE]
     while integer and math.sqrt(sum(error(f) ** 2 for f in integer)) > budget:
         worst = max(integer, key=lambda f: error(f) ** 2 / max(worth(f), 1e-9))
+        kind = min(worst.errors, key=lambda k: worst.errors[k])
+        if worst.errors[kind] < _MORE_ACCURATE * error(worst) and worst.times_ms[kind] < worst.float_ms:
+            ratio = worst.float_ms / worst.times_ms[kind]
+            reason = f"{ratio:.2f}x as fast, error {worst.errors[kind]:.4f} instead of the faster format's {error(worst):.4f}"
+            chosen[worst.name] = Choice(worst.name, kind, reason)
+            continue
         reason = f"costs the most accuracy for what it saves: error {error(worst):.4f}"
         integer.remove(worst)
         chosen[worst.name] = Choice(worst.name, NONE, reason)

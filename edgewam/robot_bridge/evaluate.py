@@ -9,8 +9,9 @@ import contextlib
 import queue
 import statistics as averages
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ class Rate:
 class EvaluationReport:
     """strict, success: rates over the seeds.  *_time_s: median time of the episodes that got there, None when none did.
 
-    seam_jerk, inner_jerk: medians over the episodes, see `Smoothness`.
+    seam_jerk, inner_jerk: medians over the episodes, see `Smoothness`.  real_time_factor: robot time played by this call over
+    the time it took, starting of the workers included; None when every episode was there already.
     """
 
     config: dict[str, Any]
@@ -54,6 +56,7 @@ class EvaluationReport:
     seam_jerk: float | None
     inner_jerk: float | None
     held_ticks: int
+    real_time_factor: float | None
     episodes: list[EpisodeResult]
 
     def to_json(self) -> dict[str, Any]:
@@ -115,14 +118,17 @@ def evaluate(
         file = stack.enter_context(ResultsFile(results, config)) if results is not None else None
         episodes = dict(file.episodes) if file else {}
         todo = [seed for seed in seeds if seed not in episodes]
+        began, ticks = time.monotonic(), 0
         played = stack.enter_context(contextlib.closing(_play(config, todo, min(workers, len(todo)))))
         for episode in played:
             episodes[episode.seed] = episode
+            ticks += episode.ticks
             if file is not None:
                 file.add(episode)
             if on_episode is not None:
                 on_episode(episode, sum(seed in episodes for seed in seeds), len(seeds))
-    return summarize(config, [episodes[seed] for seed in sorted(seeds)], spec.control_hz)
+        factor = ticks / spec.control_hz / (time.monotonic() - began) if ticks else None
+    return replace(summarize(config, [episodes[seed] for seed in sorted(seeds)], spec.control_hz), real_time_factor=factor)
 
 
 def _play(config: Mapping[str, Any], seeds: Sequence[int], num_workers: int) -> Generator[EpisodeResult]:
@@ -171,6 +177,7 @@ def summarize(config: Mapping[str, Any], episodes: Sequence[EpisodeResult], cont
         seam_jerk=median_of(e.seam_jerk for e in episodes),
         inner_jerk=median_of(e.inner_jerk for e in episodes),
         held_ticks=sum(e.held_ticks for e in episodes),
+        real_time_factor=None,
         episodes=list(episodes),
     )
 

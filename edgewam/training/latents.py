@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ from edgewam.training.frames import compose_episode
 HEADER, DONE = "header.json", "done.json"
 _FORMAT = 1
 BATCH_IMAGES = 32
+
+_Half = npt.NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,6 @@ def _open(out: Path, dataset: Dataset, plan: LatentPlan, header: dict[str, Any])
     return LatentCache(images, clips, frame_starts, episode, step, hold, plan)
 
 
-@torch.inference_mode()
 def _encode(
     out: Path,
     dataset: Dataset,
@@ -213,33 +216,55 @@ def _encode(
     device: str,
     progress: Callable[[int, int, float], None] | None,
 ) -> None:
+    """Episodes side by side, one thread each: a small VAE's layers are too small to share among threads."""
     hold = dataset.fps // dataset.camera_hz
     images, clips = (_map(out, name, header[name], write=True) for name in ("images", "clips"))
     episode_of, step_of = window_starts(dataset, plan)
     frame_starts = np.cumsum(-(-dataset.lengths // hold)) - -(-dataset.lengths // hold)
+    windows = [np.flatnonzero(episode_of == episode) for episode in range(dataset.num_episodes)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     began = time.monotonic()
-    for episode in range(done, dataset.num_episodes):
-        steps = np.arange(0, dataset.lengths[episode], hold, dtype=np.int64)
-        pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width))
-        frames = pixels.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0  # channels-last: four times faster on a CPU
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
-            latents = torch.cat([vae.encode_image(part) for part in frames.split(BATCH_IMAGES)])
-        images[frame_starts[episode] : frame_starts[episode] + len(steps)] = _half(latents)
-        for window in np.flatnonzero(episode_of == episode):
-            wanted = step_of[window] + plan.clip_stride * np.arange(plan.clip_frames)
-            rows = np.minimum(wanted // hold, len(steps) - 1)
+    try:
+        with ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
+            waiting: deque[Future[tuple[_Half, _Half]]] = deque()
+            for episode in range(done, dataset.num_episodes):
+                while len(waiting) < threads + 1 and (following := episode + len(waiting)) < dataset.num_episodes:
+                    starts = step_of[windows[following]]
+                    waiting.append(pool.submit(_encode_episode, dataset, following, starts, vae, plan, device))
+                found, later = waiting.popleft().result()
+                images[frame_starts[episode] : frame_starts[episode] + len(found)] = found
+                clips[windows[episode]] = later
+                for array in (images, clips):
+                    array.flush()  # type: ignore[attr-defined]
+                write_json(out / DONE, {"episodes": episode + 1})
+                if progress is not None:
+                    each = (time.monotonic() - began) / (episode + 1 - done)
+                    progress(episode + 1, dataset.num_episodes, each * (dataset.num_episodes - episode - 1))
+    finally:
+        torch.set_num_threads(threads)
+
+
+@torch.inference_mode()
+def _encode_episode(
+    dataset: Dataset, episode: int, starts: npt.NDArray[np.int64], vae: WanVae, plan: LatentPlan, device: str
+) -> tuple[_Half, _Half]:
+    """Latents [n, C, h, w] of an episode's delivered frames, and [W, C, F, h, w] of the clips that begin at `starts`."""
+    hold = dataset.fps // dataset.camera_hz
+    steps = np.arange(0, dataset.lengths[episode], hold, dtype=np.int64)
+    pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width))
+    frames = pixels.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0  # channels-last: four times faster on a CPU
+    later = []
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
+        found = _half(torch.cat([vae.encode_image(part) for part in frames.split(BATCH_IMAGES)]))
+        for start in starts:
+            rows = np.minimum((start + plan.clip_stride * np.arange(plan.clip_frames)) // hold, len(steps) - 1)
             clip = frames[rows].transpose(0, 1)[None].contiguous(memory_format=torch.channels_last_3d)
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
-                clips[window] = _half(vae.encode(clip)[0, :, 1:])
-        for array in (images, clips):
-            array.flush()  # type: ignore[attr-defined]
-        write_json(out / DONE, {"episodes": episode + 1})
-        if progress is not None:
-            each = (time.monotonic() - began) / (episode + 1 - done)
-            progress(episode + 1, dataset.num_episodes, each * (dataset.num_episodes - episode - 1))
+            later.append(_half(vae.encode(clip)[0, :, 1:]))
+    return found, np.stack(later)
 
 
-def _half(latent: Tensor) -> npt.NDArray[np.float16]:
+def _half(latent: Tensor) -> _Half:
     assert latent.isfinite().all() and latent.abs().max() < 6e4, "latent out of half precision"
-    found: npt.NDArray[np.float16] = latent.cpu().to(torch.float16).numpy()
+    found: _Half = latent.cpu().to(torch.float16).numpy()
     return found

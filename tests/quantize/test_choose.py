@@ -44,6 +44,14 @@ def test_within_the_budget_nothing_is_given_up_beyond_it_the_worst_goes_first():
     assert formats(facts, budget=0.05) == {"good": "int8", "bad": "none", "fine": "int8"}
 
 
+def test_beyond_the_budget_a_more_exact_format_is_tried_before_float32():
+    facts = [fact("loud", 0.02, ms=0.7, other=(0.06, 0.5)), fact("fine", 0.02)]
+    assert formats(facts, budget=0.08) == {"loud": "int8_dynamic", "fine": "int8"}
+    assert formats(facts, budget=0.03) == {"loud": "int8", "fine": "int8"}
+    slow = [fact("loud", 0.02, ms=1.7, other=(0.06, 0.5)), fact("fine", 0.02)]
+    assert formats(slow, budget=0.03) == {"loud": "none", "fine": "int8"}
+
+
 def test_a_large_gain_is_worth_more_error_than_a_small_one():
     facts = [fact("useful", 0.05, ms=0.1, size=10**6), fact("useless", 0.04, ms=0.99, size=1000)]
     assert formats(facts, budget=0.055) == {"useful": "int8", "useless": "none"}
