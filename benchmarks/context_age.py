@@ -1,6 +1,6 @@
 """Strict success against the age of the context, with the rolling memory and the router on and off.
 
-    python3 -m benchmarks.context_age [--seeds 100] [--first-seed 4000]
+    python3 -m benchmarks.context_age [--task NAME] [--seeds 100] [--first-seed 4000]
 
 A refresh every R ticks lets chunks read a context that is up to R - 16 ticks old; R goes from one chunk to the horizon.
 The router is what the family adds against an old context, the memory what it adds against a short one (the ablation of
@@ -23,10 +23,16 @@ from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
 from edgewam.robot_bridge.evaluate import evaluate
+from edgewam.robot_bridge.robots import aloha_sim
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.policies.aha_wam_host import HostConfig
 
-PARTS: dict[str, list[str]] = {"both": [], "without memory": ["memory"], "without router": ["router"]}
+PARTS: dict[str, list[str]] = {
+    "both": [],
+    "without memory": ["memory"],
+    "without router": ["router"],
+    "neither": ["memory", "router"],
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python3 -m benchmarks.context_age", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--bundle", type=Path, help="default: the shipped one")
+    parser.add_argument("--task", default=aloha_sim.DEFAULT_TASK)
     parser.add_argument("--seeds", type=int, default=100)
     parser.add_argument("--first-seed", type=int, default=4000, help="held out: demonstrations begin at 300001")
     parser.add_argument("--work", type=Path, default=Path("outputs/context_age"))
@@ -51,10 +58,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             line = [f"{refresh} ticks", f"{refresh - host.chunk_size} ticks"]
             for name, ablate in PARTS.items():
                 key = f"{refresh} ticks, {name}"
-                path = a.work / f"{digest[:8]}-{refresh}-{'-'.join(ablate) or 'both'}.jsonl"
+                path = a.work / a.task / f"{digest[:8]}-{refresh}-{'-'.join(ablate) or 'both'}.jsonl"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 report = evaluate(
-                    FACTORY, {"bundle": str(bundle), "threads": 1, "refresh_ticks": refresh}, seeds, ablate=ablate,
+                    FACTORY, {"bundle": str(bundle), "threads": 1, "refresh_ticks": refresh}, seeds, task=a.task, ablate=ablate,
                     identity={"bundle": digest}, results=path,
                     on_episode=lambda episode, done, total, key=key: show(f"{key} {done}/{total}", last=done == total),
                 )  # fmt: skip
@@ -67,7 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(table(rows))
     cpu = read_machine().cpu
     folder = a.out or RESULTS / slug(cpu)
-    record = {"when_utc": now_utc(), "cpu": cpu, "bundle": digest, "seeds": [a.first_seed, a.seeds], "cells": cells}
+    record = {
+        "when_utc": now_utc(),
+        "cpu": cpu,
+        "task": a.task,
+        "bundle": digest,
+        "seeds": [a.first_seed, a.seeds],
+        "cells": cells,
+    }
     write_json(folder / "context_age.json", record)
     print(f"Written to {folder / 'context_age.json'}")
     return 0

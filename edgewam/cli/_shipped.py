@@ -12,7 +12,11 @@ FACTORY = "edgewam.runtime.factory.open_policy"  # how another process opens a b
 
 
 def shipped(part: str) -> Path:
-    """Path of `vae`, `teacher`, `student` or `bundle` of the shipped policy; ArtifactError when this install has none."""
+    """Path of one of its parts: vae, teacher, student, quantized or bundle.
+
+    Raises:
+        ArtifactError: this install carries none.
+    """
     path = SMALL / part
     if not path.is_dir():
         raise ArtifactError(f"This install of edgewam does not carry '{path}'. Clone the whole repository, or give a path.")

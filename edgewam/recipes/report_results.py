@@ -102,34 +102,37 @@ def _default_task(robot: str) -> str:
 
 
 def shipped_evaluations(folder: Path, digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Rows of the committed success figures that are about these very artifacts (role -> digest); others are not shown."""
+    """Rows of the committed success figures that are about these very weights (role -> digest); others are not shown."""
     rows = []
     for path in sorted(folder.glob("*/success*.json")):
         record = json.loads(path.read_text())
         known, conditions = record["digests"], record["conditions"]
         for name, row in record["policies"].items():
-            role = "bundle" if name.startswith("student") else "teacher"
-            if known.get(role) != digests.get(role):
+            role = _role(name)
+            if known.get(role) not in digests.values():
                 continue
-            task = row.get("task") or conditions["robot_options"].get("task") or _default_task(conditions["robot"])
             rows.append(
-                {"policy": name, "task": task, "prompt": row.get("prompt", conditions["prompt"]),
+                {"policy": name, "task": record["task"], "prompt": row.get("prompt", conditions["prompt"]),
                  "source": f"shipped, {known[role][:12]}", "is_shipped": True, "command": "python3 -m benchmarks.success",
                  **{key: row.get(key) for key in _JUDGED}}
             )  # fmt: skip
     return rows
 
 
+def _role(name: str) -> str:
+    """Whose weights a row or a comparison of the committed figures is about."""
+    return "quantized" if name.startswith("INT8") else "student" if name.startswith("student") else "teacher"
+
+
 def shipped_comparisons(folder: Path, digests: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Student against teacher on the same seeds, from the committed figures about these very artifacts."""
+    """Paired comparisons of the committed figures whose first side has these very weights (role -> digest)."""
     rows = []
     for path in sorted(folder.glob("*/success*.json")):
         record = json.loads(path.read_text())
-        if any(record["digests"].get(role) != digests.get(role) for role in ("bundle", "teacher")):
-            continue
-        task = record["conditions"]["robot_options"].get("task") or _default_task(record["conditions"]["robot"])
-        name = f"student against teacher, {task} (shipped, {digests['bundle'][:12]})"
-        rows.append({"name": name, **record["student_against_teacher"]})
+        for name, pair in record["comparisons"].items():
+            known = record["digests"][_role(name)]
+            if known in digests.values():
+                rows.append({"name": f"{name}, {record['task']} (shipped, {known[:12]})", **pair})
     return rows
 
 

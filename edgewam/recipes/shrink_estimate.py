@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Processor seconds of these steps for `small` on one core of an AMD EPYC with nothing else running; larger stages take longer.
 _COMPILE = {"onnxruntime": 18.0, "eager": 10.0}
-_QUANTIZE = {"auto": 120.0}
+_QUANTIZE = {"auto": 60.0}
 _ELSEWHERE = "measured for the policy `small` on one core of an AMD EPYC, not here"
 _FIGURES = 4  # a profile times whole programs, their stages, the policy's calls, and before against after
 # Stage files against the weights inside, from the shipped student: what a graph and its masks add.

@@ -51,12 +51,13 @@ def validate_against(
             f"compiled from ({', '.join(digest[:12] for digest in manifest.parents.values())}), or a teacher."
         )
     known = prompt_names(bundle)
-    if prompt is not None and prompt not in known:  # before minutes of work, not after
-        raise EdgewamError(
-            f"'{bundle}' has no embedding of the prompt '{prompt}'. It has: {', '.join(map(repr, known))}. "
-            f'Add it with: edgewam prompt add {bundle} "{prompt}"'
-        )
     frames = dataset_frames(Dataset.open(dataset), num_frames)
+    for words in dict.fromkeys(prompt or frame.prompt for frame in frames):
+        if words not in known:  # before minutes of work, not after
+            raise EdgewamError(
+                f"'{bundle}' has no embedding of the prompt '{words}'. It has: {', '.join(map(repr, known))}. "
+                f'Add it with: edgewam prompt add {bundle} "{words}"; or judge with one that it has: --prompt'
+            )
     with tempfile.TemporaryDirectory(prefix="edgewam-reference-") as temporary:
         steps = manifest.config["num_action_steps"] if is_engine else None
         eager = compile_bundle(compile_plan(reference, "eager", steps, threads=threads), Path(temporary) / "reference")

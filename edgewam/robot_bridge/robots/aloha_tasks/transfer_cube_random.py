@@ -22,7 +22,7 @@ from edgewam.robot_bridge.robots.aloha_task import Plan, Task
 from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
-LOW, HIGH = (-0.03, 0.36), (0.23, 0.64)  # metres, x and y of the cube: 30 and 40 % wider than TransferCube's
+LOW, HIGH = (0.0, 0.4), (0.2, 0.6)  # metres, x and y of the cube: TransferCube's
 BLOCK_LOW, BLOCK_HIGH = (-0.2, 0.34), (0.25, 0.66)
 CLEAR_M = 0.13  # between the middles of cube and block: room for an open hand
 _Z = 0.0205  # half a millimetre above the table
@@ -89,14 +89,14 @@ class Variation:
         # a cube is some red, a block never is: the words tell which is which
         new["geom_rgba"][self._cube, :3] = colorsys.hsv_to_rgb(rng.uniform(-0.04, 0.04) % 1.0, *rng.uniform((0.8, 0.7), 1.0))
         new["geom_rgba"][self._block, :3] = colorsys.hsv_to_rgb(rng.uniform(0.14, 0.76), *rng.uniform(0.4, 1.0, 2))
-        new["geom_rgba"][self._table, :3] = rng.uniform(0.1, 0.4) + rng.uniform(-0.05, 0.05, 3)
-        new["light_pos"] += rng.uniform(-0.3, 0.3, new["light_pos"].shape)
-        new["light_dir"] += rng.uniform(-0.4, 0.4, new["light_dir"].shape)
+        new["geom_rgba"][self._table, :3] = rng.uniform(0.15, 0.3) + rng.uniform(-0.04, 0.04, 3)
+        new["light_pos"] += rng.uniform(-0.2, 0.2, new["light_pos"].shape)
+        new["light_dir"] += rng.uniform(-0.25, 0.25, new["light_dir"].shape)
         new["light_dir"] /= np.linalg.norm(new["light_dir"], axis=1, keepdims=True)
-        new["light_diffuse"] *= rng.uniform(0.5, 1.5, (len(new["light_diffuse"]), 1)) * rng.uniform(0.85, 1.15, 3)
-        new["light_ambient"] += rng.uniform(0.0, 0.08)
+        new["light_diffuse"] *= rng.uniform(0.7, 1.1, (len(new["light_diffuse"]), 1)) * rng.uniform(0.9, 1.1, 3)
+        new["light_ambient"] += rng.uniform(0.0, 0.05)
         for camera, name in zip(self._cameras, scene.CAMERAS, strict=True):
-            distance, angle = (0.015, 0.02) if name == "cam_high" else (0.004, 0.015)
+            distance, angle = (0.008, 0.01) if name == "cam_high" else (0.003, 0.01)
             new["cam_pos"][camera] += rng.uniform(-distance, distance, 3)
             new["cam_quat"][camera] = _turned(new["cam_quat"][camera], rng.uniform(-angle, angle, 3))
         return new

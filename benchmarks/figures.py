@@ -1,0 +1,219 @@
+"""Every figure of the README: runs what was not measured for the shipped artifacts yet, then writes the README's table.
+
+    python3 -m benchmarks.figures [--table | --check] [--again] [--device NAME]
+
+--table only writes the table from the committed results, --check only compares it (exit status 1 when it differs), --again
+measures everything anew.  About ten minutes per task on two quiet cores; a run that was cut goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import RESULTS, ROOT, slug
+from benchmarks.success import known_tasks
+from edgewam.cli._shipped import shipped
+from edgewam.core.artifacts import read_manifest
+from edgewam.profiles.machine import read_machine
+
+README = ROOT / "README.md"
+BEGIN, END = "<!-- figures: written by python3 -m benchmarks.figures -->", "<!-- end of figures -->"
+DEVICE = "amd-epyc"  # whose results the README shows: two cores
+FIRST_SEED = 6000  # of the success figures; seeds from 300001 on made the demonstrations
+
+Rows = list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One result file: its name, the module (or edgewam command) that writes it, the digest it is of, its rows of the table."""
+
+    name: str
+    command: tuple[str, ...]
+    digest_of: Callable[[dict[str, Any]], str]
+    rows: Callable[[dict[str, Any]], Rows]
+    part: str = "bundle"
+
+    @property
+    def shown(self) -> str:
+        """The command as a reader types it."""
+        words = [word for word in self.command if word != "-m"]
+        return " ".join(["edgewam", *words[1:]] if words[0] == "edgewam" else ["python3", "-m", *words])
+
+
+def _ms(timing: dict[str, float]) -> str:
+    return f"{timing['p50_ms']:.2f} ms p50, {timing['p99_ms']:.2f} ms p99"
+
+
+def _rate(row: dict[str, Any]) -> str:
+    strict = row["strict"]
+    low, high = strict["wilson"]["low"], strict["wilson"]["high"]
+    return f"{strict['successes']}/{strict['n']} ({100 * low:.1f}-{100 * high:.1f} %)"
+
+
+def _pair(pair: dict[str, Any]) -> str:
+    verdict = "non-inferior" if pair["is_non_inferior"] else "NOT shown to be non-inferior"
+    return f"{100 * pair['difference']:+.1f}, bound {100 * pair['lower_bound']:+.1f}: {verdict} at {100 * pair['margin']:.0f}"
+
+
+def chunk_rows(data: dict[str, Any]) -> Rows:
+    """Float32 chunk and its two partners."""
+    sections = data["sections"]
+    ours, ten, eager = (sections[f"{name}_L_chunk"] for name in ("onnxruntime_2", "onnxruntime_10", "eager_2"))
+    ratio = ours["figures"]
+    p50 = {name: s["timings"]["L_chunk"]["p50_ms"] for name, s in (("ten", ten), ("eager", eager))}
+    return [
+        ("action chunk, image and state in, actions out: 2 steps, float32, 2 threads", _ms(ours["timings"]["L_chunk"])),
+        (
+            "the same engine with 10 steps; eager PyTorch with 2 steps (one process)",
+            f"{p50['ten']:.2f} ms ({ratio['onnxruntime_10 / onnxruntime_2']:.2f}x); "
+            f"{p50['eager']:.2f} ms ({ratio['eager_2 / onnxruntime_2']:.2f}x)",
+        ),
+    ]
+
+
+def int8_rows(data: dict[str, Any]) -> Rows:
+    """INT8 against float32."""
+    chunk, size, error = data["figures"]["L_chunk"], data["weights"], data["excess_error"]
+    return [
+        (
+            "INT8 chunk; float32 chunk (one process)",
+            f"{_ms(chunk['int8'])}; {chunk['float32']['p50_ms']:.2f} ms p50 ({chunk['speedup']:.2f}x)",
+        ),
+        (
+            "INT8 weights: the quantised layers; all of the engine",
+            f"{size['quantised_ratio']:.2f}x smaller; {size['float32_engine_bytes'] / 1e6:.1f} -> "
+            f"{size['int8_engine_bytes'] / 1e6:.1f} MB ({size['whole_ratio']:.2f}x)",
+        ),
+        (
+            "INT8 excess error ratio; time to quantise",
+            f"median {error['median']:.3f}, p99 {error['p99']:.3f}; {data['quantise_seconds']:.0f} s",
+        ),
+    ]
+
+
+def success_rows(data: dict[str, Any]) -> Rows:
+    """One row per sampler of a task, then the comparisons."""
+    task = data["task"]
+    conditions = data["conditions"]
+    seeds = f"seeds {conditions['first_seed']}-{conditions['first_seed'] + conditions['seeds'] - 1}"
+    rows = [(f"{task}, strict success, {seeds}: {name}", _rate(row)) for name, row in data["policies"].items()]
+    return rows + [(f"{task}: {name} (points, one-sided 95 %)", _pair(pair)) for name, pair in data["comparisons"].items()]
+
+
+def run_rows(data: dict[str, Any]) -> Rows:
+    """A minute in real time."""
+    age = data["observation_to_command_ms"]
+    return [
+        (
+            "60 s in real time: control rate, chunks, missed, held, limit violations",
+            f"{data['control_hz']:.2f} Hz, {data['chunk_hz']:.1f} per s, {data['missed']}, {data['held']}, "
+            f"{data['violations'] + data['violations_in_log']}",
+        ),
+        (
+            "observation to command (first command of a chunk - capture of its image)",
+            f"{age['p50']:.1f} ms p50, {age['p99']:.1f} ms p99",
+        ),
+    ]
+
+
+def _bundle(data: dict[str, Any]) -> str:
+    return str(data["bundle"])
+
+
+FIGURES = (
+    Figures(
+        "chunk", ("-m", "benchmarks.chunk"),
+        lambda d: str(d["sections"]["onnxruntime_2_L_chunk"]["contract"]["artifact"]), chunk_rows,
+    ),
+    Figures("int8", ("-m", "benchmarks.int8"), lambda d: str(d["digests"]["quantized"]), int8_rows, "quantized"),
+    Figures("run_60s", ("-m", "edgewam", "run", "--seconds", "60", "--json"), _bundle, run_rows),
+    *(
+        Figures(
+            f"success_{task}", ("-m", "benchmarks.success", "--task", task, "--first-seed", str(FIRST_SEED)),
+            lambda d: str(d["digests"]["quantized"]), success_rows, "quantized",
+        )
+        for task in known_tasks()
+    ),
+)  # fmt: skip
+
+
+def is_measured(figures: Figures, folder: Path) -> bool:
+    """Whether a committed result is of the shipped artifact."""
+    path = folder / f"{figures.name}.json"
+    if not path.exists():
+        return False
+    return figures.digest_of(json.loads(path.read_text())) == read_manifest(shipped(figures.part), verify=False).digest
+
+
+def measure(figures: Figures, folder: Path) -> int:
+    """Run the command that writes the result; returns its exit status (1: a gate failed, the result is there)."""
+    print(f"\n$ {figures.shown}", flush=True)
+    command = [sys.executable, *figures.command]
+    if "--json" not in figures.command:
+        return subprocess.run([*command, "--out", str(folder)]).returncode
+    done = subprocess.run(command, stdout=subprocess.PIPE)
+    if done.returncode == 0:
+        (folder / f"{figures.name}.json").write_bytes(done.stdout)
+    return done.returncode
+
+
+def table_of(folder: Path) -> str:
+    """README's table from the results of one device."""
+    lines = ["| figure | value | made by |", "|---|---|---|"]
+    for figures in FIGURES:
+        made_by = f"`{figures.shown}` -> `{figures.name}.json`"
+        for label, value in figures.rows(json.loads((folder / f"{figures.name}.json").read_text())):
+            lines.append(f"| {label} | {value} | {made_by} |")
+            made_by = "the same"
+    return "\n".join(lines)
+
+
+def with_table(text: str, table: str) -> str:
+    """README with the table between its two marks."""
+    marks = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
+    assert marks.search(text), f"{README} has lost the marks of the table"
+    return marks.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; exit status 1 when a figure could not be made or misses its gate, or --check finds a difference."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.figures", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--table", action="store_true")
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--again", action="store_true")
+    parser.add_argument("--device", default=DEVICE, help="folder below benchmarks/results")
+    a = parser.parse_args(argv)
+    folder = RESULTS / a.device
+    status = 0
+    if not (a.table or a.check):
+        if (here := slug(read_machine().cpu)) != a.device:
+            print(f"error: this machine is '{here}', not '{a.device}'. Measure here with --device {here}.", file=sys.stderr)
+            return 2
+        for figures in FIGURES:
+            if a.again or not is_measured(figures, folder):
+                status |= measure(figures, folder)
+    text = README.read_text()
+    new = with_table(text, table_of(folder))
+    if a.check:
+        return int(new != text)
+    if a.device != DEVICE:
+        print(table_of(folder))
+        return int(status != 0)
+    README.write_text(new)
+    print(f"Wrote the table of {README}")
+    return int(status != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
