@@ -18,7 +18,7 @@ SEEDS = range(5000, 5006)  # demonstrations start at 300001
 ENOUGH = 5  # of 6; a policy with 95 % success misses this in 3 of 100 draws of seeds, and the seeds are fixed
 # Root mean square over frames, in units of the action's std.  The same policy repeats its actions bit for bit, and another
 # engine moves them by less than 1e-5: each of these is far outside of rounding.
-MEASURABLE = {"images": 0.05, "router": 0.01, "memory": 3e-4, "instruction": 0.05}
+MEASURABLE = {"images": 0.05, "router": 0.01, "memory": 3e-4}
 CHUNK_TOLERANCE = 1e-4  # float32, two steps, robot units: sums in another order, compounded
 REFRESHES = 4  # so that the memory holds frames when the last chunks are compared
 MEGABYTE = 1_000_000
@@ -66,12 +66,9 @@ def opened(bundle: Path | None = None):
     return open_policy(str(bundle or SMALL / "bundle"), threads=1)
 
 
-PROMPT = "pick up the cube with the right hand and hand it over to the left hand"
-
-
-def chunks(policy, frames: list[Observation], prompt: str = PROMPT) -> npt.NDArray[np.float32]:
+def chunks(policy, frames: list[Observation]) -> npt.NDArray[np.float32]:
     """The policy's answers [N, 16, 14] to one fixed stream of observations, with the noise of one seed."""
-    policy.reset(prompt, seed=3)
+    policy.reset("pick up the cube with the right hand and hand it over to the left hand", seed=3)
     return np.stack([policy.infer(frame).actions for frame in frames])
 
 
@@ -112,14 +109,6 @@ def test_black_images_change_the_actions(frames):
     seen = chunks(policy, frames)
     unseen = chunks(BlindPolicy(policy), frames)
     assert np.sqrt(np.mean(((unseen - seen) / std) ** 2)) > MEASURABLE["images"]
-
-
-def test_the_policy_listens(frames):
-    """The same scene under the words of another task: other actions."""
-    policy = opened()
-    std = np.array(policy.host.action_std, np.float32)
-    told = chunks(policy, frames, "pick up the peg and the socket and push the peg into the socket")
-    assert np.sqrt(np.mean(((told - chunks(policy, frames)) / std) ** 2)) > MEASURABLE["instruction"]
 
 
 @pytest.fixture(scope="module")

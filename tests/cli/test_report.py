@@ -132,6 +132,7 @@ def perturbed(shipped, tmp_path_factory) -> Path:
 
 
 def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbed, shipped):
+    from edgewam.compile.frames import Frame
     from edgewam.profiles.html.page import page
     from edgewam.recipes.report_actions import compare, eager_partner
     from edgewam.recipes.report_episode import play
@@ -141,7 +142,7 @@ def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbe
     bundle = Bundle.open(shipped / "bundle", threads=1)
     episode = play(bundle, "aloha_sim", None, seed=0, max_ticks=16)
     student, changed = (eager_partner(bundle, path, 2, threads=1) for path in (shipped / "student", perturbed))
-    arguments = ("student", episode.observations, episode.prompt)
+    arguments = ("student", [Frame(observation, episode.prompt) for observation in episode.observations])
     whole, broken = (compare(one, student, *arguments) for one in (bundle, changed))
     assert whole["gate1"]["passed"] and whole["gate2"]["passed"]
     assert not broken["gate1"]["passed"] and not broken["gate2"]["passed"]
