@@ -18,7 +18,7 @@ _FACTS = {
     "pixel_mse_image": ("pixel MSE", "small"),
     "action_rms": ("action error (std)", "small"),
 }
-_ORDER = ("dataset", "vae", "teacher", "policy", "student", "quantized", "bundle")
+_ORDER = ("dataset", "reproduce", "vae", "teacher", "policy", "student", "quantized", "bundle")
 
 
 @dataclass(frozen=True)
