@@ -1,9 +1,9 @@
-"""Every figure of the README: runs what was not measured for the shipped artifacts yet, then writes the README's table.
+"""The README's table of figures: runs what was not measured for the shipped artifacts yet, then writes the README's table.
 
     python3 -m benchmarks.figures [--table | --check] [--again] [--device NAME]
 
 --table only writes the table from the committed results, --check only compares it (exit status 1 when it differs), --again
-measures everything anew.  About ten minutes per task on two quiet cores; a run that was cut goes on.
+measures everything anew.  A run that was cut goes on.
 """
 
 from __future__ import annotations

@@ -112,10 +112,10 @@ def text(task: str, found: dict[str, EvaluationReport], pairs: dict[str, Any]) -
     """The table of one task and the verdicts."""
     rows = [["policy", "strict", "95 % interval", "success", "median time s", "jerk at seams", "x real time"]]
     for name, report in found.items():
-        s, d = report.strict, report.to_json()
+        s = report.strict
         time_s = "-" if report.median_strict_time_s is None else f"{report.median_strict_time_s:.2f}"
-        jerk = "-" if d["seam_jerk"] is None else f"{d['seam_jerk']:.3f}"
-        speed = "-" if d["real_time_factor"] is None else f"{d['real_time_factor']:.1f}"
+        jerk = "-" if report.seam_jerk is None else f"{report.seam_jerk:.3f}"
+        speed = "-" if report.real_time_factor is None else f"{report.real_time_factor:.1f}"
         interval = f"{s.wilson.low:.3f}-{s.wilson.high:.3f}"
         rows.append([name, f"{s.successes}/{s.n}", interval, f"{report.success.successes}/{s.n}", time_s, jerk, speed])
     lines = [

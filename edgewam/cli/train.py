@@ -40,8 +40,8 @@ def command(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train with the recipe of `small` (recipes/small.py). Safe to interrupt; the same command continues."""
-    from edgewam.recipes.small import small_cpu
+    """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
+    from edgewam.recipes.transfer_cube import small_cpu
     from edgewam.training.aha_wam import train_policy
     from edgewam.training.vae import VaeTraining, train_vae
 
@@ -52,10 +52,8 @@ def command(
     if new_stats and (part != "policy" or init_from is None):
         raise EdgewamError("--new-stats is for a policy with --init-from; without it statistics are always measured.")
     recipe = small_cpu(out.parent)
-    if part == "vae":
-        defaults: VaeTraining | PolicyTraining = recipe.all_vae if reproduce else recipe.vae
-    else:
-        defaults = recipe.refinement if init_from else recipe.policy
+    from_scratch = recipe.vae if part == "vae" else recipe.policy
+    defaults = recipe.refinement if part == "policy" and init_from else from_scratch
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     loop = replace(defaults.loop, seed=seed, threads=threads, device=device, **limit)
     config = replace(defaults, dataset=dataset, init_from=init_from, loop=loop)

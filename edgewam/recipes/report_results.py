@@ -107,13 +107,15 @@ def shipped_evaluations(folder: Path, digests: Mapping[str, str]) -> list[dict[s
     for path in sorted(folder.glob("*/success*.json")):
         record = json.loads(path.read_text())
         known, conditions = record["digests"], record["conditions"]
+        words = ("--task", record["task"], "--first-seed", conditions["first_seed"], "--seeds", conditions["seeds"])
+        command = shlex.join(["python3", "-m", "benchmarks.success", *map(str, words)])
         for name, row in record["policies"].items():
             role = _role(name)
             if known.get(role) not in digests.values():
                 continue
             rows.append(
-                {"policy": name, "task": record["task"], "prompt": row.get("prompt", conditions["prompt"]),
-                 "source": f"shipped, {known[role][:12]}", "is_shipped": True, "command": "python3 -m benchmarks.success",
+                {"policy": name, "task": record["task"], "prompt": conditions["prompt"],
+                 "source": f"shipped, {known[role][:12]}", "is_shipped": True, "command": command,
                  **{key: row.get(key) for key in _JUDGED}}
             )  # fmt: skip
     return rows

@@ -56,8 +56,8 @@ class EvaluationReport:
     seam_jerk: float | None
     inner_jerk: float | None
     held_ticks: int
-    real_time_factor: float | None
     episodes: list[EpisodeResult]
+    real_time_factor: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -177,7 +177,6 @@ def summarize(config: Mapping[str, Any], episodes: Sequence[EpisodeResult], cont
         seam_jerk=median_of(e.seam_jerk for e in episodes),
         inner_jerk=median_of(e.inner_jerk for e in episodes),
         held_ticks=sum(e.held_ticks for e in episodes),
-        real_time_factor=None,
         episodes=list(episodes),
     )
 
