@@ -19,7 +19,7 @@ def command(
     ] = "auto",
     steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default the policy's own.", min=1)] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to calibrate on, spread over the dataset.", min=1)] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames behind the error of each layer.", min=1)] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames behind the error of all layers together.", min=1)] = None,
     threads: Annotated[int, typer.Option(help="Threads of the engine that layers are timed in.", min=1)] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the layers and their formats, and write nothing.")] = False,
     as_json: Json = False,

@@ -1,21 +1,26 @@
 """The plan `auto`: an integer layer only where it is measured to be faster, or its weights matter, and the error allows it.
 
 Single errors add up like independent noise (root of the sum of squares), which predicts the whole well enough to decide what
-goes first; the caller then measures the whole and asks again with a smaller budget if that was too optimistic.
+goes first (`choose`); then the whole is measured, and chosen again with another budget if that was too much or too little
+(`search`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from edgewam.core.errors import EdgewamError
 from edgewam.quantize.formats import NONE
 from edgewam.quantize.layers import LayerName
 from edgewam.quantize.plan import PrecisionPlan, Rule
 
-ERROR_BUDGET = 0.08  # excess error ratio of all layers together; the gate is at 0.10, and frames differ
+ERROR_BUDGET = 0.08  # excess error ratio of all layers together at the median frame; the gate is at 0.10, and frames differ
+WORST_BUDGET = 0.4  # and at the 99th percentile of frames, whose gate is at 0.5
+ROUNDS = 4  # of choosing and measuring
+_MARGIN = 0.95  # of the budget that would just be used up, in the next round
 _EQUAL_TIME = 1.05  # formats within 5 % of the fastest are equally fast: timings are no better than that
 _MORE_ACCURATE = 0.9  # a slower format must lower the error at least so much to be worth its time
 _WEIGHTS_MATTER = 0.002  # of the policy's bytes: below, a layer that is no faster stays float32
@@ -54,6 +59,66 @@ class Choice:
     def to_rule(self) -> Rule:
         """As a rule of a plan."""
         return Rule(*self.name, self.format, self.reason)
+
+
+class Measured(Protocol):
+    """Excess error ratio over frames, as far as it decides."""
+
+    @property
+    def median(self) -> float: ...
+    @property
+    def p99(self) -> float: ...
+
+
+def search(
+    facts: Sequence[LayerFacts], measure: Callable[[Sequence[Choice]], Measured], on_round: Callable[[int], None]
+) -> tuple[list[Choice], Measured]:
+    """The choices that save most of those whose measured error fits, and that error.
+
+    Args:
+        facts: of every layer.
+        measure: the error of all choices together.
+        on_round: called with the number of rounds done.
+
+    Raises:
+        EdgewamError: nothing that was tried fits.
+    """
+    budget = ERROR_BUDGET
+    best: tuple[list[Choice], Measured] | None = None
+    last: list[str] = []
+    for turn in range(ROUNDS):
+        choices = choose(facts, budget)
+        if (formats := [choice.format for choice in choices]) == last:
+            break  # another budget changes nothing any more
+        last = formats
+        on_round(turn)
+        total = measure(choices)
+        if best is None or _is_better(choices, total, *best, facts):
+            best = choices, total
+        # frames differ, and single errors add up to less or more than predicted
+        budget *= _MARGIN / max(_use(total), 1e-3)
+    on_round(ROUNDS)
+    assert best is not None, "there is at least one round"
+    if _use(best[1]) > 1:
+        raise EdgewamError(
+            f"No choice of layers stays within an excess error ratio of {ERROR_BUDGET:g} at the median and {WORST_BUDGET:g} at "
+            f"the 99th percentile of frames: {best[1].median:.3f} and {best[1].p99:.3f} are the best. Calibrate with more "
+            "--episodes, or leave this policy in float32."
+        )
+    return best
+
+
+def _use(total: Measured) -> float:
+    """The share of what is allowed that an error takes, at the median or at the worst frames."""
+    return max(total.median / ERROR_BUDGET, total.p99 / WORST_BUDGET)
+
+
+def _is_better(
+    choices: Sequence[Choice], total: Measured, old: Sequence[Choice], old_total: Measured, facts: Sequence[LayerFacts]
+) -> bool:
+    if _use(total) > 1:
+        return _use(total) < _use(old_total)
+    return _use(old_total) > 1 or saved(choices, facts) > saved(old, facts)
 
 
 def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Choice]:

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     from edgewam.quantize.record import Recording
     from edgewam.recipes.quantization_judge import Judge, Report
 
-EPISODES, FRAMES = 5, 8  # of calibration (about 80 chunks); behind the error of each layer
+EPISODES, FRAMES = 5, 48  # of calibration (about 80 chunks); behind the error of all layers together
 _FLOPS_FOR_THREADS = 5e9  # of the largest stage: below, torch's threads wait for each other longer than they help
-_ROUNDS = 4  # of choosing and measuring, each with a smaller budget
 
 
 @dataclass(frozen=True)
@@ -122,6 +121,8 @@ def quantize_policy(
     Raises:
         EdgewamError: data that cannot calibrate this policy, modelopt missing.
     """
+    from torch import nn
+
     from edgewam.data.dataset import Dataset
     from edgewam.quantize.artifact import packed_bytes, write_quantized
     from edgewam.quantize.calibrate import calibrate
@@ -142,7 +143,7 @@ def quantize_policy(
     candidates: dict[tuple[LayerName, str], Any] = {}
     for name, found in scales.items():
         candidates[name, found.format] = quantized(plan.layers[name], found)
-        if plan.name == "auto" and _has_dynamic(plan.layers[name]):
+        if plan.name == "auto" and isinstance(plan.layers[name], nn.Linear):
             candidates[name, "int8_dynamic"] = quantized(plan.layers[name], Scales("int8_dynamic"))
     judge = Judge(source, data, num_frames)
     errors = judge.each([(name, kind, layer) for (name, kind), layer in candidates.items()], say)
@@ -197,12 +198,6 @@ def _record(plan: QuantizePlan, data: Any, num_episodes: int, say: Report) -> Re
     )  # fmt: skip
 
 
-def _has_dynamic(layer: Layer) -> bool:
-    from torch import nn
-
-    return isinstance(layer, nn.Linear)
-
-
 def _facts(
     plan: QuantizePlan, candidates: Mapping[tuple[LayerName, str], Any], errors: Mapping[tuple[LayerName, str], float],
     shapes: Mapping[LayerName, tuple[int, ...]], threads: int, say: Report,
@@ -249,35 +244,19 @@ def _decide(
     plan: QuantizePlan, facts: Sequence[LayerFacts], candidates: Mapping[Any, Any], judge: Judge, say: Report
 ) -> tuple[list[Choice], Any]:
     """The format of every layer, and the measured error of all together."""
-    from edgewam.quantize.choose import ERROR_BUDGET, Choice, choose, saved
+    from edgewam.quantize.choose import ROUNDS, Choice, search
 
-    if plan.name != "auto":
-        rules = plan.precision.resolve(plan.layers)
-        choices = [
-            Choice(f.name, rules[f.name].format, rules[f.name].reason or f"plan {plan.name}")
-            if f.name in rules
-            else Choice(f.name, "none", "no rule matches")
-            for f in facts
-        ]
-        say("all layers together", 0, 1)
-        return choices, judge.together({c.name: candidates[c.name, c.format] for c in choices if c.format != "none"})
-    budget, best = ERROR_BUDGET, None
-    for turn in range(_ROUNDS):
-        say("all layers together", turn, _ROUNDS)
-        choices = choose(facts, budget)
-        total = judge.together({c.name: candidates[c.name, c.format] for c in choices if c.format != "none"})
-        fits = total.median <= ERROR_BUDGET
-        if best is None or (fits and (saved(choices, facts) > saved(best[0], facts) or best[1].median > ERROR_BUDGET)):
-            best = choices, total
-        if fits and all(c.format != "none" or fact.blocked for c, fact in zip(choices, facts, strict=True)):
-            break
-        # single errors add up to less, or more, than predicted: aim a little below the budget
-        budget *= 0.95 * ERROR_BUDGET / max(total.median, 1e-6)
-    assert best is not None, "there is at least one round"
-    say("all layers together", _ROUNDS, _ROUNDS)
-    if best[1].median > ERROR_BUDGET:
-        raise EdgewamError(
-            f"No choice of layers stays within an excess error ratio of {ERROR_BUDGET:g}: {best[1].median:.3f} is the best. "
-            "Calibrate with more --episodes, or leave this policy in float32."
-        )
-    return best
+    def measure(choices: Sequence[Choice]) -> Any:
+        return judge.together({c.name: candidates[c.name, c.format] for c in choices if c.format != "none"})
+
+    if plan.name == "auto":
+        return search(facts, measure, lambda turn: say("all layers together", turn, ROUNDS))
+    rules = plan.precision.resolve(plan.layers)
+    choices = [
+        Choice(f.name, rules[f.name].format, rules[f.name].reason or f"plan {plan.name}")
+        if f.name in rules
+        else Choice(f.name, "none", "no rule matches")
+        for f in facts
+    ]
+    say("all layers together", 0, 1)
+    return choices, measure(choices)

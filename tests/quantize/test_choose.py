@@ -1,10 +1,12 @@
 """The plan `auto`: what is faster and harmless becomes integer, what costs most accuracy for its gain goes first."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 
-from edgewam.quantize.choose import LayerFacts, auto_plan, choose
+from edgewam.core.errors import EdgewamError
+from edgewam.quantize.choose import ERROR_BUDGET, ROUNDS, WORST_BUDGET, LayerFacts, auto_plan, choose, search
 from edgewam.quantize.plan import PrecisionPlan
 
 
@@ -73,3 +75,57 @@ def test_the_plan_has_one_rule_with_a_reason_per_layer():
     plan = auto_plan(PrecisionPlan("int8", "onnxruntime", (), 0.4, 99.0), choose([fact("a"), fact("b", 0.2)]))
     assert [(r.layer, r.format) for r in plan.rules] == [("a", "int8"), ("b", "none")]
     assert all(rule.reason for rule in plan.rules) and (plan.alpha, plan.percentile) == (0.4, 99.0)
+
+
+LAYERS = [fact(str(i), error=0.02 * i) for i in range(1, 8)]
+
+
+def measured(share, tail=1.0):
+    """Frames on which the error of the whole is a share of what the single layers predict, and has such a tail."""
+    seen = []
+
+    def measure(choices):
+        errors = {f.name: f.errors["int8"] for f in LAYERS}
+        median = share * math.sqrt(sum(errors[c.name] ** 2 for c in choices if c.format != "none"))
+        seen.append(median)
+        return SimpleNamespace(median=median, p99=tail * median)
+
+    return measure, seen
+
+
+def count(choices):
+    return sum(choice.format != "none" for choice in choices)
+
+
+def test_where_frames_are_kinder_than_predicted_more_layers_become_integer():
+    kind, cautious = (search(LAYERS, measured(share)[0], lambda turn: None) for share in (0.4, 1.0))
+    assert count(kind[0]) > count(cautious[0])
+    assert kind[1].median <= ERROR_BUDGET and cautious[1].median <= ERROR_BUDGET
+
+
+def test_where_they_are_worse_layers_are_given_up_until_it_fits():
+    measure, seen = measured(3.0)
+    _, total = search(LAYERS, measure, lambda turn: None)
+    assert seen[0] > ERROR_BUDGET >= total.median
+
+
+def test_the_worst_frames_count_too():
+    measure, _ = measured(1.0, tail=20.0)
+    choices, total = search(LAYERS, measure, lambda turn: None)
+    assert total.p99 <= WORST_BUDGET and total.median < 0.5 * ERROR_BUDGET
+    assert count(choices) < count(search(LAYERS, measured(1.0)[0], lambda turn: None)[0])
+
+
+def test_everything_integer_ends_the_search():
+    measure, seen = measured(0.001)
+    rounds = []
+    choices, _ = search(LAYERS, measure, rounds.append)
+    assert count(choices) == len(LAYERS) and len(seen) <= 2 and rounds == [*range(len(seen)), ROUNDS]
+
+
+def test_an_error_that_never_fits_is_refused_with_what_to_do():
+    def measure(choices):
+        return SimpleNamespace(median=0.3, p99=0.9)
+
+    with pytest.raises(EdgewamError, match=r"0\.300 and 0\.900 are the best"):
+        search(LAYERS, measure, lambda turn: None)
