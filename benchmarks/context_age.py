@@ -28,10 +28,10 @@ from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.policies.aha_wam_host import HostConfig
 
 PARTS: dict[str, list[str]] = {
-    "both": [],
-    "without memory": ["memory"],
-    "without router": ["router"],
-    "neither": ["memory", "router"],
+    "memory and router": [],
+    "no memory": ["memory"],
+    "no router": ["router"],
+    "neither memory nor router": ["memory", "router"],
 }
 
 
@@ -54,7 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         digest = read_manifest(bundle, kind="bundle").digest
         host = HostConfig.of(Bundle.open(bundle, threads=1))
         rows = [["refresh every", "oldest context", *PARTS]]
-        for refresh in range(host.chunk_size, host.horizon + 1, host.chunk_size):
+        refreshes = list(range(host.chunk_size, host.horizon + 1, host.chunk_size))
+        for refresh in refreshes:
             line = [f"{refresh} ticks", f"{refresh - host.chunk_size} ticks"]
             for name, ablate in PARTS.items():
                 key = f"{refresh} ticks, {name}"
@@ -80,10 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         "task": a.task,
         "bundle": digest,
         "seeds": [a.first_seed, a.seeds],
+        "refresh_ticks": refreshes,
+        "chunk_ticks": host.chunk_size,
         "cells": cells,
     }
-    write_json(folder / "context_age.json", record)
-    print(f"Written to {folder / 'context_age.json'}")
+    out = folder / f"context_age_{a.task}.json"
+    write_json(out, record)
+    print(f"Written to {out}")
     return 0
 
 

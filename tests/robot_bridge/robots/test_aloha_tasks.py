@@ -30,22 +30,27 @@ def test_a_seed_varies_everything_that_the_task_declares(world):
         relative = np.ptp(values, axis=0) / (np.abs(values).mean(0) + 1e-9)
         assert relative.max() > 0.1, name
     poses = np.array(poses)
-    assert np.ptp(poses[:, :2], axis=0) == pytest.approx((0.2, 0.2), abs=0.03), "TransferCube's range"
+    spots = poses.reshape(-1, 3, 7)[:, :, :2]
+    assert np.ptp(spots[:, :2].reshape(-1, 2), axis=0) == pytest.approx((0.2, 0.2), abs=0.03), "TransferCube's range"
     yaw = 2 * np.arctan2(poses[:, 6], poses[:, 3])
-    assert np.ptp(yaw) > 5 and (np.hypot(*(poses[:, 7:9] - poses[:, :2]).T) > transfer_cube_random.CLEAR_M).all()
-    cube, block = (world._model.geom(name).id for name in ("red_box", "block"))
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (np.hypot(*(spots[:, one] - spots[:, other]).T) > transfer_cube_random.CLEAR_M).all()
+    assert np.ptp(yaw) > 5 and (spots[:, 0, 0] > spots[:, 1, 0]).all()
+    cube, second, block = (world._model.geom(name).id for name in (*transfer_cube_random.CUBES, "block"))
     for colours in fields["geom_rgba"]:
         assert colours[cube, 0] > 1.5 * max(colours[cube, 1:3]), "the words say red"
+        np.testing.assert_array_equal(colours[cube], colours[second])
         assert colours[block, 0] < 1.3 * max(colours[block, 1:3])
 
 
-def test_the_friction_that_a_seed_draws_is_the_one_that_acts(world):
+@pytest.mark.parametrize("name", transfer_cube_random.CUBES)
+def test_the_friction_that_a_seed_draws_is_the_one_that_acts(name, world):
     """MuJoCo takes the larger one of two surfaces unless one has priority."""
     for seed in range(3):
         world.reset(seed)
         for _ in range(10):
             world.step(aloha_scene.to_joints(aloha_scene.START_QPOS))
-        cube = world._model.geom("red_box")
+        cube = world._model.geom(name)
         at_cube = [c.friction[0] for c in world._data.contact if cube.id in (c.geom1, c.geom2)]
         assert at_cube and set(at_cube) == {cube.friction[0]} != {1.0}
 
@@ -59,10 +64,10 @@ def test_variation_starts_from_the_nominal_model_each_time(world):
 
 
 def test_the_unvaried_world_looks_like_transfer_cube(sim, world):
-    """Same cameras although theirs are fixed here and aimed at a body there; the block is hidden below the floor."""
+    """Same cameras although theirs are fixed here and aimed at a body there; what is new is hidden below the floor."""
     cube = np.array([0.1, 0.5, 0.02, *LEVEL])
     sim.reset_to(cube)
-    world.reset_to(np.concatenate([cube, [0.0, 0.5, -2.0, *LEVEL]]))
+    world.reset_to(np.concatenate([cube, [0.0, 0.5, -2.0, *LEVEL], [0.0, 0.6, -2.0, *LEVEL]]))
     size = world.physics_state().size - drawn_values(RANDOM, world._model).size
     unvaried = np.concatenate([world.physics_state()[:size], drawn_values(RANDOM, RANDOM.load_model())])
     plain, varied = AlohaRenderer(transfer_cube.TASK), AlohaRenderer(RANDOM)
@@ -79,24 +84,25 @@ def test_the_unvaried_world_looks_like_transfer_cube(sim, world):
 
 
 def test_handing_the_block_over_earns_nothing(world):
-    """The expert is told that the block is the cube."""
+    """The expert is told that the block is a cube."""
     touched = []
-    for seed in range(6):
+    low, high = transfer_cube_random.LOW, transfer_cube_random.HIGH
+    reachable = [seed for seed in range(60) if np.all((RANDOM.sample(seed)[14:16] > low) & (RANDOM.sample(seed)[14:16] < high))]
+    for seed in reachable[:3]:
         world.reset(seed)
         poses = world.poses()
-        if not np.all((poses[7:9] > transfer_cube_random.LOW) & (poses[7:9] < transfer_cube_random.HIGH)):
-            continue  # out of the arm's usual reach
-        swapped = np.concatenate([poses[7:], poses[:7]])
+        swapped = np.concatenate([poses[14:], poses[:14]])
         plan = RANDOM.plan(swapped, np.random.default_rng(seed), "plain")
         results = [world.step(target) for target in plan.targets]
         assert not any(r.reward or r.strict_success for r in results)
-        touched.append(np.abs(world.poses()[7:9] - poses[7:9]).max() > 0.05)
+        touched.append(np.abs(world.poses()[14:16] - poses[14:16]).max() > 0.05)
     assert any(touched), "nothing would be proved if the block had never been moved"
 
 
 def test_the_expert_turns_its_hand_to_the_cube_s_faces_and_takes_either_pair(world):
     seed = next(s for s in range(50) if 0.5 < (2 * np.arctan2(*RANDOM.sample(s)[[6, 3]])) % (np.pi / 2) < 1.0)
     poses = RANDOM.sample(seed)
+    poses[7:14] = poses[:7]  # whichever it takes, here it is the same
     plans = [RANDOM.plan(poses, np.random.default_rng(choice), "multimodal").targets for choice in range(20)]
     rolls = np.array([plan[np.argmax(np.abs(plan[:110, 12])), 12] for plan in plans])
     assert rolls.min() < -0.3 and rolls.max() > 0.3, "a cube turned by about 45 degrees can be taken from two sides"
@@ -105,6 +111,21 @@ def test_the_expert_turns_its_hand_to_the_cube_s_faces_and_takes_either_pair(wor
     across = [aloha_kinematics.roll_across(hand, yaw + turn, 1.2) for turn in (0.0, np.pi / 2)]
     slack = 0.5 * (0.35 + 4 * 0.03)  # how far askew a grip may be
     assert all(min(abs(roll - face) for face in across) < slack for roll in rolls)
+
+
+def test_either_cube_counts_the_expert_takes_both_and_what_lies_between_them_is_nothing(world):
+    taken = set()
+    for choice in range(6):
+        episode = aloha_demos.rollout(world, 77, "multimodal", 0.0, choice_seed=choice)
+        assert episode.strict_success and episode.rewards.max() == 4
+        taken.add(int(np.argmax(episode.poses[-1, [2, 9]])))
+    assert taken == {0, 1}
+    world.reset(77)
+    between = world.poses().copy()
+    between[:7] = 0.5 * (between[:7] + between[7:14])
+    between[3:7] = LEVEL
+    results = [world.step(target) for target in RANDOM.plan(between, np.random.default_rng(0), "plain").targets]
+    assert not any(result.strict_success for result in results)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,16 @@ def sample_cube(seed: int) -> Vector:
 
 
 class CubeJudge:
-    """Which things touch the cube; the pairs and their order are those that the gym-aloha reward looks at."""
+    """Which things touch a cube; the pairs and their order are those that the gym-aloha reward looks at."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, cube: str = "red_box") -> None:
+        """cube: name of its geom, whose body is a free one."""
+
         def geom(name: str) -> int:
             return int(model.geom(name).id)
 
-        self._cube, self._table = geom("red_box"), geom("table")
+        self._cube, self._table = geom(cube), geom("table")
+        self._height = int(model.jnt_qposadr[model.body_jntadr[model.geom_bodyid[self._cube]]]) + 2
         self._left_finger = geom("vx300s_left/10_left_gripper_finger")
         self._right_finger = geom("vx300s_right/10_right_gripper_finger")
         self._right_hand = {self._right_finger, geom("vx300s_right/10_left_gripper_finger")}
@@ -53,7 +56,7 @@ class CubeJudge:
         # stricter than the reward, so either order of a pair counts as touching
         either = touched | {first for first, second in pairs if second == self._cube}
         holds = self._left_finger in touched and not either & {*self._right_hand, self._table}
-        return reward, bool(holds and data.qpos[18] > STRICT_HEIGHT_M)
+        return reward, bool(holds and data.qpos[self._height] > STRICT_HEIGHT_M)
 
 
 def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:

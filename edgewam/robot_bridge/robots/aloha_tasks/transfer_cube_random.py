@@ -1,7 +1,9 @@
-"""TransferCube in a world that varies: where the cube lies and how it is turned, its mass and friction, colours, light, cameras.
+"""TransferCube in a world that varies: where cubes lie and how they are turned, their mass and friction, colours, light, cameras.
 
-A block of another colour lies about and means nothing.  Reward and strict success are TransferCube's.  The expert turns its
-hand to the cube's faces; which pair it takes, where the hands meet and when are its own free choice, whatever the scene.
+There are two red cubes, and either will do: the one thing a demonstrator has to decide at once, since between them there is
+nothing to grasp.  A block of another colour lies about and means nothing.  Reward and strict success are TransferCube's, of
+the better cube.  The expert turns its hand to a cube's faces; which cube and which pair of faces it takes, where the hands
+meet and when are its own free choice, whatever the scene.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from edgewam.robot_bridge.robots.aloha_task import Plan, Task
 from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
-LOW, HIGH = (0.0, 0.4), (0.2, 0.6)  # metres, x and y of the cube: TransferCube's
+LOW, HIGH = (0.0, 0.4), (0.2, 0.6)  # metres, x and y of a cube: TransferCube's
 BLOCK_LOW, BLOCK_HIGH = (-0.2, 0.34), (0.25, 0.66)
-CLEAR_M = 0.13  # between the middles of cube and block: room for an open hand
+CLEAR_M = 0.13  # between the middles of any two: room for an open hand
+CUBES = ("red_box", "second_red_box")  # geoms
 _Z = 0.0205  # half a millimetre above the table
 _PITCH = 1.2  # steeper than for a cube that lies straight, so that a turned hand's fingers stay level
 _MAX_ROLL = 1.2  # rad; further, one finger comes too near the table
@@ -32,14 +35,18 @@ _LIGHT = ("light_pos", "light_dir", "light_diffuse", "light_ambient")
 
 
 def load_model() -> Any:
-    """TransferCube's scene with a block, and cameras whose direction is their own (nq 30, nv 28, nu 16)."""
+    """TransferCube's scene with a second cube and a block, and cameras whose direction is their own (nq 37, nv 34, nu 16)."""
     mujoco = import_mujoco()
     spec = mujoco.MjSpec.from_file(scene.xml_file(transfer_cube.XML))
     spec.delete(spec.keys[0])  # a pose of another number of joints
-    body = spec.worldbody.add_body(name="block", mass=0.05, inertia=[0.002] * 3, explicitinertial=True)  # as the cube's
-    body.add_freejoint()
-    body.add_geom(name="block", type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.02] * 3, condim=4)
-    spec.geom("red_box").priority = 1  # else the larger friction of two surfaces counts, which is the fingers'
+    first = spec.geom(CUBES[0])
+    first.priority = 1  # else the larger friction of two surfaces counts, which is the fingers'
+    for name, geom in (("second_box", CUBES[1]), ("block", "block")):
+        body = spec.worldbody.add_body(name=name, mass=0.05, inertia=[0.002] * 3, explicitinertial=True)  # as the first cube's
+        body.add_joint(name=f"{geom}_joint", type=mujoco.mjtJoint.mjJNT_FREE, frictionloss=0.01)
+        added = body.add_geom(name=geom, type=mujoco.mjtGeom.mjGEOM_BOX, size=[0.02] * 3, condim=4)
+        if geom == CUBES[1]:
+            added.solref, added.solimp, added.priority = first.solref, first.solimp, first.priority
     nominal = transfer_cube.load_model()
     data = mujoco.MjData(nominal)
     mujoco.mj_forward(nominal, data)
@@ -54,13 +61,16 @@ def load_model() -> Any:
 
 
 def sample_poses(seed: int) -> Vector:
-    """Poses [14] of cube and block of a seed, at rest."""
+    """Poses [21] of both cubes, the right one first, and of the block of a seed, at rest."""
     rng = np.random.default_rng([seed, 2])
-    cube, yaw = rng.uniform(LOW, HIGH), rng.uniform(-np.pi, np.pi)
-    block = rng.uniform(BLOCK_LOW, BLOCK_HIGH)
-    while np.hypot(*(block - cube)) < CLEAR_M:
-        block = rng.uniform(BLOCK_LOW, BLOCK_HIGH)
-    return np.concatenate([_flat(cube, _Z, yaw), _flat(block, _Z, rng.uniform(-np.pi, np.pi))])
+    placed: list[Vector] = []
+    for low, high in ((LOW, HIGH), (LOW, HIGH), (BLOCK_LOW, BLOCK_HIGH)):
+        spot = rng.uniform(low, high)
+        while any(np.hypot(*(spot - other)) < CLEAR_M for other in placed):
+            spot = rng.uniform(low, high)
+        placed.append(spot)
+    cubes = sorted(placed[:2], key=lambda spot: -spot[0])  # they look alike, so their order must be one that a picture shows
+    return np.concatenate([_flat(spot, _Z, rng.uniform(-np.pi, np.pi)) for spot in (*cubes, placed[2])])
 
 
 def _flat(position: Vector, z: float, yaw: float) -> Vector:
@@ -71,8 +81,9 @@ class Variation:
     """What a seed does to the model's properties."""
 
     def __init__(self, model: Any) -> None:
-        self._cube, self._table, self._block = (int(model.geom(name).id) for name in ("red_box", "table", "block"))
-        self._cube_body = int(model.body("box").id)
+        self._table, self._block = (int(model.geom(name).id) for name in ("table", "block"))
+        self._cubes = [int(model.geom(name).id) for name in CUBES]
+        self._bodies = model.geom_bodyid[self._cubes]
         self._cameras = [int(model.camera(name).id) for name in scene.CAMERAS.values()]
         names = ("geom_rgba", "geom_size", "geom_friction", "body_mass", "body_inertia", "cam_pos", "cam_quat")
         self._nominal = {name: getattr(model, name).copy() for name in (*names, *_LIGHT)}
@@ -81,13 +92,13 @@ class Variation:
         """Whole new values of the fields of a mujoco.MjModel."""
         rng = np.random.default_rng([seed, 3])
         new = {name: value.copy() for name, value in self._nominal.items()}
-        new["geom_friction"][self._cube] *= rng.uniform(0.7, 1.3)
+        new["geom_friction"][self._cubes] *= rng.uniform(0.7, 1.3)
         heavier = np.exp(rng.uniform(-np.log(2.0), np.log(2.0)))
-        new["body_mass"][self._cube_body] *= heavier
-        new["body_inertia"][self._cube_body] *= heavier
+        new["body_mass"][self._bodies] *= heavier
+        new["body_inertia"][self._bodies] *= heavier
         new["geom_size"][self._block] = rng.uniform(0.012, 0.02, 3)
         # a cube is some red, a block never is: the words tell which is which
-        new["geom_rgba"][self._cube, :3] = colorsys.hsv_to_rgb(rng.uniform(-0.04, 0.04) % 1.0, *rng.uniform((0.8, 0.7), 1.0))
+        new["geom_rgba"][self._cubes, :3] = colorsys.hsv_to_rgb(rng.uniform(-0.04, 0.04) % 1.0, *rng.uniform((0.8, 0.7), 1.0))
         new["geom_rgba"][self._block, :3] = colorsys.hsv_to_rgb(rng.uniform(0.14, 0.76), *rng.uniform(0.4, 1.0, 2))
         new["geom_rgba"][self._table, :3] = rng.uniform(0.15, 0.3) + rng.uniform(-0.04, 0.04, 3)
         new["light_pos"] += rng.uniform(-0.2, 0.2, new["light_pos"].shape)
@@ -110,8 +121,22 @@ def _turned(quaternion: Vector, rotation: Vector) -> Vector:
     return turned
 
 
+class AnyCubeJudge:
+    """TransferCube's judgement of the better cube."""
+
+    def __init__(self, model: Any) -> None:
+        self._judges = [transfer_cube.CubeJudge(model, cube) for cube in CUBES]
+
+    def __call__(self, data: Any) -> tuple[int, bool]:
+        """(reward 0..4, whether the left finger alone holds a cube well above the table)."""
+        rewards, strict = zip(*(judge(data) for judge in self._judges), strict=True)
+        return max(rewards), any(strict)
+
+
 def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
-    choices, takes_other_faces = handover.choose(rng, style), rng.random() < 0.5
+    choices, takes_other_faces, takes_second = handover.choose(rng, style), rng.random() < 0.5, rng.random() < 0.5
+    if style != "plain" and takes_second:
+        poses = poses[7:]
     yaw = 2.0 * float(np.arctan2(poses[6], poses[3]))
     hand = kinematics.heading("right", poses[:3])
     rolls = sorted((kinematics.roll_across(hand, yaw + turn, _PITCH) for turn in (0.0, np.pi / 2)), key=abs)
@@ -122,11 +147,11 @@ def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
 
 TASK = Task(
     name="transfer_cube_random",
-    prompt="find the red cube, pick it up and hand it over to the left hand",
-    things=("cube",),
+    prompt="pick up one of the red cubes and hand it over to the left hand",
+    things=("cube", "second_cube"),
     load_model=load_model,
     sample=sample_poses,
-    judge=transfer_cube.CubeJudge,
+    judge=AnyCubeJudge,
     expert=_expert,
     styles=("multimodal", "plain"),
     variation=Variation,
