@@ -20,6 +20,7 @@ STYLES = ("plain", "multimodal")
 MOTION_TICKS, HOLD_TICKS = 240, 40  # the hold teaches a policy to stay
 NUM_TICKS = MOTION_TICKS + HOLD_TICKS
 
+STROKE = 46  # ticks from a hover until the fingers close
 CAREFUL = 0.35  # share of the execution error left where the work is delicate
 _PITCH = np.pi / 3
 
@@ -35,6 +36,7 @@ class Choices:
     left_start: int  # left arm leaves its start pose
     take: int  # left fingers start to close
     grasp_pitch: float = _PITCH
+    hover: Vector | None = None  # metres: the right hand comes here first, then goes for the cube in one stroke
 
 
 def choose(rng: np.random.Generator, style: str) -> Choices:
@@ -71,9 +73,13 @@ def targets(cube_pose: Vector, choices: Choices) -> npt.NDArray[np.float32]:
     up, aside = np.array([0.0, 0.0, 1.0]), np.array([1.0, 0.0, 0.0])
     take_at = c.meet - 0.02 * aside  # the left fingers hold the cube's near half, clear of the right ones
     released = c.take + 28
+    before = [Waypoint(c.grasp - 26, cube + 0.08 * up, c.grasp_pitch, c.grasp_roll, OPEN)]
+    if c.hover is not None:
+        hover = Waypoint(c.grasp - STROKE, c.hover, c.grasp_pitch, 0.0, OPEN)
+        before = [hover, Waypoint(c.grasp - 22, cube + 0.07 * up, c.grasp_pitch, 0.7 * c.grasp_roll, OPEN)]
     right = [
         Waypoint(0, *start_pose("right")),
-        Waypoint(c.grasp - 26, cube + 0.08 * up, c.grasp_pitch, c.grasp_roll, OPEN),
+        *before,
         Waypoint(c.grasp - 6, cube, c.grasp_pitch, c.grasp_roll, OPEN),
         Waypoint(c.grasp, cube, c.grasp_pitch, c.grasp_roll, OPEN),
         Waypoint(c.grasp + 18, cube, c.grasp_pitch, c.grasp_roll, CLOSED),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import ContractError
-from edgewam.robot_bridge.robots import aloha_demos, aloha_kinematics, aloha_scene, aloha_sim
+from edgewam.robot_bridge.robots import aloha_demos, aloha_handover, aloha_kinematics, aloha_scene, aloha_sim
 from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer, drawn_values
 from edgewam.robot_bridge.robots.aloha_tasks import insertion, transfer_cube, transfer_cube_random
 
@@ -111,6 +111,15 @@ def test_the_expert_turns_its_hand_to_the_cube_s_faces_and_takes_either_pair(wor
     across = [aloha_kinematics.roll_across(hand, yaw + turn, 1.2) for turn in (0.0, np.pi / 2)]
     slack = 0.5 * (0.35 + 4 * 0.03)  # how far askew a grip may be
     assert all(min(abs(roll - face) for face in across) < slack for roll in rolls)
+
+
+def test_the_choice_between_the_cubes_is_made_over_their_middle_and_within_a_chunk():
+    poses = RANDOM.sample(3)
+    swapped = np.concatenate([poses[7:14], poses[:7], poses[14:]])
+    one, other = (RANDOM.plan(p, np.random.default_rng(0), "plain").targets for p in (poses, swapped))
+    hover = aloha_handover.choose(np.random.default_rng(0), "plain").grasp + transfer_cube_random.LATER - aloha_handover.STROKE
+    np.testing.assert_array_equal(one[:hover], other[:hover])
+    assert np.abs(one[hover + 16] - other[hover + 16]).max() > 0.1, "a chunk later the hand is on its way to one of them"
 
 
 def test_either_cube_counts_the_expert_takes_both_and_what_lies_between_them_is_nothing(world):

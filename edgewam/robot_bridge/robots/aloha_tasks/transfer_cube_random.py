@@ -1,9 +1,10 @@
 """TransferCube in a world that varies: where cubes lie and how they are turned, their mass and friction, colours, light, cameras.
 
 There are two red cubes, and either will do: the one thing a demonstrator has to decide at once, since between them there is
-nothing to grasp.  A block of another colour lies about and means nothing.  Reward and strict success are TransferCube's, of
-the better cube.  The expert turns its hand to a cube's faces; which cube and which pair of faces it takes, where the hands
-meet and when are its own free choice, whatever the scene.
+nothing to grasp.  The hand comes to the middle of where cubes lie first, so that both ways part within one action chunk.  A
+block of another colour lies about and means nothing.  Reward and strict success are TransferCube's, of the better cube.  The
+expert turns its hand to a cube's faces; which cube and which pair of faces it takes, where the hands meet and when are its
+own free choice, whatever the scene.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ BLOCK_LOW, BLOCK_HIGH = (-0.2, 0.34), (0.25, 0.66)
 CLEAR_M = 0.13  # between the middles of any two: room for an open hand
 CUBES = ("red_box", "second_red_box")  # geoms
 _Z = 0.0205  # half a millimetre above the table
+HOVER = np.array([0.1, 0.5, 0.14])  # metres, above the middle of where cubes lie: the choice is made there
+LATER = 16  # ticks for the way over the hover
 _PITCH = 1.2  # steeper than for a cube that lies straight, so that a turned hand's fingers stay level
 _MAX_ROLL = 1.2  # rad; further, one finger comes too near the table
 _LIGHT = ("light_pos", "light_dir", "light_diffuse", "light_ambient")
@@ -142,7 +145,9 @@ def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
     rolls = sorted((kinematics.roll_across(hand, yaw + turn, _PITCH) for turn in (0.0, np.pi / 2)), key=abs)
     is_other = style != "plain" and takes_other_faces and abs(rolls[1]) < _MAX_ROLL
     roll = rolls[int(is_other)] + 0.5 * choices.grasp_roll  # a grip that is a little askew turns the cube
-    return handover.plan(poses, replace(choices, grasp_roll=roll, grasp_pitch=_PITCH), careful=0.2, settle=40)
+    late = {name: getattr(choices, name) + LATER for name in ("grasp", "offer", "take")}
+    choices = replace(choices, grasp_roll=roll, grasp_pitch=_PITCH, hover=HOVER, **late)
+    return handover.plan(poses, choices, careful=0.2, settle=40)
 
 
 TASK = Task(
