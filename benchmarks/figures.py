@@ -29,6 +29,8 @@ BEGIN, END = "<!-- figures: written by python3 -m benchmarks.figures -->", "<!--
 DEVICE = "amd-epyc"  # whose results the README shows: two cores
 FIRST_SEED = 6000  # of the success figures; seeds from 300001 on made the demonstrations
 
+AGE_TASK = "transfer_cube"  # one task: its cells take ten minutes
+
 Rows = list[tuple[str, str]]
 
 
@@ -125,6 +127,18 @@ def run_rows(data: dict[str, Any]) -> Rows:
     ]
 
 
+def age_rows(data: dict[str, Any]) -> Rows:
+    """Success against the age of the context, a row for each choice of parts."""
+    ages = [refresh - data["chunk_ticks"] for refresh in data["refresh_ticks"]]
+    first, count = data["seeds"]
+    seeds = f"{count} (seeds {first}-{first + count - 1})"
+    where = f"{data['task']}, strict of {seeds}, context up to {', '.join(map(str, ages))} ticks old"
+    by_part: dict[str, list[str]] = {}
+    for key, cell in data["cells"].items():  # by refresh, then by part
+        by_part.setdefault(key.split(", ", 1)[1], []).append(str(cell["strict"]["successes"]))
+    return [(f"{where}: {part}", ", ".join(found)) for part, found in by_part.items()]
+
+
 def _bundle(data: dict[str, Any]) -> str:
     return str(data["bundle"])
 
@@ -143,6 +157,7 @@ FIGURES = (
         )
         for task in known_tasks()
     ),
+    Figures(f"context_age_{AGE_TASK}", ("-m", "benchmarks.context_age", "--task", AGE_TASK), _bundle, age_rows),
 )  # fmt: skip
 
 
