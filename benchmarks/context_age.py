@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
     a = parser.parse_args(argv)
     seeds = range(a.first_seed, a.first_seed + a.seeds)
-    cells: dict[str, dict[str, Any]] = {}
+    cells: dict[str, list[dict[str, Any]]] = {name: [] for name in PARTS}  # in the order of the refreshes
     try:
         bundle = a.bundle or shipped("bundle")
         digest = read_manifest(bundle, kind="bundle").digest
@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                     identity={"bundle": digest}, results=path,
                     on_episode=lambda episode, done, total, key=key: show(f"{key} {done}/{total}", last=done == total),
                 )  # fmt: skip
-                cells[key] = row(report)
+                cells[name].append(row(report))
                 line.append(f"{report.strict.successes}/{report.strict.n}")
             rows.append(line)
     except EdgewamError as error:

@@ -89,7 +89,7 @@ def judge_host(machine: Machine, host: Host, in_use: Callable[[str], bool]) -> l
         found.append(Problem(f"CPU governor {machine.governor}", why, "sudo cpupower frequency-set -g performance"))
     if host.nvidia_models and not machine.gpu:
         why = f"the kernel knows {', '.join(host.nvidia_models)} (driver {host.nvidia_module}), but nvidia-smi does not answer"
-        mend = "docker run --gpus all ..." if host.container else f"apt-get install -y nvidia-utils-{_major(host.nvidia_module)}"
+        mend = "docker run --gpus all ..." if host.container else _nvidia_tools(host.nvidia_module)
         found.append(Problem("GPU out of reach", why, mend))
     if not {"avx2", "asimd"} & set(host.instruction_sets):
         found.append(Problem("processor without AVX2 or NEON", "float32 engines run several times slower", ""))
@@ -151,5 +151,7 @@ def judge_records(answer: Answer) -> list[Problem]:
     return [Problem("no shared records", why, "mount -o remount,size=1G /dev/shm", blocks=True)]
 
 
-def _major(version: str | None) -> str:
-    return (version or "").partition(".")[0] or "XXX"
+def _nvidia_tools(driver: str | None) -> str:
+    """The command that installs a driver's tools, or lists them when its version is unknown."""
+    major = (driver or "").partition(".")[0]
+    return f"apt-get install -y nvidia-utils-{major}" if major.isdigit() else "apt-cache search --names-only ^nvidia-utils-"

@@ -20,6 +20,7 @@ from edgewam.quantize.plan import PrecisionPlan, Rule
 ERROR_BUDGET = 0.08  # excess error ratio of all layers together at the median frame; the gate is at 0.10, and frames differ
 WORST_BUDGET = 0.4  # and at the 99th percentile of frames, whose gate is at 0.5
 ROUNDS = 4  # of choosing and measuring
+_NO_ERROR = 1e-3  # of what is allowed: a budget must not grow without end
 _MARGIN = 0.95  # of the budget that would just be used up, in the next round
 _EQUAL_TIME = 1.05  # formats within 5 % of the fastest are equally fast: timings are no better than that
 _MORE_ACCURATE = 0.9  # a slower format must lower the error at least so much to be worth its time
@@ -96,7 +97,7 @@ def search(
         if best is None or _is_better(choices, total, *best, facts):
             best = choices, total
         # frames differ, and single errors add up to less or more than predicted
-        budget *= _MARGIN / max(_use(total), 1e-3)
+        budget *= _MARGIN / max(_use(total), _NO_ERROR)
     on_round(ROUNDS)
     assert best is not None, "there is at least one round"
     if _use(best[1]) > 1:

@@ -74,7 +74,7 @@ def targets(cube_pose: Vector, choices: Choices) -> npt.NDArray[np.float32]:
     take_at = c.meet - 0.02 * aside  # the left fingers hold the cube's near half, clear of the right ones
     released = c.take + 28
     before = [Waypoint(c.grasp - 26, cube + 0.08 * up, c.grasp_pitch, c.grasp_roll, OPEN)]
-    if c.hover is not None:
+    if c.hover is not None:  # most of the roll comes with the longer part of the way, else the wrist is too fast
         hover = Waypoint(c.grasp - STROKE, c.hover, c.grasp_pitch, 0.0, OPEN)
         before = [hover, Waypoint(c.grasp - 22, cube + 0.07 * up, c.grasp_pitch, 0.7 * c.grasp_roll, OPEN)]
     right = [

@@ -45,7 +45,10 @@ class CubeJudge:
 
     def __call__(self, data: Any) -> tuple[int, bool]:
         """(reward 0..4, whether the left finger alone holds the cube well above the table)."""
-        pairs = scene.touching(data)
+        return self.judge(data, scene.touching(data))
+
+    def judge(self, data: Any, pairs: set[tuple[int, int]]) -> tuple[int, bool]:
+        """The same for contact pairs that are known already."""
         touched = {second for first, second in pairs if first == self._cube}
         on_table = (self._cube, self._table) in pairs
         reward = 0

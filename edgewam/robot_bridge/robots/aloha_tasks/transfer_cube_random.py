@@ -132,7 +132,8 @@ class AnyCubeJudge:
 
     def __call__(self, data: Any) -> tuple[int, bool]:
         """(reward 0..4, whether the left finger alone holds a cube well above the table)."""
-        rewards, strict = zip(*(judge(data) for judge in self._judges), strict=True)
+        pairs = scene.touching(data)
+        rewards, strict = zip(*(cube.judge(data, pairs) for cube in self._judges), strict=True)
         return max(rewards), any(strict)
 
 
