@@ -82,6 +82,13 @@ def test_every_shortage_is_one_problem(changes):
     assert not only(host(**changes)).blocks
 
 
+@pytest.mark.parametrize(
+    ("module", "mend"), [("580.00", "install -y nvidia-utils-580"), (None, "apt-cache search"), ("?", "apt-cache")]
+)
+def test_a_gpu_out_of_reach_comes_with_a_command_that_can_be_typed(module, mend):
+    assert mend in only(host(nvidia_models=("NVIDIA Thor",), nvidia_module=module)).mend
+
+
 def test_a_saving_governor_is_named():
     slow = dataclasses.replace(MACHINE, governor="powersave")
     assert "cpupower" in only(doctor.judge_host(slow, HOST, lambda package: True)).mend
