@@ -20,7 +20,7 @@ STYLES = ("plain", "multimodal")
 MOTION_TICKS, HOLD_TICKS = 240, 40  # the hold teaches a policy to stay
 NUM_TICKS = MOTION_TICKS + HOLD_TICKS
 
-STROKE = 46  # ticks from a hover until the fingers close
+STROKE = 42  # ticks from a hover until the fingers close
 CAREFUL = 0.35  # share of the execution error left where the work is delicate
 _PITCH = np.pi / 3
 

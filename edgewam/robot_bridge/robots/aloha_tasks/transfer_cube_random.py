@@ -1,9 +1,9 @@
 """TransferCube in a world that varies: where cubes lie and how they are turned, their mass and friction, colours, light, cameras.
 
-There are two red cubes, and either will do: the one thing a demonstrator has to decide at once, since between them there is
-nothing to grasp.  The hand comes to the middle of where cubes lie first, so that both ways part within one action chunk.  A
-block of another colour lies about and means nothing.  Reward and strict success are TransferCube's, of the better cube.  The
-expert turns its hand to a cube's faces; which cube and which pair of faces it takes, where the hands meet and when are its
+There are two red cubes, a near and a far one, and either will do: the one thing a demonstrator has to decide at once, since
+between them there is nothing to grasp.  The hand hovers first where it is as far from both areas, so that both ways part within
+one action chunk.  A block of another colour lies about and means nothing.  Reward and strict success are TransferCube's, of the
+better cube.  The expert turns its hand to the nearer faces of a cube; which cube it takes, where the hands meet and when are its
 own free choice, whatever the scene.
 """
 
@@ -25,15 +25,16 @@ from edgewam.robot_bridge.robots.aloha_task import Plan, Task
 from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
-LOW, HIGH = (0.0, 0.4), (0.2, 0.6)  # metres, x and y of a cube: TransferCube's
-BLOCK_LOW, BLOCK_HIGH = (-0.2, 0.34), (0.25, 0.66)
+# metres, x and y of the near cube, of the far cube and of the block
+AREAS = (((0.0, 0.35), (0.18, 0.415)), ((0.0, 0.585), (0.18, 0.65)), ((-0.2, 0.34), (0.25, 0.66)))
+CELL_M = 0.165  # what 16 pixels of the top camera, one latent cell, show of the table: two cubes in one cell are told apart badly
 CLEAR_M = 0.13  # between the middles of any two: room for an open hand
+YAWS = (0.3, 0.3, np.pi)  # rad, either way; a cube is five pixels wide: a policy that sees no yaw grips across its corners
 CUBES = ("red_box", "second_red_box")  # geoms
 _Z = 0.0205  # half a millimetre above the table
-HOVER = np.array([0.1, 0.5, 0.14])  # metres, above the middle of where cubes lie: the choice is made there
+HOVER = np.array([0.2, 0.5, 0.15])  # metres, as far from both and hiding neither: the choice is made there
 LATER = 16  # ticks for the way over the hover
 _PITCH = 1.2  # steeper than for a cube that lies straight, so that a turned hand's fingers stay level
-_MAX_ROLL = 1.2  # rad; further, one finger comes too near the table
 _LIGHT = ("light_pos", "light_dir", "light_diffuse", "light_ambient")
 
 
@@ -64,16 +65,15 @@ def load_model() -> Any:
 
 
 def sample_poses(seed: int) -> Vector:
-    """Poses [21] of both cubes, the right one first, and of the block of a seed, at rest."""
+    """Poses [21] of both cubes, the near one first, and of the block of a seed, at rest."""
     rng = np.random.default_rng([seed, 2])
     placed: list[Vector] = []
-    for low, high in ((LOW, HIGH), (LOW, HIGH), (BLOCK_LOW, BLOCK_HIGH)):
+    for low, high in AREAS:
         spot = rng.uniform(low, high)
         while any(np.hypot(*(spot - other)) < CLEAR_M for other in placed):
             spot = rng.uniform(low, high)
         placed.append(spot)
-    cubes = sorted(placed[:2], key=lambda spot: -spot[0])  # they look alike, so their order must be one that a picture shows
-    return np.concatenate([_flat(spot, _Z, rng.uniform(-np.pi, np.pi)) for spot in (*cubes, placed[2])])
+    return np.concatenate([_flat(spot, _Z, rng.uniform(-yaw, yaw)) for spot, yaw in zip(placed, YAWS, strict=True)])
 
 
 def _flat(position: Vector, z: float, yaw: float) -> Vector:
@@ -138,15 +138,15 @@ class AnyCubeJudge:
 
 
 def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
-    choices, takes_other_faces, takes_second = handover.choose(rng, style), rng.random() < 0.5, rng.random() < 0.5
+    choices, takes_second = handover.choose(rng, style), rng.random() < 0.5
     if style != "plain" and takes_second:
         poses = poses[7:]
     yaw = 2.0 * float(np.arctan2(poses[6], poses[3]))
     hand = kinematics.heading("right", poses[:3])
-    rolls = sorted((kinematics.roll_across(hand, yaw + turn, _PITCH) for turn in (0.0, np.pi / 2)), key=abs)
-    is_other = style != "plain" and takes_other_faces and abs(rolls[1]) < _MAX_ROLL
-    roll = rolls[int(is_other)] + 0.5 * choices.grasp_roll  # a grip that is a little askew turns the cube
-    late = {name: getattr(choices, name) + LATER for name in ("grasp", "offer", "take")}
+    roll = min((kinematics.roll_across(hand, yaw + turn, _PITCH) for turn in (0.0, np.pi / 2)), key=abs)
+    roll += 0.5 * choices.grasp_roll  # a grip that is a little askew turns the cube
+    moves = ("grasp", "offer", "take", *(("left_start",) if choices.left_start else ()))
+    late = {name: getattr(choices, name) + LATER for name in moves}
     choices = replace(choices, grasp_roll=roll, grasp_pitch=_PITCH, hover=HOVER, **late)
     return handover.plan(poses, choices, careful=0.2, settle=40)
 
