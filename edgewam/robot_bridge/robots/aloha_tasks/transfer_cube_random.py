@@ -29,7 +29,7 @@ from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 AREAS = (((0.0, 0.35), (0.18, 0.415)), ((0.0, 0.585), (0.18, 0.65)), ((-0.2, 0.34), (0.25, 0.66)))
 CELL_M = 0.165  # what 16 pixels of the top camera, one latent cell, show of the table: two cubes in one cell are told apart badly
 CLEAR_M = 0.13  # between the middles of any two: room for an open hand
-YAWS = (0.3, 0.3, np.pi)  # rad, either way; a cube is five pixels wide: a policy that sees no yaw grips across its corners
+YAWS = (0.3, 0.3, np.pi)  # rad, either way; a cube is five pixels wide, and more was not seen (benchmarks/NOTES.md)
 CUBES = ("red_box", "second_red_box")  # geoms
 _Z = 0.0205  # half a millimetre above the table
 HOVER = np.array([0.2, 0.5, 0.15])  # metres, as far from both and hiding neither: the choice is made there
@@ -145,8 +145,8 @@ def _expert(poses: Vector, rng: np.random.Generator, style: str) -> Plan:
     hand = kinematics.heading("right", poses[:3])
     roll = min((kinematics.roll_across(hand, yaw + turn, _PITCH) for turn in (0.0, np.pi / 2)), key=abs)
     roll += 0.5 * choices.grasp_roll  # a grip that is a little askew turns the cube
-    moves = ("grasp", "offer", "take", *(("left_start",) if choices.left_start else ()))
-    late = {name: getattr(choices, name) + LATER for name in moves}
+    ticks = {name: getattr(choices, name) for name in ("grasp", "offer", "take", "left_start")}
+    late = {name: tick + LATER for name, tick in ticks.items() if tick}  # a left arm that starts at once still does
     choices = replace(choices, grasp_roll=roll, grasp_pitch=_PITCH, hover=HOVER, **late)
     return handover.plan(poses, choices, careful=0.2, settle=40)
 
