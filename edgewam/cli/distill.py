@@ -31,7 +31,7 @@ def command(
 ) -> None:
     """Distil the action sampler from 10 to 2 (and 1) steps on cached teacher trajectories."""
     from edgewam.core import plugins
-    from edgewam.recipes.transfer_cube import small_cpu
+    from edgewam.recipes.small import small_cpu
 
     distiller = plugins.load("distiller", method)
     config = replace(small_cpu(out.parent).distillation, teacher=teacher, dataset=dataset, latents=None, init_from=init_from)

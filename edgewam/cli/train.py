@@ -40,8 +40,8 @@ def command(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Train with the recipe of `small` (recipes/transfer_cube.py). Safe to interrupt; the same command continues."""
-    from edgewam.recipes.transfer_cube import small_cpu
+    """Train with the recipe of `small` (recipes/small.py). Safe to interrupt; the same command continues."""
+    from edgewam.recipes.small import small_cpu
     from edgewam.training.aha_wam import train_policy
     from edgewam.training.vae import VaeTraining, train_vae
 

@@ -3,6 +3,8 @@
 Facts/aha_wam.md 7: sixteen teacher steps, six anchors, one drawn uniformly for every chunk; plain mean squared error to the
 teacher's result, no weighting and no ground truth.  Only the action expert and the branch embedding learn.  The student
 is sampled with the ordinary Euler sampler at 1, 2 or 4 steps.
+
+`rollout` adds to it, or with `anchor_draws=0` puts in its place, the steps that the student is going to take itself.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgewam.core.errors import EdgewamError
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import ACTION
@@ -24,7 +27,7 @@ from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, sample_horizon
+from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, rollout_loss, sample_horizon
 from edgewam.models.text import SmallTextEncoder
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
@@ -50,8 +53,18 @@ class OdeDistillation:
     lr: float = 3e-4
     weight_decay: float = 1e-2
     anchor_draws: int = 2  # per context and chunk; they share one planner pass
+    rollout: bool = False  # also run the student's own num_action_steps from the noise, and learn through all of them
     num_action_steps: int = 2  # what the student is meant to be sampled with
     weights_dtype: StoredDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if self.anchor_draws < 0 or not (self.anchor_draws or self.rollout):
+            raise EdgewamError(f"A student needs something to learn from: anchor_draws is {self.anchor_draws}; or set rollout.")
+
+    def settings(self) -> dict[str, Any]:
+        """What, beside teacher, data, trajectories and loop, decides the student."""
+        rollout_steps = self.num_action_steps if self.rollout else 0
+        return {name: getattr(self, name) for name in ("lr", "weight_decay", "anchor_draws")} | {"rollout_steps": rollout_steps}
 
 
 Config = OdeDistillation
@@ -73,8 +86,7 @@ class OdeTask:
         self.module: nn.Module = student
         table = euler_table(cache.plan.num_steps, teacher.config.shift)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
-        settings = {name: getattr(config, name) for name in ("lr", "weight_decay", "anchor_draws")}
-        self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": asdict(cache.plan), **settings}
+        self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": asdict(cache.plan), **config.settings()}
         for parameter in student.parameters():
             parameter.requires_grad_(False)
         for parameter in self._learning().values():
@@ -95,7 +107,7 @@ class OdeTask:
         return int(order[index % count])
 
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
-        """Distance of one jump from a random anchor per chunk to the teacher's result."""
+        """Distance to the teacher's result: of jumps from a random anchor per chunk, and of the student's own steps."""
         device = self.config.loop.device
         data = self.source.batch(plan_choice(self.source, self.cache.plan, batch)).to(device)
         states = self.cache.batch(batch).to(device)
@@ -106,6 +118,9 @@ class OdeTask:
             ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), data.action_is_pad)
             for _ in range(self.config.anchor_draws)
         ]
+        if self.config.rollout:
+            table = euler_table(self.config.num_action_steps, student.config.shift)
+            losses.append(rollout_loss(student, conditioning, trajectory, table, data.action_is_pad))
         return torch.stack(losses).mean(), {}
 
     def describe(self, batch: int) -> str:

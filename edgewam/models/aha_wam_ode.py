@@ -109,5 +109,19 @@ def ode_loss(
 ) -> Tensor:
     """Mean squared distance to the teacher's result over actions that are not padding [B, horizon], mean over the batch."""
     guess = student_prediction(student, conditioning, trajectory, anchors)
-    error = (guess.float() - trajectory.states[-1].float()).pow(2).mean(-1)
+    return _distance(guess, trajectory.states[-1], action_is_pad)
+
+
+def rollout_loss(
+    student: AhaWam, conditioning: Conditioning, trajectory: Trajectory, table: LinearTable, action_is_pad: Tensor
+) -> Tensor:
+    """The same distance for the student's own steps of `table` from the trajectory's noise; gradients pass through all of them.
+
+    What deployment does: past its first step a student meets its own states, not the teacher's (facts/performance.md 6.2).
+    """
+    return _distance(sample_horizon(student, conditioning, trajectory.states[0], table)[-1], trajectory.states[-1], action_is_pad)
+
+
+def _distance(guess: Tensor, goal: Tensor, action_is_pad: Tensor) -> Tensor:
+    error = (guess.float() - goal.float()).pow(2).mean(-1)
     return masked_mean(error, ~action_is_pad).mean()

@@ -96,7 +96,7 @@ def plan_shrink(
     from dataclasses import replace
 
     from edgewam.data.dataset import Dataset
-    from edgewam.recipes.transfer_cube import small_cpu
+    from edgewam.recipes.small import small_cpu
     from edgewam.training.policy_artifact import load_policy
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out, verify=False).kind != "bundle")):

@@ -59,6 +59,20 @@ def test_the_gap_to_the_teacher_falls_at_one_and_two_steps_on_held_out_episodes(
     assert np.mean([line["loss"] for line in log[-6:]]) < 0.5 * np.mean([line["loss"] for line in log[:6]])
 
 
+def test_learning_through_its_own_steps_brings_a_student_nearer_at_just_that_many_steps(
+    road: Road, student: tuple[Path, dict[str, object]]
+) -> None:
+    rolled, jumped = distill(config(road, anchor_draws=0, rollout=True), road[2] / "rolled")["rms"], student[1]["rms"]
+    assert isinstance(jumped, dict)
+    assert rolled["student_2_to_16_normalised"] < jumped["student_2_to_16_normalised"]
+    assert rolled["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
+
+
+def test_a_student_with_nothing_to_learn_from_is_refused(road: Road) -> None:
+    with pytest.raises(EdgewamError, match="set rollout"):
+        config(road, anchor_draws=0)
+
+
 def test_only_the_action_expert_and_the_branch_embedding_change(road: Road, student: tuple[Path, dict[str, object]]) -> None:
     before, after = load_policy(road[1]).model.state_dict(), load_policy(student[0]).model.state_dict()
     changed = {name for name in before if not torch.equal(before[name], after[name])}

@@ -5,7 +5,15 @@ import torch
 
 from edgewam.flow.schedule import StepTable, sigma_grid
 from edgewam.flow.solver import euler, euler_table
-from edgewam.models.aha_wam_ode import condition, draw_anchors, ode_loss, sample_horizon, student_prediction, teacher_trajectory
+from edgewam.models.aha_wam_ode import (
+    condition,
+    draw_anchors,
+    ode_loss,
+    rollout_loss,
+    sample_horizon,
+    student_prediction,
+    teacher_trajectory,
+)
 from tests.models import aha_wam_golden as golden
 
 CLOSE = {"atol": golden.STAGE_ATOL, "rtol": 0}
@@ -61,6 +69,28 @@ def test_loss_and_gradients_equal_the_golden_ones_and_reach_only_the_executor(st
     for name, gradient in expected.items():
         atol = golden.GRADIENT_RTOL * float(gradient.abs().max())
         torch.testing.assert_close(reached[name], gradient, atol=atol, rtol=0, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_a_rollout_is_judged_where_its_own_steps_end_and_learns_through_the_first_of_them(stored):
+    _, batch, conditioning, trajectory = stored
+    teacher, student = golden.model(), golden.model("checkpoint_ahawam_student_ode")
+    with torch.no_grad():
+        own = euler_table(trajectory.steps[-1], teacher.config.shift)
+        same = rollout_loss(teacher, conditioning, trajectory, own, batch.action_is_pad)
+    assert float(same) < golden.SAMPLER_ATOL**2
+
+    table = euler_table(2, student.config.shift)
+    inputs = []
+    student.executor.action_encoder.register_forward_hook(lambda _m, x, _o: inputs.append(x[0]))
+    loss = rollout_loss(student, conditioning, trajectory, table, batch.action_is_pad)
+    with torch.no_grad():
+        end = sample_horizon(student, conditioning, trajectory.states[0], table)[-1]
+    valid = ~batch.action_is_pad
+    by_hand = [((e - g) ** 2).mean(-1)[v].mean() for e, g, v in zip(end, trajectory.states[-1], valid, strict=True)]
+    torch.testing.assert_close(loss, torch.stack(by_hand).mean())
+    inputs[1].retain_grad()
+    loss.backward()
+    assert inputs[1].grad.abs().max() > 0  # the second step's input hangs on the first step
 
 
 @pytest.mark.parametrize("steps", golden.indices("student_sampler_batch", r"steps(\d+)\."))
