@@ -9,6 +9,7 @@ import typer
 
 from edgewam.cli._output import Json, emit, progress, say
 from edgewam.cli._robot import Task
+from edgewam.cli._shipped import FACTORY
 
 
 def command(
@@ -20,17 +21,27 @@ def command(
     ] = None,
     robot: Annotated[str, typer.Option(help="Robot whose demonstrator records.")] = "aloha_sim",
     task: Task = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(help="Bundle that acts in the expert's place; every episode is kept. For `distill`: never train on it."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Record demonstrations (LeRobot v3.0: parquet and mp4). Safe to interrupt; the same command continues."""
-    from edgewam.data.collect import CollectProgress, collect
+    from edgewam.core.artifacts import read_manifest
+    from edgewam.data.collect import CollectProgress, PolicySource, collect
+
+    source = None
+    if policy is not None:
+        digest = read_manifest(policy, kind="bundle").digest
+        source = PolicySource(FACTORY, digest, {"bundle": str(policy), "threads": 1})
 
     with progress("collect") as update:
 
         def report(state: CollectProgress) -> None:
             update(state.num_kept, state.num_wanted, note=f"{state.num_dropped} unsuccessful dropped")
 
-        result = collect(out, episodes, first_seed, style=style, robot=robot, task=task, progress=report)
+        result = collect(out, episodes, first_seed, style=style, robot=robot, task=task, policy=source, progress=report)
     say(
         f"{result.num_kept} episodes of {result.task} ({result.style}) in {result.path} "
         f"({result.num_recorded_now} now, {result.num_dropped} dropped)."

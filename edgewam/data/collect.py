@@ -1,15 +1,16 @@
-"""Record demonstrations until a dataset has the asked number of episodes.  Safe to kill at any moment; run again to go on.
+"""Record demonstrations, or episodes of a policy, until a dataset has the asked number.
 
-Episodes gather in `<out>.parts` (`episode_store`); the last one triggers the writing of the dataset itself, which appears
-whole.  Seeds are tried in order, so the same call gives the same episodes however often it was interrupted.
+Safe to kill at any moment; run again to go on.  Episodes gather in `<out>.parts` (`episode_store`); the last one triggers
+the writing of the dataset itself, which appears whole.  Seeds are tried in order, so the same call gives the same episodes
+however often it was interrupted.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.data.demonstrators import open_demonstrator
 from edgewam.data.episode_store import EpisodeStore
 from edgewam.data.lerobot_v3 import write_dataset
+from edgewam.robot_bridge.policy import open_policy
 
 NOISE_RAD = 0.03  # largest execution error of an episode (facts/small_policy.md 3)
 MAX_FAILURES_IN_A_ROW = 50  # at the measured keep rate above 0.9 this never happens by chance
@@ -48,6 +50,15 @@ class CollectReport:
     elapsed_s: float
 
 
+@dataclass(frozen=True)
+class PolicySource:
+    """A policy that acts in the expert's place: its dotted factory, the factory's arguments, and the digest of its bundle."""
+
+    factory: str
+    digest: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
 def collect(
     out: Path | str,
     num_episodes: int,
@@ -56,6 +67,7 @@ def collect(
     robot: str = "aloha_sim",
     task: str | None = None,
     noise_rad: float = NOISE_RAD,
+    policy: PolicySource | None = None,
     progress: Callable[[CollectProgress], None] | None = None,
 ) -> CollectReport:
     """Record `num_episodes` successful demonstrations into the LeRobot v3.0 dataset `out`.
@@ -68,6 +80,7 @@ def collect(
         robot: name of the robot whose demonstrator records.
         task: one of the robot's tasks; by default its default one.
         noise_rad: largest execution error; the recorded actions stay the clean targets.
+        policy: acts in the expert's place, without that error; all its episodes are kept, as situations to distil in.
         progress: called after every episode.
 
     Raises:
@@ -76,9 +89,14 @@ def collect(
     out, began = Path(out), time.monotonic()
     if num_episodes < 1 or first_seed < 0:
         raise EdgewamError(f"Need at least 1 episode and a first seed >= 0, got {num_episodes} and {first_seed}.")
-    demonstrator = open_demonstrator(robot, task, style, noise_rad)
+    if policy is not None and style is not None:
+        raise EdgewamError("A policy has no style. Leave --style or --policy out.")
+    noise_rad = noise_rad if policy is None else 0.0
+    opened = None if policy is None else open_policy(policy.factory, policy.args)
+    demonstrator = open_demonstrator(robot, task, style, noise_rad, opened)
     task, style = demonstrator.task, demonstrator.style
     settings = {"robot": robot, "task": task, "style": style, "noise_rad": noise_rad, "first_seed": first_seed}
+    settings |= {} if policy is None else {"policy": policy.digest}
     parts = out.parent / f"{out.name}.parts"
     try:
         if out.exists():

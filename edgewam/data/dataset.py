@@ -149,6 +149,25 @@ class Dataset:
         return self.index.vectors[feature][start : start + int(self.lengths[episode])]
 
 
+def open_demonstrations(path: Path | str) -> Dataset:
+    """A dataset to imitate.
+
+    Raises:
+        ArtifactError: what `Dataset.open` refuses, or it holds episodes that a policy played, mistakes included.
+    """
+    dataset = Dataset.open(path)
+    if _played_by_policy(dataset.provenance):
+        raise ArtifactError(
+            f"'{path}' holds episodes that a policy played, mistakes included. They are for edgewam distill; "
+            "train on demonstrations."
+        )
+    return dataset
+
+
+def _played_by_policy(provenance: Mapping[str, Any]) -> bool:
+    return "policy" in provenance or any(map(_played_by_policy, provenance.get("joined", ())))
+
+
 def read_info(path: Path) -> Mapping[str, Any]:
     """meta/info.json of a dataset; ArtifactError says what a path without one is."""
     if not (path / "meta/info.json").exists():

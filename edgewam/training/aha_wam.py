@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewam.core.artifacts import Manifest, read_manifest
-from edgewam.data.dataset import Dataset
+from edgewam.data.dataset import open_demonstrations
 from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
 from edgewam.flow.solver import euler_table
@@ -138,7 +138,7 @@ def train_policy(
     """
     out = Path(out)
     work = out.parent / f"{out.name}.training"
-    dataset = Dataset.open(config.dataset)
+    dataset = open_demonstrations(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
     start = starting_policy(config.init_from, config.vae, vae_manifest) if config.init_from else None
     plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)

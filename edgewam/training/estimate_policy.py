@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from edgewam.core.estimate import StepPlan
-from edgewam.data.dataset import Dataset
+from edgewam.data.dataset import open_demonstrations
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.training.aha_wam import PolicyTask, PolicyTraining, starting_policy
@@ -27,7 +27,7 @@ def estimate_policy(config: PolicyTraining, out: Path) -> list[StepPlan]:
     work = out.parent / f"{out.name}.training"
     if config.loop.threads is not None:
         torch.set_num_threads(config.loop.threads)
-    dataset = Dataset.open(config.dataset)
+    dataset = open_demonstrations(config.dataset)
     before = process_parts(dataset)
     vae, manifest = load_vae(config.vae)
     with torch.device("meta"):

@@ -32,7 +32,7 @@ def collect_with_fake(out, num_episodes, demonstrator=None, **options):
     """`collect` from seed 10 with the fake in place of the simulator."""
     original = collecting.open_demonstrator
 
-    def opened(robot, task, style, noise_rad):
+    def opened(robot, task, style, noise_rad, policy=None):
         made = demonstrator or FakeDemonstrator()
         made.style = style or made.style
         return made

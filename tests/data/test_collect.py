@@ -10,9 +10,11 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError, PluginError
 from edgewam.data import episode_store
-from edgewam.data.collect import MAX_FAILURES_IN_A_ROW, collect
-from edgewam.data.dataset import Dataset
+from edgewam.data.collect import MAX_FAILURES_IN_A_ROW, PolicySource, collect
+from edgewam.data.dataset import Dataset, open_demonstrations
 from edgewam.data.episode_store import EpisodeStore
+from edgewam.data.join import join
+from edgewam.robot_bridge.policy import constant_policy
 from tests.data.fake_demonstrator import MOMENTS, FakeDemonstrator, collect_with_fake
 from tests.data.synthetic import SCHEMA, episode, store_of
 
@@ -40,6 +42,48 @@ def test_failed_demonstrations_are_dropped_and_counted(tmp_path):
     assert [provenance[name] for name in ("robot", "task", "style")] == ["fake_arm", "reach", "plain"]
     assert (report.task, report.style) == ("reach", "plain") and "numpy" in provenance["versions"]
     assert not (tmp_path / "set.parts").exists()
+
+
+RAISED = PolicySource("tests.data.test_collect.raised_arms", "digest of the bundle")
+
+
+LIFTED = np.float32([0.0, -1.2, 1.0, 0.0, -0.3, 0.0, 1.0] * 2)
+
+
+def raised_arms():
+    """A policy that lifts both arms, which is nobody's task."""
+    return constant_policy(LIFTED)
+
+
+def test_a_policy_s_failures_are_kept_with_what_it_really_did(tmp_path):
+    report = collect(tmp_path / "set", 1, 7, policy=RAISED)
+    assert (report.style, report.num_kept, report.num_dropped) == ("policy", 1, 0)
+    dataset = Dataset.open(tmp_path / "set")
+    assert dataset.provenance["policy"] == "digest of the bundle" and dataset.provenance["noise_rad"] == 0.0
+    actions, states = dataset.actions(0), dataset.states(0)
+    np.testing.assert_array_equal(actions, np.tile(LIFTED, (300, 1)))
+    off = np.abs(states[:, :6] - LIFTED[:6]).max(1)
+    assert off[-1] < 0.05 < off[0], "the arms went where the policy sent them"
+    assert collect(tmp_path / "set", 1, 7, policy=RAISED).num_recorded_now == 0
+    with pytest.raises(ArtifactError, match="already a dataset"):
+        collect(tmp_path / "set", 1, 7, policy=dataclasses.replace(RAISED, digest="another bundle"))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_a_policy_s_episodes_are_refused_as_demonstrations(uninterrupted, tmp_path, joined):
+    assert open_demonstrations(uninterrupted.path).digest == uninterrupted.digest
+    played = tmp_path / "played"
+    collect_with_fake(played, 1, policy=RAISED)
+    assert Dataset.open(played).num_episodes == 1
+    if joined:
+        played = join(tmp_path / "joined", [uninterrupted.path, played]).path
+    with pytest.raises(ArtifactError, match=r"a policy played.*edgewam distill"):
+        open_demonstrations(played)
+
+
+def test_a_policy_has_no_style(tmp_path):
+    with pytest.raises(EdgewamError, match="no style"):
+        collect(tmp_path / "set", 1, 7, style="plain", policy=RAISED)
 
 
 @pytest.mark.parametrize("moment", MOMENTS)

@@ -1,4 +1,4 @@
-"""The scripted experts on the simulated ALOHA, adapted to dataset episodes: held images are repeated to one per step."""
+"""The scripted experts, or a policy, on the simulated ALOHA, as dataset episodes: held images are repeated to one per step."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgewam.data.schema import Episode, Schema
+from edgewam.robot_bridge.policy import Policy
 from edgewam.robot_bridge.robots import aloha_demos, aloha_sim
 from edgewam.robot_bridge.robots.aloha_task import load_task
 
 
-def open_demonstrator(task: str | None, style: str | None, noise_rad: float) -> AlohaDemonstrator:
+def open_demonstrator(task: str | None, style: str | None, noise_rad: float, policy: Policy | None = None) -> AlohaDemonstrator:
     """Start a simulator with cameras; EdgewamError for an unknown task or style."""
     name = aloha_sim.DEFAULT_TASK if task is None else task
     found = load_task(name)
-    style = found.styles[0] if style is None else style
-    found.check_style(style)
+    if policy is not None:
+        style = aloha_demos.POLICY_STYLE
+    else:
+        style = found.styles[0] if style is None else style
+        found.check_style(style)
     spec = aloha_sim.describe(name)
     schema = Schema(
         robot_type=spec.name,
@@ -26,7 +30,7 @@ def open_demonstrator(task: str | None, style: str | None, noise_rad: float) -> 
         joint_names=tuple(spec.joint_names),
         environment_names=found.pose_names,
     )
-    return AlohaDemonstrator(schema, name, style, noise_rad, aloha_sim.make(task=name))
+    return AlohaDemonstrator(schema, name, style, noise_rad, aloha_sim.make(task=name), policy)
 
 
 @dataclass
@@ -38,12 +42,19 @@ class AlohaDemonstrator:
     style: str
     noise_rad: float
     simulator: aloha_sim.AlohaSim
+    policy: Policy | None = None
 
     def record(self, seed: int) -> Episode | None:
-        """Let the expert act in the scene of `seed`; None unless it succeeds strictly and keeps its success to the end."""
-        shown = aloha_demos.rollout(self.simulator, seed, self.style, self.noise_rad)
-        if not shown.strict_success:
-            return None
+        """Let the expert act in the scene of `seed`; None unless it succeeds strictly and keeps its success to the end.
+
+        A policy's episode is kept in any case.
+        """
+        if self.policy is not None:
+            shown = aloha_demos.play(self.simulator, self.policy, seed)
+        else:
+            shown = aloha_demos.rollout(self.simulator, seed, self.style, self.noise_rad)
+            if not shown.strict_success:
+                return None
         num_steps = len(shown.states)
         images = {name: np.repeat(frames, shown.image_every, axis=0)[:num_steps] for name, frames in shown.images.items()}
         return Episode(shown.states, shown.actions, images, shown.prompt, shown.poses)

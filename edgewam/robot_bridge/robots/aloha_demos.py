@@ -1,4 +1,4 @@
-"""Demonstrations of the scripted expert in physics, as plain arrays.
+"""Demonstrations of the scripted expert, and episodes of a policy, in physics, as plain arrays.
 
 The arms execute the expert's targets plus a slow random error, while the recorded actions stay the clean targets: the
 recording thus shows how to come back from small mistakes (DART, Laskey et al. 2017).
@@ -6,16 +6,21 @@ recording thus shows how to come back from small mistakes (DART, Laskey et al. 2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgewam.robot_bridge.lockstep import LockstepSettings
+from edgewam.robot_bridge.policy import Policy
 from edgewam.robot_bridge.robot import Images
 from edgewam.robot_bridge.robots import aloha_scene as scene
 from edgewam.robot_bridge.robots.aloha_sim import SPEC, AlohaSim
 from edgewam.robot_bridge.robots.aloha_task import Plan
 
+Joints = npt.NDArray[np.float32]  # [14], rad and 0..1
+POLICY_STYLE = "policy"  # of the episodes of a policy
 NOISE_RAD = 0.03  # largest standard deviation of the error; each episode draws its own between 0 and this
 _RHO = 0.93  # the error's correlation from one tick to the next
 
@@ -70,9 +75,37 @@ def rollout(
     env.reset(seed)
     plan = task.plan(env.poses(), rng, style)
     commands = np.clip(plan.targets + _execution_error(rng, plan, noise_rad), SPEC.lower, SPEC.upper).astype(np.float32)
-    states, poses, rewards, strict = [], [], [], []
+    return _record(env, seed, style, len(commands), lambda tick: (plan.targets[tick], commands[tick]))
+
+
+def play(env: AlohaSim, policy: Policy, seed: int, execute_ticks: int = LockstepSettings.execute_ticks) -> Episode:
+    """Reset `env` and `policy` to `seed` and let the policy act in lockstep to the end of the task's time.
+
+    What it met, its mistakes included, is material for distilling, whatever became of it; it is nobody's demonstration.
+    """
+    env.reset(seed)
+    policy.reset(env.task.prompt, seed)
+    chunk: npt.NDArray[np.float32] = np.zeros((0, 0), np.float32)
+
+    def act(tick: int) -> tuple[Joints, Joints]:
+        nonlocal chunk
+        if tick % execute_ticks == 0:
+            chunk = policy.infer(env.observe()).actions[:execute_ticks]
+        target = chunk[tick % execute_ticks]
+        return target, target
+
+    return _record(env, seed, POLICY_STYLE, env.task.episode_ticks, act)
+
+
+def _record(env: AlohaSim, seed: int, style: str, num_ticks: int, act: Callable[[int], tuple[Joints, Joints]]) -> Episode:
+    """act(tick) -> the action that is recorded and the command that is executed, both [14]."""
+    task = env.task
+    states, actions, commands, poses, rewards, strict = [], [], [], [], [], []
     frames: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    for tick, command in enumerate(commands):
+    for tick in range(num_ticks):
+        action, command = act(tick)
+        actions.append(action)
+        commands.append(command)
         states.append(env.joints())
         poses.append(env.poses()[: len(task.pose_names)])
         if tick % SPEC.camera_every == 0:
@@ -86,8 +119,8 @@ def rollout(
         style=style,
         prompt=task.prompt,
         states=np.array(states, np.float32),
-        actions=plan.targets,
-        commands=commands,
+        actions=np.array(actions, np.float32),
+        commands=np.array(commands, np.float32),
         poses=np.array(poses, np.float32),
         rewards=np.array(rewards),
         strict=np.array(strict),
