@@ -23,7 +23,7 @@ def command(
     task: Task = None,
     policy: Annotated[
         Path | None,
-        typer.Option(help="Bundle that acts in the expert's place; every episode is kept. For `distill`: never train on it."),
+        typer.Option(help="Bundle that acts in the expert's place; every episode is kept. For `distill`; `train` refuses it."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -34,7 +34,7 @@ def command(
     source = None
     if policy is not None:
         digest = read_manifest(policy, kind="bundle").digest
-        source = PolicySource(FACTORY, digest, {"bundle": str(policy), "threads": 1})
+        source = PolicySource(FACTORY, {"bundle": str(policy), "threads": 1}, digest)
 
     with progress("collect") as update:
 

@@ -24,6 +24,9 @@ def command(
     batches: Annotated[
         int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.", min=1)
     ] = None,
+    rollout: Annotated[
+        bool, typer.Option(help="Learn through the student's own steps instead of jumps from the teacher's states.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
     dry_run: DryRun = False,
@@ -39,6 +42,8 @@ def command(
     config = replace(config, loop=replace(config.loop, threads=threads, device=device, **limit))
     if batches is not None:
         config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
+    if rollout:
+        config = replace(config, rollout=True, anchor_draws=0)
     if dry_run:
         return show_plan(distiller.estimate(config, out), as_json)
     with training_progress(f"distill {method}") as update:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,8 @@ class PolicySource:
     """A policy that acts in the expert's place: its dotted factory, the factory's arguments, and the digest of its bundle."""
 
     factory: str
+    args: Mapping[str, Any]
     digest: str
-    args: Mapping[str, Any] = field(default_factory=dict)
 
 
 def collect(

@@ -1,6 +1,5 @@
-"""The recipe of `small` on the simulated ALOHA: three tasks in one checkpoint, on two CPU cores.
+"""The recipe of the shipped policy `small` on ALOHA TransferCube: what made the weights in `edgewam/assets/small`.
 
-What really made the shipped weights, task by task: edgewam/assets/small/README.md.
 One function per hardware; a variant derives from another with `dataclasses.replace`.
 """
 
@@ -17,23 +16,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Demonstrations:
-    """What to collect: `num_episodes` successful ones of the scripted expert of `task`, seeds in order from `first_seed`."""
-
-    task: str
-    num_episodes: int
-    first_seed: int
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Every step from nothing to a student.  Directories: dataset, vae, start, teacher, student below one working directory.
 
-    demonstrations: of all tasks, joined to one dataset.  policy: from random weights.  refinement: from those, with the rates
-    of a restart; its result is the teacher.
+    policy: from random weights.  refinement: from those, with the rates of a restart; its result is the teacher.
     """
 
-    demonstrations: tuple[Demonstrations, ...]
     vae: VaeTraining
     policy: PolicyTraining
     refinement: PolicyTraining
@@ -41,7 +29,7 @@ class Recipe:
 
 
 def small_cpu(work: Path) -> Recipe:
-    """Three tasks on two CPU cores."""
+    """TransferCube on two CPU cores: two hours of training in all, on what `edgewam collect` records."""
     from edgewam.distill.ode import OdeDistillation
     from edgewam.training.aha_wam import PolicyTraining
     from edgewam.training.vae import VaeTraining
@@ -54,24 +42,13 @@ def small_cpu(work: Path) -> Recipe:
         init_from=start,
         batch_size=40,  # other batches than those of the first run, whose order has the same seed
         action_draws=2,  # twice the action targets for a sixth more time
-        muon_lr=0.015,
-        adamw_lr=8e-4,
-        loop=replace(policy.loop, minutes=60.0, warmup_steps=60),
-    )
-    distillation = OdeDistillation(teacher=teacher, dataset=dataset, latents=latents, weights_dtype="float16")
-    distillation = replace(
-        distillation,
-        trajectories=replace(distillation.trajectories, num_batches=128),
-        loop=replace(distillation.loop, minutes=16.0),
+        muon_lr=0.012,
+        adamw_lr=6e-4,
+        loop=replace(policy.loop, minutes=48.0, warmup_steps=50),
     )
     return Recipe(
-        demonstrations=(
-            Demonstrations("transfer_cube", 420, 310_001),
-            Demonstrations("transfer_cube_random", 400, 810_001),
-            Demonstrations("insertion", 300, 500_001),
-        ),
         vae=VaeTraining(dataset=dataset, weights_dtype="float16"),
         policy=policy,
         refinement=refinement,
-        distillation=distillation,
+        distillation=OdeDistillation(teacher=teacher, dataset=dataset, latents=latents, weights_dtype="float16"),
     )

@@ -13,7 +13,7 @@ import numpy as np
 from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.records import ActionChunk
 from edgewam.robot_bridge.policy import Policy
-from edgewam.robot_bridge.robot import Simulator, Vector
+from edgewam.robot_bridge.robot import Steps, Vector
 from edgewam.robot_bridge.smoothness import smoothness
 
 
@@ -66,7 +66,7 @@ class EpisodeResult:
         return asdict(self)
 
 
-def run_episode(robot: Simulator, policy: Policy, seed: int, prompt: str, settings: LockstepSettings) -> EpisodeResult:
+def run_episode(robot: Steps, policy: Policy, seed: int, prompt: str, settings: LockstepSettings) -> EpisodeResult:
     """Play one episode.
 
     Raises:
@@ -108,7 +108,7 @@ def run_episode(robot: Simulator, policy: Policy, seed: int, prompt: str, settin
     return EpisodeResult(seed, ticks, best, success_tick, strict_tick, chunks, held, **asdict(smooth))
 
 
-def _checked(chunk: ActionChunk, robot: Simulator) -> ActionChunk:
+def _checked(chunk: ActionChunk, robot: Steps) -> ActionChunk:
     actions = chunk.actions
     if actions.ndim != 2 or actions.shape[1] != robot.spec.num_joints or not len(actions):
         raise ContractError(f"The policy answered with shape {list(actions.shape)}; needed: [rows, {robot.spec.num_joints}].")

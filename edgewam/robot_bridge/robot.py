@@ -114,12 +114,26 @@ class Robot(Protocol):
         """Release devices; safe to call twice."""
 
 
-@runtime_checkable
-class Simulator(Robot, Protocol):
-    """A robot whose clock is ours: in lockstep (`step`) or driven by a real-time loop (`command` and `advance`)."""
+class Steps(Protocol):
+    """What lockstep needs of a simulator."""
+
+    @property
+    def spec(self) -> RobotSpec:
+        """Limits, rates, cameras."""
+
+    def reset(self, seed: int) -> None:
+        """Go to the start pose; the seed fixes the whole scene."""
+
+    def observe(self) -> Observation:
+        """The newest images and the present joint state."""
 
     def step(self, target: npt.ArrayLike) -> StepResult:
         """Command and one control tick."""
+
+
+@runtime_checkable
+class Simulator(Robot, Steps, Protocol):
+    """A robot whose clock is ours: in lockstep (`step`) or driven by a real-time loop (`command` and `advance`)."""
 
     def advance(self) -> StepResult:
         """One control tick towards the last command; when its lease has run out the robot holds the present pose."""

@@ -44,8 +44,7 @@ def test_failed_demonstrations_are_dropped_and_counted(tmp_path):
     assert not (tmp_path / "set.parts").exists()
 
 
-RAISED = PolicySource("tests.data.test_collect.raised_arms", "digest of the bundle")
-
+RAISED = PolicySource("tests.data.test_collect.raised_arms", {}, "digest of the bundle")
 
 LIFTED = np.float32([0.0, -1.2, 1.0, 0.0, -0.3, 0.0, 1.0] * 2)
 

@@ -6,20 +6,19 @@ recording thus shows how to come back from small mistakes (DART, Laskey et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgewam.robot_bridge.lockstep import LockstepSettings
+from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import Policy
-from edgewam.robot_bridge.robot import Images
+from edgewam.robot_bridge.robot import Images, StepResult
 from edgewam.robot_bridge.robots import aloha_scene as scene
 from edgewam.robot_bridge.robots.aloha_sim import SPEC, AlohaSim
 from edgewam.robot_bridge.robots.aloha_task import Plan
 
-Joints = npt.NDArray[np.float32]  # [14], rad and 0..1
 POLICY_STYLE = "policy"  # of the episodes of a policy
 NOISE_RAD = 0.03  # largest standard deviation of the error; each episode draws its own between 0 and this
 _RHO = 0.93  # the error's correlation from one tick to the next
@@ -75,57 +74,67 @@ def rollout(
     env.reset(seed)
     plan = task.plan(env.poses(), rng, style)
     commands = np.clip(plan.targets + _execution_error(rng, plan, noise_rad), SPEC.lower, SPEC.upper).astype(np.float32)
-    return _record(env, seed, style, len(commands), lambda tick: (plan.targets[tick], commands[tick]))
+    tape = _Tape(env)
+    for action, command in zip(plan.targets, commands, strict=True):
+        tape.step(command, action)
+    return tape.episode(seed, style)
 
 
-def play(env: AlohaSim, policy: Policy, seed: int, execute_ticks: int = LockstepSettings.execute_ticks) -> Episode:
-    """Reset `env` and `policy` to `seed` and let the policy act in lockstep to the end of the task's time.
+def play(env: AlohaSim, policy: Policy, seed: int) -> Episode:
+    """Let a policy act in lockstep, as `evaluate` does: to its strict success, or to the end of the task's time.
 
     What it met, its mistakes included, is material for distilling, whatever became of it; it is nobody's demonstration.
+
+    Raises:
+        ContractError: its actions have the wrong shape or are not finite.
     """
-    env.reset(seed)
-    policy.reset(env.task.prompt, seed)
-    chunk: npt.NDArray[np.float32] = np.zeros((0, 0), np.float32)
-
-    def act(tick: int) -> tuple[Joints, Joints]:
-        nonlocal chunk
-        if tick % execute_ticks == 0:
-            chunk = policy.infer(env.observe()).actions[:execute_ticks]
-        target = chunk[tick % execute_ticks]
-        return target, target
-
-    return _record(env, seed, POLICY_STYLE, env.task.episode_ticks, act)
+    tape = _Tape(env)
+    run_episode(tape, policy, seed, env.task.prompt, LockstepSettings(max_ticks=env.task.episode_ticks))
+    return tape.episode(seed, POLICY_STYLE)
 
 
-def _record(env: AlohaSim, seed: int, style: str, num_ticks: int, act: Callable[[int], tuple[Joints, Joints]]) -> Episode:
-    """act(tick) -> the action that is recorded and the command that is executed, both [14]."""
-    task = env.task
-    states, actions, commands, poses, rewards, strict = [], [], [], [], [], []
-    frames: dict[str, list[npt.NDArray[np.uint8]]] = {}
-    for tick in range(num_ticks):
-        action, command = act(tick)
-        actions.append(action)
-        commands.append(command)
-        states.append(env.joints())
-        poses.append(env.poses()[: len(task.pose_names)])
-        if tick % SPEC.camera_every == 0:
-            for name, image in env.observe().images.items():
-                frames.setdefault(name, []).append(image)
-        result = env.step(command)
-        rewards.append(result.reward)
-        strict.append(result.strict_success)
-    return Episode(
-        seed=seed,
-        style=style,
-        prompt=task.prompt,
-        states=np.array(states, np.float32),
-        actions=np.array(actions, np.float32),
-        commands=np.array(commands, np.float32),
-        poses=np.array(poses, np.float32),
-        rewards=np.array(rewards),
-        strict=np.array(strict),
-        images={name: np.stack(images) for name, images in frames.items()},
-    )
+class _Tape:
+    """A simulator that keeps what was seen before and after every step since its reset."""
+
+    def __init__(self, env: AlohaSim) -> None:
+        self._env = env
+        self.spec = env.spec
+        self.observe = env.observe
+        self._clear()
+
+    def _clear(self) -> None:
+        self._rows: list[tuple[Any, ...]] = []
+        self._frames: dict[str, list[npt.NDArray[np.uint8]]] = {}
+
+    def reset(self, seed: int) -> None:
+        self._clear()
+        self._env.reset(seed)
+
+    def step(self, target: npt.ArrayLike, action: npt.ArrayLike | None = None) -> StepResult:
+        """Execute `target` [14]; `action` is recorded in its place when it is another."""
+        if len(self._rows) % SPEC.camera_every == 0:
+            for name, image in self._env.observe().images.items():
+                self._frames.setdefault(name, []).append(image)
+        seen = self._env.joints(), self._env.poses()[: len(self._env.task.pose_names)]
+        result = self._env.step(target)
+        self._rows.append((*seen, target if action is None else action, target, result.reward, result.strict_success))
+        return result
+
+    def episode(self, seed: int, style: str) -> Episode:
+        """All of it."""
+        states, poses, actions, commands, rewards, strict = zip(*self._rows, strict=True)
+        return Episode(
+            seed=seed,
+            style=style,
+            prompt=self._env.task.prompt,
+            states=np.array(states, np.float32),
+            actions=np.array(actions, np.float32),
+            commands=np.array(commands, np.float32),
+            poses=np.array(poses, np.float32),
+            rewards=np.array(rewards),
+            strict=np.array(strict),
+            images={name: np.stack(images) for name, images in self._frames.items()},
+        )
 
 
 def _execution_error(rng: np.random.Generator, plan: Plan, noise_rad: float) -> npt.NDArray[np.float64]:
