@@ -4,7 +4,8 @@ Facts/aha_wam.md 7: sixteen teacher steps, six anchors, one drawn uniformly for 
 teacher's result, no weighting and no ground truth.  Only the action expert and the branch embedding learn.  The student
 is sampled with the ordinary Euler sampler at 1, 2 or 4 steps.
 
-`rollout` adds to it, or with `anchor_draws=0` puts in its place, the steps that the student is going to take itself.
+`rollout` adds to it, or with `anchor_draws=0` puts in its place, the steps that the student is going to take itself.  With the
+teacher's `shift` of 5 the first of two steps moves 17 % of the way (facts/performance.md 6.2); a student may have its own.
 """
 
 from __future__ import annotations
@@ -54,17 +55,24 @@ class OdeDistillation:
     weight_decay: float = 1e-2
     anchor_draws: int = 2  # per context and chunk; they share one planner pass
     rollout: bool = False  # also run the student's own num_action_steps from the noise, and learn through all of them
+    huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
     num_action_steps: int = 2  # what the student is meant to be sampled with
+    shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)
     weights_dtype: StoredDtype = "float32"
 
     def __post_init__(self) -> None:
         if self.anchor_draws < 0 or not (self.anchor_draws or self.rollout):
             raise EdgewamError(f"A student needs something to learn from: anchor_draws is {self.anchor_draws}; or set rollout.")
+        if self.huber is not None and self.huber <= 0:
+            raise EdgewamError(f"huber is where the distance turns from square to linear; it must be positive, not {self.huber}.")
+        if self.shift is not None and self.shift <= 0:
+            raise EdgewamError(f"The shift of a sampler must be positive, not {self.shift}; 1 gives equal steps.")
 
     def settings(self) -> dict[str, Any]:
         """What, beside teacher, data, trajectories and loop, decides the student."""
         rollout_steps = self.num_action_steps if self.rollout else 0
-        return {name: getattr(self, name) for name in ("lr", "weight_decay", "anchor_draws")} | {"rollout_steps": rollout_steps}
+        names = ("lr", "weight_decay", "anchor_draws", "huber", "shift")
+        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps}
 
 
 Config = OdeDistillation
@@ -114,13 +122,14 @@ class OdeTask:
         trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
         conditioning = condition(self.teacher, data)
         student: AhaWam = self.module  # type: ignore[assignment]
+        pad, huber = data.action_is_pad, self.config.huber
         losses = [
-            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), data.action_is_pad)
+            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), pad, huber)
             for _ in range(self.config.anchor_draws)
         ]
         if self.config.rollout:
             table = euler_table(self.config.num_action_steps, student.config.shift)
-            losses.append(rollout_loss(student, conditioning, trajectory, table, data.action_is_pad))
+            losses.append(rollout_loss(student, conditioning, trajectory, table, pad, huber))
         return torch.stack(losses).mean(), {}
 
     def describe(self, batch: int) -> str:
@@ -161,11 +170,12 @@ def prepare(
         work / "trajectories", teacher.model, source, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
-    student = copy.deepcopy(teacher.model)
+    student, start = copy.deepcopy(teacher.model), teacher
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
         digests["init_from"] = start.manifest.digest
+    student.config = replace(student.config, shift=config.shift or start.model.config.shift)
     return OdeTask(config, teacher.model, student, source, cache, digests), held, teacher
 
 
@@ -240,12 +250,11 @@ def fidelity(
 ) -> dict[str, Any]:
     """RMS distance to the teacher's 16- and 10-step results from the same noise, on held-out windows.
 
-    Per sampler ("student_2", "undistilled_2", ... = steps) and reference: over all dimensions in normalised units, and over
-    the joints `arm` in rad.  Padded actions do not count.
+    Per sampler ("student_2", "undistilled_2", ... = steps, with the shift of its network) and reference: over all dimensions in
+    normalised units, and over the joints `arm` in rad.  Padded actions do not count.
     """
     columns = [names.index(name) for name in arm]
     radian = torch.from_numpy(held.stats.action.std)[columns]
-    shift = teacher.config.shift
     squares: dict[str, list[float]] = {}
     for index in range(num_batches):
         batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
@@ -254,7 +263,8 @@ def fidelity(
         valid = ~batch.action_is_pad
 
         def sample(model: AhaWam, steps: int) -> Tensor:
-            return sample_horizon(model, conditioning, noise, euler_table(steps, shift))[-1]  # noqa: B023 (used within the turn)
+            table = euler_table(steps, model.config.shift)
+            return sample_horizon(model, conditioning, noise, table)[-1]  # noqa: B023 (used within the turn)
 
         found = {f"undistilled_{steps}": sample(teacher, steps) for steps in (1, 2, 4)}
         found |= {f"student_{steps}": sample(student, steps) for steps in (1, 2, 4)}

@@ -105,23 +105,43 @@ def student_prediction(student: AhaWam, conditioning: Conditioning, trajectory: 
 
 
 def ode_loss(
-    student: AhaWam, conditioning: Conditioning, trajectory: Trajectory, anchors: Tensor, action_is_pad: Tensor
+    student: AhaWam,
+    conditioning: Conditioning,
+    trajectory: Trajectory,
+    anchors: Tensor,
+    action_is_pad: Tensor,
+    huber: float | None = None,
 ) -> Tensor:
-    """Mean squared distance to the teacher's result over actions that are not padding [B, horizon], mean over the batch."""
+    """Mean squared distance to the teacher's result over actions that are not padding [B, horizon], mean over the batch.
+
+    With `huber` the distance of a chunk is sqrt(its mean square + huber^2) - huber instead: squared well below `huber`
+    (standard deviations of the actions), the root mean square well above it (pseudo-Huber, Song & Dhariwal 2023).
+    """
     guess = student_prediction(student, conditioning, trajectory, anchors)
-    return _distance(guess, trajectory.states[-1], action_is_pad)
+    return _distance(guess, trajectory.states[-1], action_is_pad, student.config.chunk_size, huber)
 
 
 def rollout_loss(
-    student: AhaWam, conditioning: Conditioning, trajectory: Trajectory, table: LinearTable, action_is_pad: Tensor
+    student: AhaWam,
+    conditioning: Conditioning,
+    trajectory: Trajectory,
+    table: LinearTable,
+    action_is_pad: Tensor,
+    huber: float | None = None,
 ) -> Tensor:
     """The same distance for the student's own steps of `table` from the trajectory's noise; gradients pass through all of them.
 
     What deployment does: past its first step a student meets its own states, not the teacher's (facts/performance.md 6.2).
     """
-    return _distance(sample_horizon(student, conditioning, trajectory.states[0], table)[-1], trajectory.states[-1], action_is_pad)
+    guess = sample_horizon(student, conditioning, trajectory.states[0], table)[-1]
+    return _distance(guess, trajectory.states[-1], action_is_pad, student.config.chunk_size, huber)
 
 
-def _distance(guess: Tensor, goal: Tensor, action_is_pad: Tensor) -> Tensor:
-    error = (guess.float() - goal.float()).pow(2).mean(-1)
-    return masked_mean(error, ~action_is_pad).mean()
+def _distance(guess: Tensor, goal: Tensor, action_is_pad: Tensor, chunk_size: int, huber: float | None) -> Tensor:
+    error, valid = (guess.float() - goal.float()).pow(2).mean(-1), ~action_is_pad
+    if huber is None:
+        return masked_mean(error, valid).mean()
+    chunks = (-1, chunk_size)
+    square = masked_mean(error.unflatten(-1, chunks), valid.unflatten(-1, chunks))
+    distance = square / ((square + huber**2).sqrt() + huber)  # = sqrt(square + huber^2) - huber, without the cancellation
+    return masked_mean(distance, valid.unflatten(-1, chunks).any(-1)).mean()

@@ -105,7 +105,7 @@ class PolicyTask:
         data = self.source.batch(batch)
         noisy = data.proprio + self.config.proprio_noise * torch.randn(data.proprio.shape, generator=generator)
         data = replace(data, proprio=noisy).to(self.config.loop.device)
-        noise = draw_noise(data, generator, self.config.action_draws, self.config.model.shift)
+        noise = draw_noise(data, generator, self.config.action_draws, self.config.model.train_shift)
         losses = training_loss(self.module, data, noise)  # type: ignore[arg-type]
         return losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}
 
@@ -201,7 +201,7 @@ def measure_policy(model: AhaWam, held: WindowSource, seed: int, num_batches: in
     for index in range(num_batches):
         generator = torch.Generator().manual_seed(seed * 1000 + index)
         batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 5])))
-        losses = training_loss(model, batch, draw_noise(batch, generator, 1, model.config.shift))
+        losses = training_loss(model, batch, draw_noise(batch, generator, 1, model.config.train_shift))
         error = _sampling_error(model, batch, generator)
         for name, value in (("action_loss", losses.action), ("video_loss", losses.video), ("action_rms", error)):
             values[name].append(float(value))

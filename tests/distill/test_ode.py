@@ -68,9 +68,28 @@ def test_learning_through_its_own_steps_brings_a_student_nearer_at_just_that_man
     assert rolled["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
 
 
+def test_a_student_may_have_its_own_schedule_and_hands_it_on(road: Road) -> None:
+    own = config(road, shift=1.0, anchor_draws=0, rollout=True)
+    task, held, teacher = prepare(own, road[2] / "student.training")
+    names = [f"joint_{i}" for i in range(14)]
+    rms = fidelity(teacher.model, task.module, held, names[:6], names)["rms"]  # type: ignore[arg-type]
+    assert rms["student_1_to_16_rad"] == rms["undistilled_1_to_16_rad"]  # one step ends where it ends on any schedule
+    assert rms["student_2_to_16_rad"] != rms["undistilled_2_to_16_rad"]
+    found = distill(own, road[2] / "equal_steps")["rms"]
+    assert found["student_2_to_16_normalised"] < 0.75 * rms["student_2_to_16_normalised"]
+    assert load_policy(road[2] / "equal_steps").model.config.shift == 1.0
+    assert load_policy(road[1]).model.config.shift == 5.0
+    following = prepare(config(road, init_from=road[2] / "equal_steps"), road[2] / "student.training")[0].module
+    assert following.config.shift == 1.0  # type: ignore[union-attr]
+
+
 def test_a_student_with_nothing_to_learn_from_is_refused(road: Road) -> None:
     with pytest.raises(EdgewamError, match="set rollout"):
         config(road, anchor_draws=0)
+    with pytest.raises(EdgewamError, match="must be positive"):
+        config(road, huber=0.0)
+    with pytest.raises(EdgewamError, match="1 gives equal steps"):
+        config(road, shift=0.0)
 
 
 def test_only_the_action_expert_and_the_branch_embedding_change(road: Road, student: tuple[Path, dict[str, object]]) -> None:

@@ -1,5 +1,6 @@
 """Distillation reproduces the released conditioning, trajectories, loss, gradients and student sampler."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -91,6 +92,36 @@ def test_a_rollout_is_judged_where_its_own_steps_end_and_learns_through_the_firs
     inputs[1].retain_grad()
     loss.backward()
     assert inputs[1].grad.abs().max() > 0  # the second step's input hangs on the first step
+
+
+def test_huber_is_the_root_mean_square_of_a_chunk_far_above_it_and_half_the_mean_square_far_below(stored):
+    _, batch, conditioning, trajectory = stored
+    student = golden.model("checkpoint_ahawam_student_ode")
+    table = euler_table(2, student.config.shift)
+    pad = batch.action_is_pad.clone()
+    pad[0, student.config.chunk_size :] = True  # one chunk is left of the first sample
+
+    def loss(huber: float | None = None) -> float:
+        with torch.no_grad():
+            return float(rollout_loss(student, conditioning, trajectory, table, pad, huber))
+
+    with torch.no_grad():
+        end = sample_horizon(student, conditioning, trajectory.states[0], table)[-1]
+    size = student.config.chunk_size
+    error, valid = (end - trajectory.states[-1]).square().mean(-1), ~pad
+    by_hand = [
+        [float(e[v].mean()) for e, v in zip(row.split(size), kept.split(size), strict=True) if v.any()]
+        for row, kept in zip(error, valid, strict=True)
+    ]
+    assert len(by_hand[0]) == 1
+    root = np.mean([np.mean(np.sqrt(chunks)) for chunks in by_hand])
+    assert loss(1e-6) == pytest.approx(root, rel=1e-4)
+    large = 1e2 * np.sqrt(np.max(np.concatenate(by_hand)))
+    half = np.mean([np.mean(chunks) for chunks in by_hand]) / 2
+    assert loss(large) * large == pytest.approx(half, rel=1e-3)
+    with torch.no_grad():
+        jumps = [ode_loss(student, conditioning, trajectory, stored[0]["anchor_index_per_chunk"], pad, h) for h in (None, large)]
+    assert float(jumps[1]) * large == pytest.approx(float(jumps[0]) / 2, rel=0.5)  # chunks that are cut short weigh more
 
 
 @pytest.mark.parametrize("steps", golden.indices("student_sampler_batch", r"steps(\d+)\."))
