@@ -24,8 +24,8 @@ def command(
     batches: Annotated[
         int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.", min=1)
     ] = None,
-    rollout: Annotated[
-        bool, typer.Option(help="Learn through the student's own steps instead of jumps from the teacher's states.")
+    released: Annotated[
+        bool, typer.Option(help="As in the released run: jumps from 16 teacher steps, squared distance, the teacher's schedule.")
     ] = False,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
@@ -40,10 +40,12 @@ def command(
     config = replace(small_cpu(out.parent).distillation, teacher=teacher, dataset=dataset, latents=None, init_from=init_from)
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     config = replace(config, loop=replace(config.loop, threads=threads, device=device, **limit))
+    if released:
+        plain = distiller.Config(teacher=teacher, dataset=dataset, init_from=init_from)
+        grid = replace(plain.trajectories, num_batches=config.trajectories.num_batches)
+        config = replace(plain, trajectories=grid, loop=config.loop, weights_dtype=config.weights_dtype)
     if batches is not None:
         config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
-    if rollout:
-        config = replace(config, rollout=True, anchor_draws=0)
     if dry_run:
         return show_plan(distiller.estimate(config, out), as_json)
     with training_progress(f"distill {method}") as update:

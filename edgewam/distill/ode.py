@@ -41,7 +41,7 @@ from edgewam.training.windows import WindowSource, latent_plan
 
 @dataclass(frozen=True, kw_only=True)
 class OdeDistillation:
-    """What to distil and how; the defaults are those of `small` (the released run used lr 2e-5 and batches of 64 per card)."""
+    """What to distil and how; the defaults are the released run's way (at lr 2e-5, with batches of 64 per card)."""
 
     teacher: Path  # policy artifact
     dataset: Path

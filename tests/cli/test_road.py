@@ -84,6 +84,13 @@ def test_a_cut_distillation_goes_on_and_its_student_names_its_teacher(dataset, s
     assert not leftovers(tmp_path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("flags", "steps"), [([], 10), (["--released"], 16)])
+def test_the_target_is_the_teachers_deployed_steps_or_the_released_grid(flags, steps, dataset, shipped, tmp_path):
+    planned = here("distill", shipped / "teacher", dataset, tmp_path / "student", *flags, "--dry-run", "--json").ok()
+    assert f" {steps} teacher steps each" in json.dumps(planned.json)
+
+
 @pytest.fixture(scope="module")
 def bundle(shipped, tmp_path_factory) -> Path:
     """The shipped student compiled here, after the first attempt was killed while it wrote."""

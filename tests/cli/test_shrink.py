@@ -198,7 +198,7 @@ def test_a_changed_setting_or_input_redoes_the_steps_that_depend_on_it(road: Roa
     assert not any(step.why() for step in steps_of(road.plan(road.out)))
     assert changed(num_timed=11) == ("profile", "made with another n")
     assert changed(num_frames=2) == ("validate", "made with another num_frames")
-    assert changed(num_action_steps=1) == ("compile", "made with another num_action_steps")
+    assert changed(num_action_steps=1) == ("distill", "made with another rollout_steps")  # it learns through its own
     assert changed(minutes=0.12) == ("distill", "made with another loop.minutes")
     other = tiny.dataset_at(road.out.parent / "other", 4)
     assert changed(dataset=other.path) == ("distill", "made with another dataset")
