@@ -110,15 +110,21 @@ def partners(main: Bundle, policy: Path, have: Sequence[str], threads: int) -> l
     """
     import torch
 
+    from edgewam.models import aha_wam
+    from edgewam.quantize.artifact import is_quantized, read_quantized
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.backends.eager import TorchEngine
+    from edgewam.training.policy_artifact import load_policy
 
     made = []
-    plan = compile_plan(policy, main.backend, LONG_STEPS, (), threads)
+    plan = compile_plan(policy, main.backend, None, (), threads)
     if main.manifest is not None and dict(main.manifest.parents) != dict(plan.parents):
         raise EdgewamError(f"'{main.path}' was not compiled from '{policy}'. Give the policy it was compiled from.")
     if f"{main.backend}_{LONG_STEPS}" not in have:
-        made.append(dataclasses.replace(main, pipeline=Pipeline(plan.programs, main.stages, main.engines)))
+        # for its time only: a student that was taught two steps has no use for ten
+        below = load_policy(read_quantized(policy).policy if is_quantized(policy) else policy)
+        programs = aha_wam.programs(below.model, LONG_STEPS)
+        made.append(dataclasses.replace(main, pipeline=Pipeline(programs, main.stages, main.engines)))
     if f"eager_{steps_of(main)}" not in have:
         plan = compile_plan(policy, "eager", steps_of(main), (), threads)
         torch.set_num_threads(threads)

@@ -27,6 +27,9 @@ def command(
     released: Annotated[
         bool, typer.Option(help="As in the released run: jumps from 16 teacher steps, squared distance, the teacher's schedule.")
     ] = False,
+    student_steps: Annotated[
+        int | None, typer.Option(help="Sampler steps that the student shall take; by default the recipe's, 2.", min=1)
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
     dry_run: DryRun = False,
@@ -46,14 +49,14 @@ def command(
         config = replace(plain, trajectories=grid, loop=config.loop, weights_dtype=config.weights_dtype)
     if batches is not None:
         config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
+    config = replace(config, num_action_steps=student_steps or config.num_action_steps)
     if dry_run:
         return show_plan(distiller.estimate(config, out), as_json)
     with training_progress(f"distill {method}") as update:
         measured = distiller.distill(config, out, progress=update, report=say)
     rms = measured["rms"]
-    rows = [
-        [steps, rms[f"undistilled_{steps}_to_16_rad"], rms[f"student_{steps}_to_16_rad"]] for steps in (1, 2, 4)
-    ]  # fmt: skip
-    table("RMS distance to the teacher's 16 steps, same noise, rad", ["steps", "undistilled", "student"], rows)
+    judged = sorted(int(key.split("_")[1]) for key in rms if key.startswith("student_") and key.endswith("_to_10_rad"))
+    rows = [[n, rms[f"undistilled_{n}_to_10_rad"], rms[f"student_{n}_to_10_rad"]] for n in judged]
+    table("RMS distance to the teacher's 10 steps, same noise, rad", ["steps", "undistilled", "student"], rows)
     say(f"Wrote {out}.")
     emit(measured, as_json)

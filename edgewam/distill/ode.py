@@ -38,6 +38,8 @@ from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_po
 from edgewam.training.weights import StoredDtype, rounded
 from edgewam.training.windows import WindowSource, latent_plan
 
+JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
+
 
 @dataclass(frozen=True, kw_only=True)
 class OdeDistillation:
@@ -199,9 +201,10 @@ def distill(
     student: AhaWam = task.module.cpu()  # type: ignore[assignment]
     student.load_state_dict(rounded(result.average or student.state_dict(), config.weights_dtype))
     names = held.dataset.features[ACTION]["names"]
-    measured: dict[str, Any] = fidelity(
-        teacher.model.cpu(), student, held, [name for name in names if "gripper" not in name], names
-    )
+    fixed = config.anchor_draws == 0
+    arm = [name for name in names if "gripper" not in name]
+    steps = (config.num_action_steps,) if fixed else tuple(sorted({*JUDGED_STEPS, config.num_action_steps}))
+    measured: dict[str, Any] = fidelity(teacher.model.cpu(), student, held, arm, names, steps)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,
@@ -215,7 +218,7 @@ def distill(
         student,
         teacher.stats,
         teacher.vae_path,
-        replace(teacher.facts, ode_metadata=metadata, num_action_steps=config.num_action_steps),
+        replace(teacher.facts, ode_metadata=metadata, num_action_steps=config.num_action_steps, steps_are_fixed=fixed),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents={name: task.identity[name] for name in ("teacher", "dataset", "vae", "init_from") if name in task.identity},
         measured=measured,
@@ -244,6 +247,7 @@ def fidelity(
     held: WindowSource,
     arm: list[str],
     names: list[str],
+    steps: tuple[int, ...] = JUDGED_STEPS,
     seed: int = 0,
     num_batches: int = 4,
     size: int = 16,
@@ -262,12 +266,12 @@ def fidelity(
         conditioning = condition(teacher, batch)
         valid = ~batch.action_is_pad
 
-        def sample(model: AhaWam, steps: int) -> Tensor:
-            table = euler_table(steps, model.config.shift)
+        def sample(model: AhaWam, count: int) -> Tensor:
+            table = euler_table(count, model.config.shift)
             return sample_horizon(model, conditioning, noise, table)[-1]  # noqa: B023 (used within the turn)
 
-        found = {f"undistilled_{steps}": sample(teacher, steps) for steps in (1, 2, 4)}
-        found |= {f"student_{steps}": sample(student, steps) for steps in (1, 2, 4)}
+        found = {f"undistilled_{count}": sample(teacher, count) for count in steps}
+        found |= {f"student_{count}": sample(student, count) for count in steps}
         for reference in (16, 10):
             goal = sample(teacher, reference)
             for name, value in found.items():

@@ -28,7 +28,7 @@ def compile_plan(
         threads: compute threads of the engines while the bundle proves itself.
 
     Raises:
-        EdgewamError: the artifact is damaged or of another kind.
+        EdgewamError: the artifact is damaged or of another kind, or a student that was never taught that number of steps.
     """
     from edgewam.compile.compile import plan_policy
     from edgewam.models import aha_wam
@@ -48,13 +48,19 @@ def compile_plan(
         )
     loaded = load_policy(policy)
     config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
+    steps = num_action_steps or facts.num_action_steps
+    if facts.steps_are_fixed and steps != facts.num_action_steps:
+        raise EdgewamError(
+            f"'{policy}' was taught to take {facts.num_action_steps} steps and no other number, so {steps} would give wrong "
+            f"actions. Compile its teacher with --steps {steps}, or distil again: edgewam distill --student-steps {steps}"
+        )
     text = SmallTextEncoder(config.text_dim, config.text_len)
     names = dict.fromkeys((*facts.tasks, *prompts))
     return plan_policy(
         aha_wam.FAMILY,
         loaded.model,
         backend,
-        num_action_steps=num_action_steps or facts.num_action_steps,
+        num_action_steps=steps,
         prompts={name: text.encode(name) for name in names},
         stage_arguments={
             "image_encoder": image_encoder(loaded.vae),

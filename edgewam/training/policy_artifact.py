@@ -39,6 +39,7 @@ class PolicyFacts:
     tasks: tuple[str, ...]
     ode_metadata: Mapping[str, Any] | None = None  # of a student: teacher, its grid, its captured steps
     num_action_steps: int = 10  # sampler steps that it is meant for
+    steps_are_fixed: bool = False  # of a student that was taught these steps only: with another number its actions are wrong
 
 
 @dataclass(frozen=True)

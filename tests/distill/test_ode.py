@@ -16,6 +16,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.ode import OdeDistillation, distill, fidelity, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_choice, plan_noise
 from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.recipes.deploy import compile_plan
 from edgewam.training.aha_wam import train_policy
 from edgewam.training.log import read_log
 from edgewam.training.policy_artifact import load_policy
@@ -62,10 +63,19 @@ def test_the_gap_to_the_teacher_falls_at_one_and_two_steps_on_held_out_episodes(
 def test_learning_through_its_own_steps_brings_a_student_nearer_at_just_that_many_steps(
     road: Road, student: tuple[Path, dict[str, object]]
 ) -> None:
-    rolled, jumped = distill(config(road, anchor_draws=0, rollout=True), road[2] / "rolled")["rms"], student[1]["rms"]
+    out = road[2] / "rolled"
+    rolled, jumped = distill(config(road, anchor_draws=0, rollout=True), out)["rms"], student[1]["rms"]
     assert isinstance(jumped, dict)
     assert rolled["student_2_to_16_normalised"] < jumped["student_2_to_16_normalised"]
-    assert rolled["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
+    assert "student_1_to_16_normalised" not in rolled  # it was not taught one step, and is worse at it:
+    _, held, teacher = prepare(config(road), road[2] / "student.training")
+    names = [f"joint_{i}" for i in range(14)]
+    one = fidelity(teacher.model, load_policy(out).model, held, names, names, (1,))["rms"]
+    assert one["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
+    with pytest.raises(EdgewamError, match="taught to take 2 steps and no other number"):
+        compile_plan(out, num_action_steps=1)
+    assert compile_plan(out).config["num_action_steps"] == compile_plan(out, num_action_steps=2).config["num_action_steps"] == 2
+    assert compile_plan(student[0], num_action_steps=1).config["num_action_steps"] == 1
 
 
 def test_a_student_may_have_its_own_schedule_and_hands_it_on(road: Road) -> None:
