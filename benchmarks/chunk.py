@@ -117,7 +117,7 @@ def partners(main: Bundle, policy: Path, have: Sequence[str], threads: int) -> l
     from edgewam.training.policy_artifact import load_policy
 
     made = []
-    plan = compile_plan(policy, main.backend, None, (), threads)
+    plan = compile_plan(policy, "eager", steps_of(main), (), threads)
     if main.manifest is not None and dict(main.manifest.parents) != dict(plan.parents):
         raise EdgewamError(f"'{main.path}' was not compiled from '{policy}'. Give the policy it was compiled from.")
     if f"{main.backend}_{LONG_STEPS}" not in have:
@@ -126,7 +126,6 @@ def partners(main: Bundle, policy: Path, have: Sequence[str], threads: int) -> l
         programs = aha_wam.programs(below.model, LONG_STEPS)
         made.append(dataclasses.replace(main, pipeline=Pipeline(programs, main.stages, main.engines)))
     if f"eager_{steps_of(main)}" not in have:
-        plan = compile_plan(policy, "eager", steps_of(main), (), threads)
         torch.set_num_threads(threads)
         engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
         pipeline = Pipeline(plan.programs, plan.stages, engines)

@@ -61,7 +61,7 @@ def command(
     step("train", "a slice, from the shipped teacher", dataset, out / "policy", "--init-from", teacher, *slice_)
     step(
         "distill", "a slice, from the shipped student", teacher, dataset, out / "student_slice",
-        "--init-from", student, "--batches", "2", *slice_,
+        "--init-from", student, "--released", "--batches", "2", *slice_,
     )  # fmt: skip
     step("compile", "the shipped student, in full", student, bundle)
     step("validate", "the bundle against the eager student", bundle, student, dataset)

@@ -25,7 +25,7 @@ def command(
         int | None, typer.Option(help="Teacher trajectory batches to cache; by default the recipe's.", min=1)
     ] = None,
     released: Annotated[
-        bool, typer.Option(help="As in the released run: jumps from 16 teacher steps, squared distance, the teacher's schedule.")
+        bool, typer.Option(help="As in the released run: jumps from 16 teacher steps, squared distance, no schedule of its own.")
     ] = False,
     student_steps: Annotated[
         int | None, typer.Option(help="Sampler steps that the student shall take; by default the recipe's, 2.", min=1)
@@ -55,8 +55,7 @@ def command(
     with training_progress(f"distill {method}") as update:
         measured = distiller.distill(config, out, progress=update, report=say)
     rms = measured["rms"]
-    judged = sorted(int(key.split("_")[1]) for key in rms if key.startswith("student_") and key.endswith("_to_10_rad"))
-    rows = [[n, rms[f"undistilled_{n}_to_10_rad"], rms[f"student_{n}_to_10_rad"]] for n in judged]
+    rows = [[n, rms[f"undistilled_{n}_to_10_rad"], rms[f"student_{n}_to_10_rad"]] for n in measured["sampler_steps"]]
     table("RMS distance to the teacher's 10 steps, same noise, rad", ["steps", "undistilled", "student"], rows)
     say(f"Wrote {out}.")
     emit(measured, as_json)

@@ -11,7 +11,7 @@ teacher's `shift` of 5 the first of two steps moves 17 % of the way (facts/perfo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -203,7 +203,7 @@ def distill(
     names = held.dataset.features[ACTION]["names"]
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
-    steps = (config.num_action_steps,) if fixed else tuple(sorted({*JUDGED_STEPS, config.num_action_steps}))
+    steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
     measured: dict[str, Any] = fidelity(teacher.model.cpu(), student, held, arm, names, steps)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
@@ -247,7 +247,7 @@ def fidelity(
     held: WindowSource,
     arm: list[str],
     names: list[str],
-    steps: tuple[int, ...] = JUDGED_STEPS,
+    steps: Sequence[int] = JUDGED_STEPS,
     seed: int = 0,
     num_batches: int = 4,
     size: int = 16,
@@ -281,5 +281,6 @@ def fidelity(
                 squares.setdefault(f"{key}_rad", []).append(float((error[:, columns] * radian).square().mean()))
     return {
         "rms": {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()},
+        "sampler_steps": list(steps),
         "held_out_windows": num_batches * size,
     }

@@ -29,7 +29,7 @@ class Recipe:
 
 
 def small_cpu(work: Path) -> Recipe:
-    """Two CPU cores, on what `edgewam collect` records: three hours and a half in all."""
+    """Two CPU cores, on what `edgewam collect` records: 163 minutes of training in all, beside the caches."""
     from edgewam.distill.ode import OdeDistillation
     from edgewam.distill.trajectories import TrajectoryPlan
     from edgewam.training.aha_wam import PolicyTraining
@@ -48,7 +48,8 @@ def small_cpu(work: Path) -> Recipe:
         loop=replace(policy.loop, minutes=60.0, warmup_steps=60),
     )
     distillation = OdeDistillation(teacher=teacher, dataset=dataset, latents=latents, weights_dtype="float16")
-    # not as released: to the teacher's deployed steps, through the student's own two, which are equal (benchmarks/NOTES.md)
+    # not as released: to the teacher's deployed steps, through the student's own two, which are equal; what that is worth was
+    # measured on episodes that an earlier student played, not on demonstrations (benchmarks/NOTES.md)
     distillation = replace(
         distillation,
         trajectories=TrajectoryPlan(num_batches=512, num_steps=10, captured=(0, 10)),

@@ -56,6 +56,17 @@ def test_both_losses_and_the_sampling_error_fall(road: Road, trained: Path, sour
     assert after["action_rms"] < 0.97 * before["action_rms"]
 
 
+def test_training_does_not_look_at_the_schedule_of_the_sampler(road: Road, source: WindowSource) -> None:
+    def loss(**changes: float) -> float:
+        model = replace(tiny.MODEL, **changes)  # type: ignore[arg-type]
+        task = PolicyTask(tiny.policy_training(road[0], road[1], road[2], model=model), source, {})
+        batch = task.batch(0, np.random.default_rng(0))
+        return float(task.loss(batch, torch.Generator().manual_seed(0))[0].detach())
+
+    assert loss(shift=1.0) == loss()
+    assert loss(train_shift=1.0) != loss()
+
+
 def test_a_stopped_run_resumes_exactly(road: Road, trained: Path, source: WindowSource, tmp_path: Path) -> None:
     def stop(now: Progress) -> None:
         if now.step == 31:
