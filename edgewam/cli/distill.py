@@ -18,7 +18,7 @@ def command(
     dataset: Annotated[Path, typer.Argument(help="Dataset that gives the situations; its actions are not used.")],
     out: Annotated[Path, typer.Argument(help="Student directory to write; the running state is OUT.training.")],
     method: Annotated[str, typer.Option(help="Distiller plugin.")] = "ode",
-    init_from: Annotated[Path | None, typer.Option(help="Continue from this student instead of the teacher's weights.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Sharpen this student: lower rate, half of the batches focused.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
     batches: Annotated[
@@ -40,7 +40,9 @@ def command(
     from edgewam.recipes.small import small_cpu
 
     distiller = plugins.load("distiller", method)
-    config = replace(small_cpu(out.parent).distillation, teacher=teacher, dataset=dataset, latents=None, init_from=init_from)
+    recipe = small_cpu(out.parent)
+    config = recipe.sharpening if init_from and not released else recipe.distillation
+    config = replace(config, teacher=teacher, dataset=dataset, latents=None, init_from=init_from)
     limit = {"minutes": minutes, "steps": steps} if minutes or steps else {}
     config = replace(config, loop=replace(config.loop, threads=threads, device=device, **limit))
     if released:
@@ -48,7 +50,9 @@ def command(
         grid = replace(plain.trajectories, num_batches=config.trajectories.num_batches)
         config = replace(plain, trajectories=grid, loop=config.loop, weights_dtype=config.weights_dtype)
     if batches is not None:
-        config = replace(config, trajectories=replace(config.trajectories, num_batches=batches))
+        grid = config.trajectories
+        focused = grid.focused * batches // grid.num_batches
+        config = replace(config, trajectories=replace(grid, num_batches=batches, focused=focused))
     config = replace(config, num_action_steps=student_steps or config.num_action_steps)
     if dry_run:
         return show_plan(distiller.estimate(config, out), as_json)

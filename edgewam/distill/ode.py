@@ -11,7 +11,7 @@ teacher's `shift` of 5 the first of two steps moves 17 % of the way (facts/perfo
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import ACTION
-from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_choice
+from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
+from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, rollout_loss, sample_horizon
+from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, rollout_loss
 from edgewam.models.text import SmallTextEncoder
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
@@ -37,8 +38,6 @@ from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.weights import StoredDtype, rounded
 from edgewam.training.windows import WindowSource, latent_plan
-
-JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,11 +87,10 @@ class OdeTask:
         config: OdeDistillation,
         teacher: AhaWam,
         student: AhaWam,
-        source: WindowSource,
         cache: TrajectoryCache,
         digests: Mapping[str, str],
     ) -> None:
-        self.config, self.teacher, self.source, self.cache = config, teacher, source, cache
+        self.config, self.teacher, self.cache = config, teacher, cache
         self.module: nn.Module = student
         table = euler_table(cache.plan.num_steps, teacher.config.shift)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
@@ -119,7 +117,7 @@ class OdeTask:
     def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
         """Distance to the teacher's result: of jumps from a random anchor per chunk, and of the student's own steps."""
         device = self.config.loop.device
-        data = self.source.batch(plan_choice(self.source, self.cache.plan, batch)).to(device)
+        data = self.cache.source.batch(self.cache.choice(batch)).to(device)
         states = self.cache.batch(batch).to(device)
         trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
         conditioning = condition(self.teacher, data)
@@ -136,7 +134,7 @@ class OdeTask:
 
     def describe(self, batch: int) -> str:
         """The windows behind a cached batch."""
-        return self.source.describe(plan_choice(self.source, self.cache.plan, batch))
+        return self.cache.source.describe(self.cache.choice(batch))
 
 
 def prepare(
@@ -178,7 +176,7 @@ def prepare(
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
         digests["init_from"] = start.manifest.digest
     student.config = replace(student.config, shift=config.shift or start.model.config.shift)
-    return OdeTask(config, teacher.model, student, source, cache, digests), held, teacher
+    return OdeTask(config, teacher.model, student, cache, digests), held, teacher
 
 
 def distill(
@@ -238,49 +236,3 @@ def estimate(config: OdeDistillation, out: Path | str) -> list[StepPlan]:
     from edgewam.distill.ode_estimate import estimate_ode  # it needs this module
 
     return estimate_ode(config, Path(out))
-
-
-@torch.inference_mode()
-def fidelity(
-    teacher: AhaWam,
-    student: AhaWam,
-    held: WindowSource,
-    arm: list[str],
-    names: list[str],
-    steps: Sequence[int] = JUDGED_STEPS,
-    seed: int = 0,
-    num_batches: int = 4,
-    size: int = 16,
-) -> dict[str, Any]:
-    """RMS distance to the teacher's 16- and 10-step results from the same noise, on held-out windows.
-
-    Per sampler ("student_2", "undistilled_2", ... = steps, with the shift of its network) and reference: over all dimensions in
-    normalised units, and over the joints `arm` in rad.  Padded actions do not count.
-    """
-    columns = [names.index(name) for name in arm]
-    radian = torch.from_numpy(held.stats.action.std)[columns]
-    squares: dict[str, list[float]] = {}
-    for index in range(num_batches):
-        batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
-        noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index))
-        conditioning = condition(teacher, batch)
-        valid = ~batch.action_is_pad
-
-        def sample(model: AhaWam, count: int) -> Tensor:
-            table = euler_table(count, model.config.shift)
-            return sample_horizon(model, conditioning, noise, table)[-1]  # noqa: B023 (used within the turn)
-
-        found = {f"undistilled_{count}": sample(teacher, count) for count in steps}
-        found |= {f"student_{count}": sample(student, count) for count in steps}
-        for reference in (16, 10):
-            goal = sample(teacher, reference)
-            for name, value in found.items():
-                error = (value - goal)[valid]
-                key = f"{name}_to_{reference}"
-                squares.setdefault(f"{key}_normalised", []).append(float(error.square().mean()))
-                squares.setdefault(f"{key}_rad", []).append(float((error[:, columns] * radian).square().mean()))
-    return {
-        "rms": {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()},
-        "sampler_steps": list(steps),
-        "held_out_windows": num_batches * size,
-    }

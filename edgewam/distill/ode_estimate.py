@@ -6,7 +6,6 @@ import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.ode import OdeDistillation, OdeTask
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, batches_done, trajectory_shape
 from edgewam.models import checkpoints
+from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.aha_wam_ode import condition, teacher_trajectory
 from edgewam.training.estimate import BatchKind, duration, module_bytes, process_parts, stored_bytes, training_cost
 from edgewam.training.estimate_latents import estimate_latents
@@ -102,11 +102,12 @@ def _training(
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
     windows = ExampleWindows(student.config, teacher.facts.layout, 1)
-    plan = replace(config.trajectories, num_batches=1)
-    task = OdeTask(config, teacher.model, student, windows, _cache(plan, student.config, 1), {})  # type: ignore[arg-type]
+    plan = replace(config.trajectories, num_batches=1, focused=0)
+    task = OdeTask(config, teacher.model, student, _cache(plan, student.config, windows), {})
 
     def example(size: int) -> int:
-        windows.size, task.cache = size, _cache(plan, student.config, size)
+        windows.size = size
+        task.cache = _cache(plan, student.config, windows)
         return 0
 
     cost = training_cost(task, config.loop, [BatchKind(1.0, plan.batch_size, example)], [teacher.model, teacher.vae])
@@ -127,6 +128,7 @@ def _training(
     )
 
 
-def _cache(plan: TrajectoryPlan, model: Any, size: int) -> TrajectoryCache:
-    plan = replace(plan, batch_size=size)
-    return TrajectoryCache(np.zeros(trajectory_shape(plan, model), np.float32), plan)
+def _cache(plan: TrajectoryPlan, model: AhaWamConfig, windows: ExampleWindows) -> TrajectoryCache:
+    plan = replace(plan, batch_size=windows.size)
+    states = np.zeros(trajectory_shape(plan, model), np.float32)
+    return TrajectoryCache(states, plan, windows, model.shift)  # type: ignore[arg-type]  # it stands in for a WindowSource

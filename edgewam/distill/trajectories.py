@@ -1,8 +1,8 @@
 """Teacher trajectories on disk: sampler states at the anchor steps, for batches of training windows.
 
 Running the teacher's sixteen steps costs several times a student step, so it is done once and read often.  Batch i is
-drawn from (seed, i) alone, so only its states need storing; conditioning (routed keys and values, fifteen times larger)
-is recomputed, which costs one planner pass.  A cut run goes on with the next batch.
+drawn from (seed, i) alone, or by what the batches before it found, so only its states need storing; conditioning (routed
+keys and values, fifteen times larger) is recomputed, which costs one planner pass.  A cut run goes on with the next batch.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.distill.focus import Focus, spread
+from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.aha_wam_loss import LossBatch
 from edgewam.models.aha_wam_model import AhaWam
@@ -33,13 +36,26 @@ HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
 
 @dataclass(frozen=True)
 class TrajectoryPlan:
-    """How many batches of how many contexts, from which seed, and the teacher's grid with the steps that are kept."""
+    """How many batches of how many contexts, from which seed, and the teacher's grid with the steps that are kept.
+
+    The last `focused` of the batches hold contexts of those before, drawn by how far the teacher's draws lie apart there.
+    """
 
     num_batches: int = 64
+    focused: int = 0
     batch_size: int = 32
     seed: int = 0
     num_steps: int = TEACHER_STEPS
     captured: tuple[int, ...] = CAPTURED_STEPS
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.focused < self.num_batches:
+            raise EdgewamError(
+                f"{self.focused} of {self.num_batches} batches cannot be focused: they hold contexts of the others. "
+                "Cache more batches, or focus fewer."
+            )
+        if self.focused and 1 not in self.captured:
+            raise EdgewamError(f"Focused batches need the teacher's first step; {self.captured} are kept. Add 1 to captured.")
 
 
 @dataclass(frozen=True)
@@ -48,15 +64,27 @@ class TrajectoryCache:
 
     states: npt.NDArray[np.float32]
     plan: TrajectoryPlan
+    source: WindowSource
+    shift: float  # of the teacher's grid
 
     def batch(self, index: int) -> Tensor:
         """States [kept steps, B, horizon, action_dim] of one batch."""
         return torch.from_numpy(np.array(self.states[index]))
 
+    def choice(self, index: int) -> Choice:
+        """The windows of batch `index`; of a focused one only after the batches that are not."""
+        draws = np.random.default_rng([self.plan.seed, index, 3])
+        size = self.plan.batch_size
+        even = self.plan.num_batches - self.plan.focused
+        return self.source.draw(size, draws) if index < even else self._focus.draw(size, draws)
 
-def plan_choice(source: WindowSource, plan: TrajectoryPlan, index: int) -> Choice:
-    """The windows of batch `index`."""
-    return source.draw(plan.batch_size, np.random.default_rng([plan.seed, index, 3]))
+    @cached_property
+    def _focus(self) -> Focus:
+        even = range(self.plan.num_batches - self.plan.focused)
+        first_step = -float(euler_table(self.plan.num_steps, self.shift).velocity[0])
+        second = self.plan.captured.index(1)
+        weights = [spread(states[0], states[second], states[-1], first_step) for states in (self.states[i] for i in even)]
+        return Focus.of(self.source, [self.choice(i) for i in even], np.concatenate(weights))
 
 
 def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
@@ -120,7 +148,7 @@ def build_trajectories(
             ) from error
     if not path.exists() or path.stat().st_size != 4 * int(np.prod(shape)):
         raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and distil again.")
-    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan)
+    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, teacher.config.shift)
 
 
 @torch.inference_mode()
@@ -139,10 +167,11 @@ def _roll_out(
         with open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     states = np.memmap(path, np.float32, "r+", shape=shape)
+    cache = TrajectoryCache(states, plan, source, teacher.config.shift)
     device = next(teacher.parameters()).device
     began = time.monotonic()
     for index in range(done, plan.num_batches):
-        batch = source.batch(plan_choice(source, plan, index)).to(device)
+        batch = source.batch(cache.choice(index)).to(device)
         noise = plan_noise(batch, plan, index).to(device)
         trajectory = teacher_trajectory(teacher, condition(teacher, batch), noise, plan.num_steps, plan.captured)
         if not trajectory.states.isfinite().all():

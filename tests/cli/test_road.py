@@ -75,12 +75,14 @@ def test_a_vae_is_trained(dataset, shipped, tmp_path):
 @pytest.mark.slow
 def test_a_cut_distillation_goes_on_and_its_student_names_its_teacher(dataset, shipped, tmp_path):
     out = tmp_path / "student"
-    slice_ = ["--init-from", shipped / "student", "--batches", 1, "--steps", 2, "--threads", 1, "--json"]
+    slice_ = ["--init-from", shipped / "student", "--batches", 2, "--steps", 2, "--threads", 1, "--json"]
     arguments = ["distill", shipped / "teacher", dataset, out, *slice_]
     cut(arguments, signal.SIGKILL, lambda: (tmp_path / "student.training/trajectories").exists())
     done = here(*arguments).ok()
     assert done.json["steps"] == 2 and "undistilled" in done.err
-    assert read_manifest(out, kind="student").parents["teacher"] == read_manifest(shipped / "teacher").digest
+    manifest = read_manifest(out, kind="student")
+    assert manifest.parents["teacher"] == read_manifest(shipped / "teacher").digest
+    assert manifest.config["recipe"]["trajectories"]["focused"] == 1, "half of the batches, as the recipe for a student to start from says"
     assert not leftovers(tmp_path)
 
 

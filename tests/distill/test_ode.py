@@ -13,8 +13,9 @@ import torch
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
-from edgewam.distill.ode import OdeDistillation, distill, fidelity, prepare
-from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_choice, plan_noise
+from edgewam.distill.fidelity import fidelity
+from edgewam.distill.ode import OdeDistillation, distill, prepare
+from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
 from edgewam.models.aha_wam_ode import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.aha_wam import train_policy
@@ -121,7 +122,7 @@ def test_the_student_says_where_it_comes_from(road: Road, student: tuple[Path, d
 
 def test_a_cached_trajectory_is_the_teachers_from_the_noise_it_names(road: Road, student: tuple[Path, dict[str, object]]) -> None:
     task, _, teacher = prepare(config(road), road[2] / "student.training")
-    batch = task.source.batch(plan_choice(task.source, PLAN, 4))
+    batch = task.cache.source.batch(task.cache.choice(4))
     noise = plan_noise(batch, PLAN, 4)
     wanted = teacher_trajectory(teacher.model, condition(teacher.model, batch), noise)
     found = task.cache.batch(4)
@@ -140,23 +141,28 @@ def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None
 
 def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road, tmp_path: Path) -> None:
     task, _, teacher = prepare(config(road), road[2] / "student.training")
-    identity = {"teacher": teacher.manifest.digest}
+    identity, source = {"teacher": teacher.manifest.digest}, task.cache.source
+    plan = replace(PLAN, focused=3)
+    whole = build_trajectories(tmp_path / "whole", teacher.model, source, identity, plan)
+    stopped = tmp_path / "stopped"
+    for stop_at in (2, 4):  # among the even batches, among the focused
 
-    def stop(done: int, total: int, left: float) -> None:
-        if done == 2:
-            raise KeyboardInterrupt
+        def stop(done: int, total: int, left: float, stop_at: int = stop_at) -> None:
+            if done == stop_at:
+                raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN, stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_trajectories(stopped, teacher.model, source, identity, plan, stop)
     seen: list[int] = []
-    cache = build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN, lambda done, total, left: seen.append(done))
-    assert seen == [3, 4, 5, 6]
-    assert np.array_equal(cache.states, task.cache.states)
+    cache = build_trajectories(stopped, teacher.model, source, identity, plan, lambda done, total, left: seen.append(done))
+    assert seen == [5, 6]
+    assert np.array_equal(cache.states, whole.states)
+    assert np.array_equal(cache.states[:3], task.cache.states[:3])
     with pytest.raises(ArtifactError, match="another teacher"):
-        build_trajectories(tmp_path, teacher.model, task.source, {"teacher": "x"}, PLAN)
-    (tmp_path / "states.f32").write_bytes(b"")
+        build_trajectories(stopped, teacher.model, source, {"teacher": "x"}, plan)
+    (stopped / "states.f32").write_bytes(b"")
     with pytest.raises(ArtifactError, match="missing or truncated"):
-        build_trajectories(tmp_path, teacher.model, task.source, identity, PLAN)
+        build_trajectories(stopped, teacher.model, source, identity, plan)
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:
@@ -164,7 +170,7 @@ def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) 
     broken = load_policy(road[1]).model
     torch.nn.init.constant_(broken.mot.action_branch_embedding, float("nan"))
     with pytest.raises(EdgewamError, match="not finite in batch 0"):
-        build_trajectories(tmp_path, broken, task.source, {"teacher": teacher.manifest.digest}, PLAN)
+        build_trajectories(tmp_path, broken, task.cache.source, {"teacher": teacher.manifest.digest}, PLAN)
     assert not (tmp_path / DONE).exists()
 
 

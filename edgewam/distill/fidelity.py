@@ -1,0 +1,63 @@
+"""How near a student is to its teacher: both sample the same windows from the same noise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgewam.flow.solver import euler_table
+from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.aha_wam_ode import condition, sample_horizon
+from edgewam.training.windows import WindowSource
+
+JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
+
+
+@torch.inference_mode()
+def fidelity(
+    teacher: AhaWam,
+    student: AhaWam,
+    held: WindowSource,
+    arm: list[str],
+    names: list[str],
+    steps: Sequence[int] = JUDGED_STEPS,
+    seed: int = 0,
+    num_batches: int = 4,
+    size: int = 16,
+) -> dict[str, Any]:
+    """RMS distance to the teacher's 16- and 10-step results from the same noise, on held-out windows.
+
+    Per sampler ("student_2", "undistilled_2", ... = steps, with the shift of its network) and reference: over all dimensions in
+    normalised units, and over the joints `arm` in rad.  Padded actions do not count.
+    """
+    columns = [names.index(name) for name in arm]
+    radian = torch.from_numpy(held.stats.action.std)[columns]
+    squares: dict[str, list[float]] = {}
+    for index in range(num_batches):
+        batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
+        noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index))
+        conditioning = condition(teacher, batch)
+        valid = ~batch.action_is_pad
+
+        def sample(model: AhaWam, count: int) -> Tensor:
+            table = euler_table(count, model.config.shift)
+            return sample_horizon(model, conditioning, noise, table)[-1]  # noqa: B023 (used within the turn)
+
+        found = {f"undistilled_{count}": sample(teacher, count) for count in steps}
+        found |= {f"student_{count}": sample(student, count) for count in steps}
+        for reference in (16, 10):
+            goal = sample(teacher, reference)
+            for name, value in found.items():
+                error = (value - goal)[valid]
+                key = f"{name}_to_{reference}"
+                squares.setdefault(f"{key}_normalised", []).append(float(error.square().mean()))
+                squares.setdefault(f"{key}_rad", []).append(float((error[:, columns] * radian).square().mean()))
+    return {
+        "rms": {name: float(np.sqrt(np.mean(values))) for name, values in squares.items()},
+        "sampler_steps": list(steps),
+        "held_out_windows": num_batches * size,
+    }
