@@ -67,7 +67,7 @@ def fake_quantized(
     stages: Mapping[str, Stage], names: list[LayerName], kind: Format, recording: Recording, alpha: float, percentile: float
 ) -> nn.ModuleDict:
     """Copies of the stages' modules with modelopt's calibrated quantisers around the layers `names`."""
-    quantization = _modelopt()
+    quantization = modelopt_quantization()
     calibrator = require("modelopt.torch.quantization.calib", extra="quant").HistogramCalibrator
     modules = nn.ModuleDict({s: copy.deepcopy(stages[s].function) for s in dict.fromkeys(s for s, _ in names)})  # type: ignore
 
@@ -84,7 +84,7 @@ def fake_quantized(
         for part, axis in parts.items():
             rules.append({"quantizer_name": f"{stage}.{path}.{part}", "cfg": {"num_bits": _BITS[kind.name], "axis": axis}})
     method: Any = {"method": "smoothquant", "alpha": alpha} if kind.name == "int8" else "max"
-    with _quiet(), torch.no_grad():
+    with quietly(), torch.no_grad():
         quantization.quantize(modules, {"quant_cfg": rules, "algorithm": method}, loop)
         quantizers = list(_activation_quantizers(modules, names))
         for _, quantizer in quantizers:
@@ -146,15 +146,16 @@ def _activation_quantizers(modules: nn.ModuleDict, names: list[LayerName]) -> It
             yield (stage, path), layer.output_quantizer
 
 
-def _modelopt() -> Any:
+def modelopt_quantization() -> Any:
+    """`modelopt.torch.quantization`; MissingExtraError when it or what it needs is not installed."""
     for package in ("requests", "huggingface_hub"):  # modelopt needs both and declares neither
         require(package, extra="quant")
-    with _quiet():
+    with quietly():
         return require("modelopt.torch.quantization", extra="quant")
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """modelopt reports on stdout, where only results belong, and warns of GPU parts that nobody asked for."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")

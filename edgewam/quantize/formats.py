@@ -18,7 +18,10 @@ _MAX_BIAS = 2.0**30  # integer kernels keep the bias as int32 in units of weight
 
 @dataclass(frozen=True)
 class Format:
-    """A W8A8 format.  `largest` magnitude of a code; `calibrated`: activation scales come from data; `convolutions` too."""
+    """`largest` magnitude of a code; `calibrated`: activation scales come from data; `convolutions` too.
+
+    rounds_inputs: W8A8; without, only the weights are 8 bits.
+    """
 
     name: str
     dtype: torch.dtype
@@ -26,6 +29,7 @@ class Format:
     calibrated: bool
     convolutions: bool
     description: str
+    rounds_inputs: bool = True
 
 
 FORMATS = {
@@ -33,6 +37,7 @@ FORMATS = {
     for f in (
         Format("int8", torch.int8, 127.0, True, True, "INT8 weights and activations, static scales, SmoothQuant"),
         Format("int8_dynamic", torch.int8, 127.0, False, False, "INT8 weights; activation scale from each call's own range"),
+        Format("int8_weights", torch.int8, 127.0, False, False, "INT8 weights; float32 activations and products", False),
         Format("fp8", torch.float8_e4m3fn, 448.0, True, False, "FP8 E4M3 weights and activations, static scales"),
     )
 }

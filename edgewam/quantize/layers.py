@@ -61,6 +61,8 @@ class _Quantized:
         """What the layer's product sees of its input."""
         if self.smooth is not None:
             x = x * self.smooth
+        if not self.kind.rounds_inputs:
+            return x
         return rounded_dynamically(x) if self.input_scale is None else rounded(x, self.input_scale, self.kind)
 
 

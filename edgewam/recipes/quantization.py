@@ -121,14 +121,12 @@ def quantize_policy(
     Raises:
         EdgewamError: data that cannot calibrate this policy, modelopt missing.
     """
-    from torch import nn
-
     from edgewam.data.dataset import Dataset
     from edgewam.quantize.artifact import packed_bytes, write_quantized
-    from edgewam.quantize.calibrate import calibrate
     from edgewam.quantize.choose import to_json
-    from edgewam.quantize.layers import QuantizedConv2d, QuantizedLinear, Scales, quantized
+    from edgewam.quantize.layers import QuantizedConv2d, QuantizedLinear
     from edgewam.quantize.sensitivity import input_shapes
+    from edgewam.recipes.quantization_candidates import make_candidates, measure_errors
     from edgewam.recipes.quantization_judge import PAIRS, Judge
 
     began = time.monotonic()
@@ -136,17 +134,9 @@ def quantize_policy(
     data = Dataset.open(dataset)
     host, source = plan.source.host, plan.source
     recording = _record(plan, data, num_episodes, say)
-    scales = calibrate(
-        source.stages, plan.formats, recording, plan.precision.alpha, plan.precision.percentile,
-        lambda done, total: say("calibrating", done, total),
-    )  # fmt: skip
-    candidates: dict[tuple[LayerName, str], Any] = {}
-    for name, found in scales.items():
-        candidates[name, found.format] = quantized(plan.layers[name], found)
-        if plan.name == "auto" and isinstance(plan.layers[name], nn.Linear):
-            candidates[name, "int8_dynamic"] = quantized(plan.layers[name], Scales("int8_dynamic"))
+    candidates = make_candidates(plan, recording, say)
     judge = Judge(source, data, num_frames)
-    errors = judge.each([(name, kind, layer) for (name, kind), layer in candidates.items()], say)
+    errors = measure_errors(plan, candidates, judge, say)
     shapes = input_shapes(source.stages, plan.layers, recording.calls)
     facts = _facts(plan, candidates, errors, shapes, threads, say)
     choices, total = _decide(plan, facts, candidates, judge, say)

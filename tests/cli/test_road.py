@@ -82,7 +82,7 @@ def test_a_cut_distillation_goes_on_and_its_student_names_its_teacher(dataset, s
     assert done.json["steps"] == 2 and "undistilled" in done.err
     manifest = read_manifest(out, kind="student")
     assert manifest.parents["teacher"] == read_manifest(shipped / "teacher").digest
-    assert manifest.config["recipe"]["trajectories"]["focused"] == 1, "half of the batches, as the recipe for a student to start from says"
+    assert manifest.config["trajectories"]["focused"] == 1  # of two, as the recipe says where a student is started from
     assert not leftovers(tmp_path)
 
 

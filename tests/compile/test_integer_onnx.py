@@ -23,6 +23,8 @@ ort = pytest.importorskip("onnxruntime", reason="needs edgewam[onnx]")
 from edgewam.compile.backends import onnxruntime as build  # noqa: E402
 from edgewam.runtime.backends import onnxruntime as run  # noqa: E402
 
+SAME_SUM = 1e-4  # float32 sums of 64 to 96 products of size 20 in another order
+
 
 def optimised(path: Path):
     """The graph as ONNX Runtime will run it."""
@@ -80,6 +82,22 @@ def test_the_engine_computes_what_the_eager_layers_compute(tmp_path):
         # closer to the quantised reference than that is to float32: the engine rounds what the layers round
         gap = np.abs(expected[name] - unquantised[name]).mean()
         assert np.abs(found[name] - expected[name]).mean() < 0.2 * gap
+
+
+@pytest.mark.parametrize("name", ["up", "down"])  # with and without bias
+def test_weight_only_layers_keep_int8_weights_in_the_engine_and_float32_products(name, tmp_path):
+    stages, (image, rows) = toy_stages(), toy_recording(1).calls["net"][0]
+    layer = find_layers(stages)["net", name]
+    stage = with_layers(stages, {("net", name): quantized(layer, Scales("int8_weights"))})["net"]
+    record = build.build(stage, tmp_path)
+    graph = optimised(tmp_path / "net.onnx").graph
+    assert not integer_kernels(optimised(tmp_path / "net.onnx"))
+    kept = {t.name: t for t in graph.initializer}[f"{name}.codes"]
+    assert kept.data_type == onnx.TensorProto.INT8, "ONNX Runtime made float32 weights of it when it opened the file"
+    inputs = {"image": image.numpy(), "rows": rows.numpy()}
+    engine = run.load(stage.without_function(), tmp_path, record, EngineOptions(threads=1))
+    found, expected = run_engine(stage, engine, inputs), run_engine(stage, TorchEngine(stage), inputs)
+    assert np.allclose(found["out"], expected["out"], atol=SAME_SUM)
 
 
 def test_a_wrong_scale_is_beyond_the_tolerance(tmp_path):

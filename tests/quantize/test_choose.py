@@ -50,8 +50,13 @@ def test_beyond_the_budget_a_more_exact_format_is_tried_before_float32():
     facts = [fact("loud", 0.02, ms=0.7, other=(0.06, 0.5)), fact("fine", 0.02)]
     assert formats(facts, budget=0.08) == {"loud": "int8_dynamic", "fine": "int8"}
     assert formats(facts, budget=0.03) == {"loud": "int8", "fine": "int8"}
-    slow = [fact("loud", 0.02, ms=1.7, other=(0.06, 0.5)), fact("fine", 0.02)]
+    slow = [fact("loud", 0.02, ms=2.0, other=(0.06, 0.5)), fact("fine", 0.02)]  # its bytes are not worth its time
     assert formats(slow, budget=0.03) == {"loud": "none", "fine": "int8"}
+
+
+def test_a_slower_format_is_kept_for_its_bytes_only_where_they_are_worth_its_time():
+    heavy, light = (fact(name, 0.09, other=(0.01, 1.2), size=size) for name, size in (("heavy", 10**6), ("light", 1000)))
+    assert formats([heavy, light]) == {"heavy": "int8_dynamic", "light": "none"}
 
 
 def test_a_large_gain_is_worth_more_error_than_a_small_one():

@@ -83,3 +83,12 @@ def test_a_stage_that_does_not_exist_is_refused():
     layer = quantized(find_layers(stages)["net", "up"], Scales("int8_dynamic"))
     with pytest.raises(ContractError, match="no stage 'nat'"):
         with_layers(stages, {("nat", "up"): layer})
+
+
+def test_weight_only_layers_round_nothing_that_comes_in():
+    layer = find_layers(toy_stages())["net", "up"]
+    made = quantized(layer, Scales("int8_weights"))
+    rows = toy_recording(1).calls["net"][0][1]
+    assert torch.equal(made.round_input(rows), rows)
+    assert torch.equal(made(rows), torch.nn.functional.linear(rows, made.weight, layer.bias))
+    assert not torch.equal(made.weight, layer.weight) and made.packed_bytes == layer.weight.numel() + 4 * len(layer.weight)

@@ -12,7 +12,7 @@ from edgewam.compile.exporting import as_module, example_inputs, exporting, quie
 from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Support
 
-FORMATS = ("int8", "int8_dynamic", "fp8")  # rounded as the engines would, multiplied in float32
+FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8")  # rounded as the engines would, multiplied in float32
 TOLERANCE = 2e-6  # the same operators; loaded weights may lie at another alignment, where products are summed in another order
 
 

@@ -1,0 +1,71 @@
+"""GPTQ with NVIDIA's modelopt: each weight is rounded so that later columns make up for the error of earlier ones.
+
+The scales stay those of `weight_scales`; only which neighbouring code a weight gets changes, by what the layer's inputs have
+in common (Frantar et al. 2023).  It halved the action error of INT8 weights here (benchmarks/NOTES.md).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from edgewam.core.errors import EdgewamError
+from edgewam.core.stage import Stage
+from edgewam.quantize.calibrate import modelopt_quantization, quietly
+from edgewam.quantize.formats import FORMATS, encode, weight_scales
+from edgewam.quantize.layers import LayerName
+from edgewam.quantize.record import Progress, Recording
+
+_INT8 = FORMATS["int8_weights"]
+_DAMPING = 0.01  # of the mean diagonal of the inputs' second moments, GPTQ's own; needed where a stage saw few rows
+
+
+def round_weights(
+    stages: Mapping[str, Stage], layers: Iterable[LayerName], recording: Recording, progress: Progress | None = None
+) -> dict[LayerName, tuple[Tensor, Tensor]]:
+    """INT8 codes [out, in] and scales [out] of linear layers, for inputs as they were recorded (no SmoothQuant).
+
+    Args:
+        stages: float32, with modules as functions; they stay as they are.
+        layers: linear layers.
+        recording: what the stages saw.
+        progress: called with (stages done, stages).
+
+    Raises:
+        MissingExtraError: modelopt is not installed.
+        EdgewamError: a stage that the recording never ran.
+    """
+    found: dict[LayerName, tuple[Tensor, Tensor]] = {}
+    paths: dict[str, list[str]] = {}
+    for stage, path in layers:
+        paths.setdefault(stage, []).append(path)
+    for done, (stage, names) in enumerate(paths.items()):
+        if not recording.calls.get(stage):
+            raise EdgewamError(f"Calibration never ran the stage {stage}, so it cannot round its weights.")
+        function = stages[stage].function
+        assert isinstance(function, nn.Module)
+        module = _gptq(copy.deepcopy(function), names, recording.calls[stage])
+        for path in names:
+            scale = weight_scales(function.get_submodule(path).weight.detach().float(), None, None, _INT8)
+            found[stage, path] = encode(module.get_submodule(path).weight.detach().float(), scale[:, None], _INT8), scale
+        if progress:
+            progress(done + 1, len(paths))
+    return found
+
+
+def _gptq(module: nn.Module, paths: list[str], calls: Any) -> nn.Module:
+    rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
+    rules += [{"quantizer_name": f"{path}.weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}} for path in paths]
+
+    def loop(model: nn.Module) -> None:
+        for inputs in calls:
+            model(*inputs)
+
+    quantization = modelopt_quantization()
+    with quietly(), torch.no_grad():
+        quantization.quantize(module, {"quant_cfg": rules, "algorithm": {"method": "gptq", "perc_damp": _DAMPING}}, loop)
+    return module
