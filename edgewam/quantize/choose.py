@@ -126,7 +126,7 @@ def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Ch
     """A format for every layer, such that the predicted error of all together stays within the budget."""
     total_bytes = sum(f.float_bytes for f in facts)
     total_ms = sum(f.float_ms * f.calls for f in facts)
-    chosen = {fact.name: _best(fact, total_ms, total_bytes) for fact in facts}
+    chosen = {fact.name: _best(fact, total_bytes) for fact in facts}
 
     def worth(fact: LayerFacts) -> float:
         return _worth(fact, chosen[fact.name].format, total_ms, total_bytes)
@@ -138,7 +138,7 @@ def choose(facts: Sequence[LayerFacts], budget: float = ERROR_BUDGET) -> list[Ch
     while integer and math.sqrt(sum(error(f) ** 2 for f in integer)) > budget:
         worst = max(integer, key=lambda f: error(f) ** 2 / max(worth(f), 1e-9))
         kind = min(worst.errors, key=lambda k: worst.errors[k])
-        if worst.errors[kind] < _MORE_ACCURATE * error(worst) and _worth(worst, kind, total_ms, total_bytes) > 0:
+        if worst.errors[kind] < _MORE_ACCURATE * error(worst) and _is_worth_its_time(worst, kind, total_bytes):
             ratio = worst.float_ms / worst.times_ms[kind]
             reason = f"{ratio:.2f}x as fast, error {worst.errors[kind]:.4f} instead of the faster format's {error(worst):.4f}"
             chosen[worst.name] = Choice(worst.name, kind, reason)
@@ -180,11 +180,18 @@ def to_json(fact: LayerFacts, choice: Choice, total_ms: float) -> dict[str, Any]
 
 
 def _worth(fact: LayerFacts, kind: str, total_ms: float, total_bytes: int) -> float:
-    """Share of the time that a format saves, negative where it costs time, plus share of the bytes."""
-    return fact.saved_ms(kind) / total_ms + (fact.float_bytes - fact.packed_bytes[kind]) / total_bytes
+    """Share of the time plus share of the bytes that a format saves.
+
+    Time lost does not count against bytes: near their balance a few microseconds of noise would decide.
+    """
+    return max(fact.saved_ms(kind), 0.0) / total_ms + (fact.float_bytes - fact.packed_bytes[kind]) / total_bytes
 
 
-def _best(fact: LayerFacts, total_ms: float, total_bytes: int) -> Choice:
+def _is_worth_its_time(fact: LayerFacts, kind: str, total_bytes: int) -> bool:
+    return fact.times_ms[kind] < fact.float_ms or fact.float_bytes >= _WEIGHTS_MATTER * total_bytes
+
+
+def _best(fact: LayerFacts, total_bytes: int) -> Choice:
     if fact.blocked or not fact.errors:
         return Choice(fact.name, NONE, fact.blocked or "no format fits")
     fastest = min(fact.times_ms[kind] for kind in fact.errors)
@@ -197,10 +204,6 @@ def _best(fact: LayerFacts, total_ms: float, total_bytes: int) -> Choice:
     if ratio > 1:
         return Choice(fact.name, kind, f"{ratio:.2f}x as fast, error {error:.4f}{others}")
     share = fact.float_bytes / total_bytes
-    if share >= _WEIGHTS_MATTER and (worthy := [k for k in fact.errors if _worth(fact, k, total_ms, total_bytes) > 0]):
-        kind = min(worthy, key=lambda k: fact.errors[k])
-        return Choice(
-            fact.name, kind, f"no faster ({fact.float_ms / fact.times_ms[kind]:.2f}x) but {share:.1%} of the bytes, error "
-            f"{fact.errors[kind]:.4f}",
-        )  # fmt: skip
+    if _is_worth_its_time(fact, kind, total_bytes):
+        return Choice(fact.name, kind, f"no faster ({ratio:.2f}x) but {share:.1%} of the bytes, error {error:.4f}{others}")
     return Choice(fact.name, NONE, f"no faster ({ratio:.2f}x) and only {share:.1%} of the bytes")

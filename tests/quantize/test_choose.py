@@ -50,7 +50,7 @@ def test_beyond_the_budget_a_more_exact_format_is_tried_before_float32():
     facts = [fact("loud", 0.02, ms=0.7, other=(0.06, 0.5)), fact("fine", 0.02)]
     assert formats(facts, budget=0.08) == {"loud": "int8_dynamic", "fine": "int8"}
     assert formats(facts, budget=0.03) == {"loud": "int8", "fine": "int8"}
-    slow = [fact("loud", 0.02, ms=2.0, other=(0.06, 0.5)), fact("fine", 0.02)]  # its bytes are not worth its time
+    slow = [fact("loud", 0.02, ms=1.7, other=(0.06, 0.5), size=100), fact("fine", 0.02)]
     assert formats(slow, budget=0.03) == {"loud": "none", "fine": "int8"}
 
 
