@@ -19,7 +19,7 @@ from edgewam.quantize.plan import PrecisionPlan, Rule
 
 ERROR_BUDGET = 0.08  # excess error ratio of all layers together at the median frame; the gate is at 0.10, and frames differ
 WORST_BUDGET = 0.4  # and at the 99th percentile of frames, whose gate is at 0.5
-ROUNDS = 4  # of choosing and measuring
+ROUNDS = 8  # of choosing and, where the choice is a new one, measuring
 _NO_ERROR = 1e-3  # of what is allowed: a budget must not grow without end
 _MARGIN = 0.95  # of the budget that would just be used up, in the next round
 _EQUAL_TIME = 1.05  # formats within 5 % of the fastest are equally fast: timings are no better than that
@@ -86,18 +86,25 @@ def search(
     """
     budget = ERROR_BUDGET
     best: tuple[list[Choice], Measured] | None = None
-    last: list[str] = []
+    seen: dict[tuple[str, ...], Measured] = {}
+    fits, exceeds = 0.0, math.inf  # the largest budget that was seen to fit, the smallest that was not
     for turn in range(ROUNDS):
         choices = choose(facts, budget)
-        if (formats := [choice.format for choice in choices]) == last:
-            break  # another budget changes nothing any more
-        last = formats
-        on_round(turn)
-        total = measure(choices)
+        formats = tuple(choice.format for choice in choices)
+        if formats not in seen:
+            on_round(turn)
+            seen[formats] = measure(choices)
+        total = seen[formats]
         if best is None or _is_better(choices, total, *best, facts):
             best = choices, total
-        # frames differ, and single errors add up to less or more than predicted
-        budget *= _MARGIN / max(_use(total), _NO_ERROR)
+        if _use(total) > 1:
+            exceeds = min(exceeds, budget)
+        else:
+            fits = max(fits, budget)
+        if 0 < fits < exceeds < math.inf:
+            budget = math.sqrt(fits * exceeds)
+        else:  # frames differ, and single errors add up to less or more than predicted
+            budget *= _MARGIN / max(_use(total), _NO_ERROR)
     on_round(ROUNDS)
     assert best is not None, "there is at least one round"
     if _use(best[1]) > 1:
