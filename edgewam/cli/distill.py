@@ -18,7 +18,7 @@ def command(
     dataset: Annotated[Path, typer.Argument(help="Dataset that gives the situations; its actions are not used.")],
     out: Annotated[Path, typer.Argument(help="Student directory to write; the running state is OUT.training.")],
     method: Annotated[str, typer.Option(help="Distiller plugin.")] = "ode",
-    init_from: Annotated[Path | None, typer.Option(help="Sharpen this student: lower rate, half of the batches focused.")] = None,
+    init_from: Annotated[Path | None, typer.Option(help="Start from this student; but for --released, sharpen it.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
     batches: Annotated[

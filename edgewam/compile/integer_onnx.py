@@ -9,7 +9,7 @@ What ONNX Runtime's CPU provider fuses, measured on its optimised graph (1.31, A
 * `int8_weights`: DQ of the constant codes in front of the Gemm.  ONNX Runtime keeps it and makes float32 weights in every call:
   four times less memory, and slower than float32 (16 rows of a 128 x 512 layer: 35 against 22 us on two EPYC cores).
 * Activations are uint8 with zero point 128, which is int8 with zero point 0: int8 convolutions ran at the speed of float32.
-* MatMulNBits was slower than float32 at 16 to 120 rows, with float32 activations seven times.
+* MatMulNBits was slower than float32 at 16 to 120 rows, with float32 activations four to eight times.
 """
 
 from __future__ import annotations

@@ -37,7 +37,9 @@ FORMATS = {
     for f in (
         Format("int8", torch.int8, 127.0, True, True, "INT8 weights and activations, static scales, SmoothQuant"),
         Format("int8_dynamic", torch.int8, 127.0, False, False, "INT8 weights; activation scale from each call's own range"),
-        Format("int8_weights", torch.int8, 127.0, False, False, "INT8 weights; float32 activations and products", False),
+        Format(
+            "int8_weights", torch.int8, 127.0, False, False, "INT8 weights; float32 activations and products", rounds_inputs=False
+        ),
         Format("fp8", torch.float8_e4m3fn, 448.0, True, False, "FP8 E4M3 weights and activations, static scales"),
     )
 }

@@ -1,7 +1,7 @@
 """GPTQ with NVIDIA's modelopt: each weight is rounded so that later columns make up for the error of earlier ones.
 
-The scales stay those of `weight_scales`; only which neighbouring code a weight gets changes, by what the layer's inputs have
-in common (Frantar et al. 2023).  It halved the action error of INT8 weights here (benchmarks/NOTES.md).
+The scales stay those of `weight_scales`; only the codes change, by what the layer's inputs have in common (Frantar et al. 2023).
+It halved the action error of INT8 weights here (benchmarks/NOTES.md).
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Ca
         free = [kind.name for kind in FORMATS.values() if not kind.calibrated]
         tried |= {(name, kind): Scales(kind) for name in linear for kind in free}
     # what SmoothQuant scales has other weights, so only the formats without calibration are rounded with GPTQ
-    to_round = {name: None for name, kind in tried if not FORMATS[kind].calibrated}
+    to_round = dict.fromkeys(name for name, kind in tried if not FORMATS[kind].calibrated)
     rounded = round_weights(stages, to_round, recording, lambda done, total: say("rounding weights", done, total))
     return {
         (name, kind): quantized(plan.layers[name], found, *(() if FORMATS[kind].calibrated else rounded[name]))

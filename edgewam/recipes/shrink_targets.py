@@ -27,7 +27,7 @@ TARGETS = {
     target.name: target
     for target in (
         Target("cpu", "onnxruntime", None, "ONNX Runtime on the processor, float32"),
-        Target("cpu-int8", "onnxruntime", "auto", "ONNX Runtime on the processor, INT8 where it is faster and harmless"),
+        Target("cpu-int8", "onnxruntime", "auto", "ONNX Runtime on the processor, INT8 where harmless, and faster or smaller"),
         Target("torch", "eager", None, "PyTorch as it is, float32: to check a policy where ONNX Runtime is missing"),
     )
 }

@@ -66,7 +66,8 @@ def small_cpu(work: Path) -> Recipe:
     sharpening = replace(
         distillation,
         init_from=student,
-        trajectories=TrajectoryPlan(num_batches=1024, focused=512, num_steps=10, captured=(0, 1, 10)),
+        trajectories=replace(distillation.trajectories, num_batches=1024, focused=512, captured=(0, 1, 10)),
+        shift=None,  # it keeps the schedule that it was taught
         lr=1e-4,
         loop=replace(distillation.loop, minutes=30.0, ema_decay=0.995),
     )

@@ -145,17 +145,18 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
     plan = replace(PLAN, focused=3)
     whole = build_trajectories(tmp_path / "whole", teacher.model, source, identity, plan)
     stopped = tmp_path / "stopped"
+    seen: list[int] = []
     for stop_at in (2, 4):  # among the even batches, among the focused
 
         def stop(done: int, total: int, left: float, stop_at: int = stop_at) -> None:
+            seen.append(done)
             if done == stop_at:
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
             build_trajectories(stopped, teacher.model, source, identity, plan, stop)
-    seen: list[int] = []
     cache = build_trajectories(stopped, teacher.model, source, identity, plan, lambda done, total, left: seen.append(done))
-    assert seen == [5, 6]
+    assert seen == [1, 2, 3, 4, 5, 6]
     assert np.array_equal(cache.states, whole.states)
     assert np.array_equal(cache.states[:3], task.cache.states[:3])
     with pytest.raises(ArtifactError, match="another teacher"):

@@ -13,6 +13,7 @@ from edgewam.quantize.weight_rounding import round_weights
 from tests.quantize.toy import toy_recording, toy_stages
 
 NAMES = [("net", "up"), ("net", "down")]
+FARTHEST = 8  # codes of 127 that a weight may move to make up for others; plain rounding is 0 by definition
 NEARER = 0.6  # error of the products, GPTQ over plain rounding; 0.3 here, where the inputs share most of their variance
 
 
@@ -53,7 +54,7 @@ def test_the_codes_are_int8_of_the_usual_scales_and_near_the_weights() -> None:
         kind = FORMATS["int8_weights"]
         assert codes.dtype == torch.int8 and torch.equal(scale, weight_scales(weight, None, None, kind))
         moved = (codes.int() - encode(weight, scale[:, None], kind).int()).abs()
-        assert 0 < moved.float().mean() < 1 and moved.max() <= 8
+        assert 0 < moved.float().mean() < 1 and moved.max() <= FARTHEST
 
 
 def test_rounding_leaves_the_policy_alone_and_needs_what_the_stage_saw() -> None:
