@@ -52,6 +52,8 @@ def session_options(options: EngineOptions) -> Any:
     settings.add_session_config_entry("session.intra_op.allow_spinning", "1" if options.spinning else "0")
     # several stages share two cores: the workers of one must not spin while another runs
     settings.add_session_config_entry("session.force_spinning_stop", "1")
+    # it turns the float32 tensors between integer convolutions, which turn their 8-bit ones themselves at a quarter of the bytes
+    settings.add_session_config_entry("optimization.disable_specified_optimizers", "NhwcTransformer")
     # without this, weight-only int8 graphs silently get int8 activations
     settings.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if _sums_saturate():
