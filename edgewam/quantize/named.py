@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 
 from torch import nn
 
@@ -16,20 +15,26 @@ NAMED = ("int8", "fp8", "auto")
 # Robot states and actions, first pixels: a projection from or to so few numbers costs nothing and everything passes through it.
 NARROW = 32
 _NARROW_CHANNELS = 8
+_NARROW_REASON = "narrow: nothing to gain and sensitive"
+_UNSTEADY_REASON = "calibration sees too little of this stage"
 _CONVOLUTIONS = "convolutions: only worth it where it was measured, see auto"
 
 
 def candidates(layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
-    """What `auto` tries: `int8` with its convolutions, but for the first and last narrow ones."""
-    base = named_plan("int8", layers, unsteady)
-    rules = tuple(rule for rule in base.rules if rule.reason != _CONVOLUTIONS or rule.stage in unsteady)
-    stages = [
-        stage
-        for stage in dict.fromkeys(stage for stage, _ in layers)
-        if not any(r.stage == stage and r.layer == "*" for r in rules)
-    ]
-    wide = {stage for (stage, _), layer in layers.items() if not is_narrow(layer)}
-    return replace(base, rules=(*rules, *(Rule(stage, "*", "int8") for stage in stages if stage in wide)))
+    """What `auto` tries first: all but narrow layers, convolutions with static activations where calibration sees enough.
+
+    Static linear layers are not tried: on ONNX Runtime they are no faster than dynamic ones and mostly less exact
+    (benchmarks/NOTES.md).
+    """
+
+    def rule(key: LayerName, layer: Layer) -> Rule:
+        if is_narrow(layer):
+            return Rule(*key, NONE, _NARROW_REASON)
+        if not isinstance(layer, nn.Conv2d):
+            return Rule(*key, "int8_dynamic")
+        return Rule(*key, NONE, _UNSTEADY_REASON) if key[0] in unsteady else Rule(*key, "int8")
+
+    return PrecisionPlan("auto", "onnxruntime", tuple(rule(key, layer) for key, layer in layers.items()))
 
 
 def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
@@ -48,7 +53,7 @@ def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collectio
     """
     if name not in ("int8", "fp8"):
         raise ContractError(f"There is no plan '{name}'. Named plans: {', '.join(NAMED)}; or give the path of a plan file.")
-    rules = [Rule(*key, NONE, "narrow: nothing to gain and sensitive") for key, layer in layers.items() if is_narrow(layer)]
+    rules = [Rule(*key, NONE, _NARROW_REASON) for key, layer in layers.items() if is_narrow(layer)]
     for stage in dict.fromkeys(stage for stage, _ in layers):
         own = [layer for (s, _), layer in layers.items() if s == stage and not is_narrow(layer)]
         if not own:
@@ -61,7 +66,7 @@ def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collectio
         if name == "fp8":
             rules.append(Rule(stage, "*", "fp8"))
         elif stage in unsteady:
-            rules.append(Rule(stage, "*", "int8_dynamic", "calibration sees too little of this stage"))
+            rules.append(Rule(stage, "*", "int8_dynamic", _UNSTEADY_REASON))
         else:
             rules.append(Rule(stage, "*", "int8"))
     return PrecisionPlan(name, "onnxruntime" if name == "int8" else "eager", tuple(rules))

@@ -86,7 +86,11 @@ def test_named_plans_fit_the_layers_they_are_made_for(layers):
     int8 = named_plan("int8", layers).resolve(layers)
     assert {path: rule.format for (_, path), rule in int8.items()} == {"conv": "none", "up": "int8", "down": "int8"}
     auto = candidates(layers).resolve(layers)
-    assert {path: rule.format for (_, path), rule in auto.items()} == {"conv": "int8", "up": "int8", "down": "int8"}
+    assert {path: rule.format for (_, path), rule in auto.items()} == {
+        "conv": "int8",
+        "up": "int8_dynamic",
+        "down": "int8_dynamic",
+    }
     fp8 = named_plan("fp8", layers).resolve(layers)
     assert {path: rule.format for (_, path), rule in fp8.items()} == {"conv": "none", "up": "fp8", "down": "fp8"}
 
