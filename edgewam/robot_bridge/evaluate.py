@@ -92,7 +92,8 @@ def evaluate(
         settings: ticks per episode and per chunk, declared latency; by default an episode is as long as the task wants it.
         prompt: instruction; by default the task's.
         ablate: parts to do without: 'images' (black), or what the policy offers, such as 'memory' and 'router'.
-        identity: what the policy really is, such as the digest of its bundle; a results file of another one is refused.
+        identity: what the policy really is, such as the digest of its bundle; a results file of another one is refused.  An
+            argument of the same name may differ, such as the bundle's path.
         results: JSONL file to add to; without it nothing is kept.
         workers: processes; each computes with one thread.
         on_episode: called with each new episode, the number done and the number asked for.
@@ -114,8 +115,9 @@ def evaluate(
         "settings": asdict(settings or LockstepSettings(max_ticks=spec.episode_ticks)),
         "ablate": list(ablate),
     }
+    kept = config | {"policy": {"factory": policy_factory, "args": {**policy_args, **(identity or {})}}}
     with contextlib.ExitStack() as stack:
-        file = stack.enter_context(ResultsFile(results, config)) if results is not None else None
+        file = stack.enter_context(ResultsFile(results, kept)) if results is not None else None
         episodes = dict(file.episodes) if file else {}
         todo = [seed for seed in seeds if seed not in episodes]
         began, ticks = time.monotonic(), 0

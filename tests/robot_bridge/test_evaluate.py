@@ -102,6 +102,15 @@ def test_results_of_something_else_are_never_mixed_in(tmp_path):
         judged(range(2), results=path, identity={"bundle": "aa"}, settings=LockstepSettings(max_ticks=61))
 
 
+def test_results_go_on_where_the_same_policy_lies_elsewhere(tmp_path):
+    path = tmp_path / "results.jsonl"
+    first = judged(range(1), results=path, args={"speed": 0.04}, identity={"speed": "aa"})
+    both = judged(range(2), results=path, args={"speed": 0.05}, identity={"speed": "aa"})
+    assert both.episodes[0] == first.episodes[0] and len(both.episodes) == 2
+    with pytest.raises(EdgewamError, match="policy"):
+        judged(range(2), results=path, args={"speed": 0.04, "offset": 1}, identity={"speed": "aa"})
+
+
 def test_two_evaluations_cannot_write_one_file(tmp_path):
     path = tmp_path / "results.jsonl"
     with ResultsFile(path, {"a": 1}), pytest.raises(EdgewamError, match="Another evaluation"):
