@@ -57,11 +57,11 @@ def command(
         _remove(out / name, out / f"{name}.training")
     _remove(out / "results")
     (out / "results").mkdir()
-    step("collect", "a slice: 3 demonstrations of 400", dataset, "--episodes", "3", "--first-seed", "900001")
+    step("collect", "a slice: 3 demonstrations", dataset, "--episodes", "3", "--first-seed", "900001")
     step("train", "a slice, from the shipped teacher", dataset, out / "policy", "--init-from", teacher, *slice_)
     step(
         "distill", "a slice, from the shipped student", teacher, dataset, out / "student_slice",
-        "--init-from", student, "--released", "--batches", "2", *slice_,
+        "--init-from", student, "--batches", "2", *slice_,
     )  # fmt: skip
     step("compile", "the shipped student, in full", student, bundle)
     step("validate", "the bundle against the eager student", bundle, student, dataset)

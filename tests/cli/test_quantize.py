@@ -12,8 +12,8 @@ from tests.cli.command import here
 
 # One stage, so that a test takes seconds; both formats, so that both kinds of kernels are met.
 RULES = [
-    {"stage": "denoise", "layer": "ffn.*.down", "format": "int8", "reason": "static"},
-    {"stage": "denoise", "layer": "qkv.*", "format": "int8_dynamic", "reason": "dynamic"},
+    {"stage": "denoise", "layer": "qkv.*", "format": "int8", "reason": "static"},
+    {"stage": "denoise", "layer": "ffn.*.down", "format": "int8_dynamic", "reason": "dynamic"},
 ]
 NUM_LAYERS = 8  # four blocks, two layers each
 QUICK = ("--episodes", 1, "--frames", 2, "--threads", 1)
