@@ -150,8 +150,8 @@ def _film(episode: Any) -> dict[str, Any]:
 
 def _latency(bundle: Bundle, references: dict[str, Path], settings: ReportSettings) -> tuple[dict[str, Any], Bundle | None]:
     """The section, and the eager partner with the same weights where there is one."""
-    from edgewam.recipes.report_actions import eager_partner
     from edgewam.recipes.report_latency import measure_latency
+    from edgewam.recipes.validation import eager_partner
 
     own = next((name for name in references if name != "teacher"), None)
     reason, eager = "", None
@@ -171,7 +171,8 @@ def _latency(bundle: Bundle, references: dict[str, Path], settings: ReportSettin
 def _parity(
     bundle: Bundle, eager: Bundle | None, references: dict[str, Path], episode: Any, settings: ReportSettings
 ) -> dict[str, Any]:
-    from edgewam.recipes.report_actions import compare, eager_partner
+    from edgewam.recipes.report_actions import compare
+    from edgewam.recipes.validation import eager_partner
 
     command = f"edgewam report {settings.bundle} --policy POLICY --dataset DATASET"
     if not references:

@@ -3,39 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from edgewam.core.errors import require
 
 if TYPE_CHECKING:
     from edgewam.compile.frames import Frame
     from edgewam.runtime.bundle import Bundle
 
 NUM_DRAWS = 4  # noises per frame of the error over the chunk
-
-
-def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
-    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
-
-    Raises:
-        MissingExtraError: torch is not installed, as on a robot.
-    """
-    torch = require("torch", extra="train")
-    from edgewam.recipes.deploy import compile_plan
-    from edgewam.runtime.backends.eager import TorchEngine
-    from edgewam.runtime.pipeline import Pipeline
-
-    torch.set_num_threads(threads)
-    plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
-    engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
-    pipeline = Pipeline(plan.programs, plan.stages, engines)
-    return replace(
-        bundle, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
-    )
 
 
 def compare(

@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgewam.core.artifacts import read_manifest
-from edgewam.core.errors import EdgewamError
+from edgewam.core.errors import EdgewamError, require
 
 if TYPE_CHECKING:
     from edgewam.compile.validate import ValidationReport
+    from edgewam.runtime.bundle import Bundle
+
+
+def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
+    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
+
+    Raises:
+        MissingExtraError: torch is not installed, as on a robot.
+    """
+    torch = require("torch", extra="train")
+    from edgewam.recipes.deploy import compile_plan
+    from edgewam.runtime.backends.eager import TorchEngine
+    from edgewam.runtime.pipeline import Pipeline
+
+    torch.set_num_threads(threads)
+    plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
+    pipeline = Pipeline(plan.programs, plan.stages, engines)
+    return replace(
+        bundle, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
+    )
 
 
 def validate_against(
@@ -24,7 +45,7 @@ def validate_against(
 
     Args:
         bundle: what is judged.
-        reference: policy artifact; it is compiled with the eager backend into a temporary directory.
+        reference: policy artifact; it runs eagerly, in memory.
         dataset: where the frames come from.
         num_frames: frames of gate 2.
         prompt: instruction instead of the frames' own.
@@ -33,12 +54,10 @@ def validate_against(
     Raises:
         EdgewamError: the reference is neither of the two; damaged input.
     """
-    from edgewam.compile.compile import compile_bundle
     from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
     from edgewam.compile.frames import dataset_frames
     from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
     from edgewam.data.dataset import Dataset
-    from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.bundle import KIND, Bundle
     from edgewam.runtime.prompts import prompt_names
 
@@ -58,16 +77,16 @@ def validate_against(
                 f"'{bundle}' has no embedding of the prompt '{words}'. It has: {', '.join(map(repr, known))}. "
                 f'Add it with: edgewam prompt add {bundle} "{words}"; or judge with one that it has: --prompt'
             )
-    with tempfile.TemporaryDirectory(prefix="edgewam-reference-") as temporary:
-        steps = manifest.config["num_action_steps"] if is_engine else None
-        eager = compile_bundle(compile_plan(reference, "eager", steps, threads=threads), Path(temporary) / "reference")
-        return validate(
-            Bundle.open(bundle, threads=threads),
-            Bundle.open(eager, threads=threads),
-            stages=is_engine,
-            frames=frames,
-            prompt=prompt,
-            limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
-            tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
-            on_frames=is_quantized,
-        )
+    opened = Bundle.open(bundle, threads=threads)
+    steps = manifest.config["num_action_steps"] if is_engine else None
+    report = validate(
+        opened,
+        eager_partner(opened, reference, steps, threads),
+        stages=is_engine,
+        frames=frames,
+        prompt=prompt,
+        limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
+        tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+        on_frames=is_quantized,
+    )
+    return replace(report, reference=origin.digest)

@@ -40,6 +40,7 @@ def absent(tmp_path):
 
 MISSING = [
     ("profile {bundle} -n 1", "onnxruntime", "onnx"),
+    ("profile {bundle} --against {bundle} -n 1", "torch", "train"),
     ("run {bundle} --seconds 1", "onnxruntime", "onnx"),
     ("run {bundle} --seconds 1", "mujoco", "sim"),
     ("evaluate {bundle} --seeds 1", "mujoco", "sim"),

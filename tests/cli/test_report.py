@@ -134,8 +134,9 @@ def perturbed(shipped, tmp_path_factory) -> Path:
 def test_a_perturbed_student_fails_the_gates_and_changes_the_page(made, perturbed, shipped):
     from edgewam.compile.frames import Frame
     from edgewam.profiles.html.page import page
-    from edgewam.recipes.report_actions import compare, eager_partner
+    from edgewam.recipes.report_actions import compare
     from edgewam.recipes.report_episode import play
+    from edgewam.recipes.validation import eager_partner
     from edgewam.runtime.bundle import Bundle
 
     out, _ = made

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from edgewam.compile.compile import compile_bundle
 from edgewam.core.artifacts import read_manifest
 from tests.cli.command import apart, here, leftovers, started
 from tests.cli.conftest import EPISODES, FIRST_SEED
+from tests.compile.toy import toy_plan
 
 TINY = Path(__file__).resolve().parents[1] / "golden/aha_wam/checkpoint_ahawam.pt"
 
@@ -159,6 +161,19 @@ def test_an_evaluation_goes_on_from_its_results_and_compares(dataset, tmp_path):
     assert compared.code == 1, "three pairs cannot show non-inferiority"
     assert compared.json["n"] == 3 and compared.json["difference"] == 0
     assert "NOT shown to be non-inferior" in compared.err
+
+
+def test_two_bundles_of_one_policy_are_timed_in_turns(shipped, tmp_path):
+    bundle = shipped / "bundle"
+    done = here("profile", bundle, "--against", bundle, "-n", 10, "--warmup", 1, "--threads", 1, "--json").ok()
+    measured = {row["what"]: row for row in done.json["measured"]}
+    assert {"L_chunk", "L_prefill", "act denoise", "plan planner"} <= measured.keys()
+    for row in measured.values():
+        assert row["times_as_fast"] == pytest.approx(row["against"]["p50_ms"] / row["bundle"]["p50_ms"])
+    assert measured["L_chunk"]["bundle"]["n"] == 10 and done.json["contract"]["steps"] == 2
+    other = compile_bundle(toy_plan(), tmp_path / "toy")
+    refused = here("profile", bundle, "--against", other, "-n", 10, "--threads", 1)
+    assert refused.code == 1 and "other programs" in refused.err and "same policy" in refused.err
 
 
 def test_a_run_counts_its_ticks(dataset):
