@@ -19,18 +19,18 @@ import typer
 from edgewam.cli._output import Json, emit, say, table
 from edgewam.cli._shipped import shipped
 
-TRAIN_MINUTES = 0.15  # a slice: enough to see the loss, not to learn from it
+TRAIN_MINUTES = 0.1  # a slice: enough to see the loss, not to learn from it
 
 
 def command(
     out: Annotated[Path, typer.Option(help="Working directory; what is there from an earlier demo is replaced.")] = Path(
         "outputs/demo"
     ),
-    seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 20.0,
+    seconds: Annotated[float, typer.Option(help="Length of the real-time run.")] = 15.0,
     seeds: Annotated[int, typer.Option(help="Episodes of the closed-loop evaluation.")] = 10,
     as_json: Json = False,
 ) -> None:
-    """Walk the road from demonstrations to the report (about four minutes on two cores)."""
+    """Walk the road from demonstrations to the report (four to five minutes on two cores)."""
     from edgewam.core.artifacts import read_manifest, write_json
 
     began = time.monotonic()
@@ -70,7 +70,7 @@ def command(
         "--episodes", "3", "--frames", "16",
     )  # fmt: skip
     step("compile", "the INT8 student", int8, out / "bundle_int8", key="compile_int8")
-    profile = step("profile", "where the time goes", bundle)
+    profile = step("profile", "where the time goes", bundle, "-n", "100")
     both = ("--against", bundle, "-n", "60")
     beside = step("profile", "INT8 and float32 in turns", out / "bundle_int8", *both, key="profile_int8")
     judged = step("evaluate", "closed loop in lockstep", bundle, "--seeds", str(seeds), "--first-seed", "1000")
