@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -144,7 +144,7 @@ def quantize_policy(
         c.name: candidates[c.name, c.format] for c in choices if c.format != "none"
     }
     total_ms = sum(fact.float_ms * fact.calls for fact in facts)
-    precision = replace(plan.precision, name=plan.name)
+    precision = plan.precision
     if plan.name == "auto":
         from edgewam.quantize.choose import auto_plan
 

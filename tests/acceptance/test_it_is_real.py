@@ -149,6 +149,12 @@ def test_every_shipped_part_names_the_part_it_was_made_from():
     assert quantized.parents["policy"] == student.digest and quantized.kind == "quantized"
 
 
+def test_every_trained_part_names_its_dataset_and_the_student_was_not_taught_on_the_teacher_s():
+    datasets = [read_manifest(SMALL / part).parents["dataset"] for part in ("vae", "teacher", "student")]
+    assert all(len(digest) == 64 for digest in datasets)
+    assert datasets[2] != datasets[1]  # but on episodes that an earlier student played
+
+
 @pytest.mark.parametrize(("directory", "limit"), [(SMALL, 32), (Path(__file__).parents[1] / "golden", 16)])
 def test_what_ships_stays_small(directory, limit):
     size = sum(file.stat().st_size for file in directory.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
