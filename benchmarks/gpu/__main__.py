@@ -19,7 +19,7 @@ from benchmarks.gpu.floors import measured_device
 from benchmarks.gpu.jobs import Job, find_jobs
 from benchmarks.gpu.runner import Outcome, run_jobs
 from benchmarks.gpu.summary import summary
-from benchmarks.results import RESULTS, collect, output_folder, recorded, slug
+from benchmarks.results import RESULTS, bundle_path, collect, output_folder, recorded, slug
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_gpu, read_machine
 from edgewam.profiles.report import table
@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs only")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for the whole call (default {BUDGET_S:.0f})")
     parser.add_argument("--data", type=Path, help="packed dataset for the training job (see benchmarks.gpu.pack_dataset)")
-    parser.add_argument("--out", type=Path, help="folder for results (default: $OUT, else benchmarks/results/<device>)")
+    parser.add_argument("--out", type=Path, help="folder for results (default: benchmarks/results/<device>, and $OUT/records.json)")
     parser.add_argument("--smoke", action="store_true", help="toy sizes on the processor")
     parser.add_argument("--collect", type=Path, metavar="DIR", help="copy results of a lent machine here")
     return parser
@@ -70,9 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
         print(f"Device: {gpu}" if gpu else "No GPU here: nothing can be run, only listed and planned (or tried with --smoke).")
         return 0
     _refuse_without_gpu(gpu)
-    outcomes = run_jobs(jobs, "cuda", gpu, folder, known, arguments.budget_s)
+    outcomes = run_jobs(jobs, "cuda", gpu, folder, known, arguments.budget_s, bundle=bundle_path())
     print(summary(outcomes, measured_device(gpu, [folder, *known])))
-    print(f"Results in {folder}")
+    print(f"Results in {bundle_path() or folder}")
     return _status(outcomes)
 
 
@@ -105,7 +105,7 @@ def _plan(jobs: Sequence[Job], folders: list[Path], arguments: argparse.Namespac
         record = recorded(job.name, job.key(), folders)
         if record:
             state = f"recorded {record.started_utc} on {record.device}"
-        elif job.needs_data and "data" not in job.params:
+        elif job.data == "required" and "data" not in job.params:
             state = "needs --data"
         elif left < job.expected_s:
             state = "next call (budget)"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.results import ROOT, Section
 from edgewam.core.artifacts import file_digest
@@ -25,10 +25,12 @@ _COMMON = ("benchmarks/gpu/gpu_clock.py", "edgewam/profiles/measure.py")
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: `module.run` in a process of its own, at most `limit_s` seconds.
+    """One measurement: `module.run`, at most `limit_s` seconds.
 
-    params set its size on the GPU, smoke the few that make it a matter of a second on a processor.  `expected_s` is the time
-    it should take; the budget must still hold it for the job to start.
+    params set its size on the GPU, smoke the few that make it a matter of seconds on a processor.  `expected_s` is the time
+    it should take; the budget must still hold it for the job to start.  data: whether it takes the file of `--data`.
+    process: jobs after one another that name the same one share it, so that what the first builds (weights, compiled stages)
+    serves all; without a name a job has a process of its own.
     """
 
     name: str
@@ -39,15 +41,16 @@ class Job:
     sources: tuple[str, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
-    needs_data: bool = False
+    data: Literal["none", "optional", "required"] = "none"
+    process: str = ""
 
     def small(self) -> Job:
         """The same code path at a size for a processor: what CI runs, so that no GPU minute is lost to a typo."""
-        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, needs_data=False)
+        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, data="none")
 
     def with_data(self, path: Path) -> Job:
         """The job on a carried data file; the file's digest is part of the key.  Jobs that need none stay as they are."""
-        if not self.needs_data:
+        if self.data == "none":
             return self
         if not path.is_file():
             raise EdgewamError(f"There is no data file '{path}'. Make it with: python3 -m benchmarks.gpu.pack_dataset --help")
@@ -134,7 +137,7 @@ JOBS = (
         {"runs": [[32, 200], [256, 100]], "warmup": 20},
         {"runs": [[2, 3]], "warmup": 1, "synthetic": {"episodes": 1, "length": 60, "cell": [48, 4, 6]},
          "model": {"num_layers": 1, "image_height": 64, "image_width": 96}},
-        needs_data=True,
+        data="required",
     ),
 )  # fmt: skip
 
