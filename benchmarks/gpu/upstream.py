@@ -41,7 +41,7 @@ class UpstreamEager:
 
     def __init__(self, model: AhaWam, vae: WanVae) -> None:
         self.model = model
-        self.vae = _three_dimensional(vae)
+        self.vae = three_dimensional(vae)
         self.dtype = model.proprio_encoder.weight.dtype
         self.device = model.proprio_encoder.weight.device
         self.memory: list[KeyValue] | None = None
@@ -154,7 +154,7 @@ class UpstreamEager:
             self.memory = [tuple(torch.cat([a, b], 1)[:, -keep:] for a, b in zip(*p, strict=True)) for p in pairs]  # type: ignore[misc]
 
 
-def _three_dimensional(vae: WanVae) -> WanVae:
+def three_dimensional(vae: WanVae) -> WanVae:
     """The VAE with every causal convolution over time even for one frame, where all earlier taps meet padding."""
     for module in vae.modules():
         if isinstance(module, CausalConv3d):
