@@ -151,8 +151,8 @@ def collect(folder: Path) -> list[Path]:
 def _read_all(path: Path) -> list[Record]:
     try:
         data = json.loads(path.read_text())
-        return [Record.from_json(each) for each in (data["records"] if "records" in data else [data])]
-    except (OSError, ValueError, TypeError, EdgewamError) as error:
+        return [Record.from_json(each) for each in data.get("records", [data])]
+    except (OSError, ValueError, TypeError, AttributeError, EdgewamError) as error:
         raise EdgewamError(f"Cannot read result '{path}': {error}") from error
 
 

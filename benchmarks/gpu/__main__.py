@@ -45,8 +45,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="what a run would do now")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs only")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for the whole call (default {BUDGET_S:.0f})")
-    parser.add_argument("--data", type=Path, help="packed file for jobs that take one (benchmarks.gpu.pack_dataset, .packed_frames)")
-    parser.add_argument("--out", type=Path, help="folder for results (default: benchmarks/results/<device>, and $OUT/records.json)")
+    parser.add_argument(
+        "--data", type=Path, help="packed file for jobs that take one (benchmarks.gpu.pack_dataset, .packed_frames)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for results (default: benchmarks/results/<device>, and $OUT/records.json)"
+    )
     parser.add_argument("--smoke", action="store_true", help="toy sizes on the processor")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: at full size, for jobs that can")
     parser.add_argument("--collect", type=Path, metavar="DIR", help="copy results of a lent machine here")

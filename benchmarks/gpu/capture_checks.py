@@ -1,4 +1,4 @@
-"""What a captured program promises: replays allocate nothing, starting one does not wait for the device, and it computes the same.
+"""What a captured program promises: replays allocate nothing, starting one never waits for the device, results are the same.
 
 A broken promise fails the job.  On a processor there are no graphs, and the sections say so.
 """

@@ -200,7 +200,9 @@ class _Ladder:
         inputs, text = self._policy.inputs, self._policy.text
         kept = [t for pair in upstream.context for t in pair]
         weights = torch.nn.ModuleList(self._policy.network)
-        costs = counted(lambda mark: upstream.act(inputs.image, inputs.proprio, text, inputs.noise, CHUNK, 1, mark), weights, kept)
+        costs = counted(
+            lambda mark: upstream.act(inputs.image, inputs.proprio, text, inputs.noise, CHUNK, 1, mark), weights, kept
+        )
         return {name: costs[name] for name in PARTS}
 
     def _check_count(self, costs: dict[str, Cost]) -> None:

@@ -11,6 +11,7 @@ import argparse
 import sys
 import zipfile
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def read_frames(path: Path) -> Frames:
         if int(data["format"]) != FORMAT:
             raise ValueError(f"format {int(data['format'])}, this version reads {FORMAT}")
         steps, bounds = data["steps"], [*data["starts"].tolist(), len(data["steps"])]
-        for start, end in zip(bounds, bounds[1:], strict=False):
+        for start, end in pairwise(bounds):
             np.cumsum(steps[start:end], axis=0, dtype=np.uint8, out=steps[start:end])
         return Frames(steps, data["origin"].tobytes().decode(), real=True)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:

@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benchmarks.gpu.compilers import fast_function
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.random_policy import Inputs, random_inputs, random_policy
 from benchmarks.gpu.upstream import three_dimensional
@@ -32,7 +32,7 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_blocks import pixels_to_channels
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.runtime.backends.eager import TorchEngine
-from edgewam.runtime.backends.inductor import InductorEngine, compiled
+from edgewam.runtime.backends.inductor import InductorEngine
 from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
@@ -101,7 +101,8 @@ class Policy:
     def ours(self) -> _Ours:
         """Our stages with every exact rewrite, and what else is made of the network, which is let go."""
         model, vae = self.network
-        normalizers = [Normalizer(np.zeros(d, np.float32), np.full(d, STD, np.float32)) for d in (self.config.proprio_dim, self.config.action_dim)]  # fmt: skip
+        dims = (self.config.proprio_dim, self.config.action_dim)
+        normalizers = [Normalizer(np.zeros(dim, np.float32), np.full(dim, STD, np.float32)) for dim in dims]
         plain = stages(model, image_encoder(vae), *normalizers)
         image = plain["image_encoder"]
         released = make_stage(image.name, ImageStage(ReleasedImage(vae)), image.inputs, image.outputs, image.cost.rows)
@@ -155,7 +156,8 @@ class Policy:
         noise = self.inputs.noise[0].numpy()
         return {
             "image": self.image, "state": self.inputs.proprio[0].numpy() * np.float32(STD), "noise": noise,
-            "prefix": np.zeros_like(noise), "prefix_mask": np.zeros(config.chunk_size, np.bool_), "chunk_cos": cos, "chunk_sin": sin,
+            "prefix": np.zeros_like(noise), "prefix_mask": np.zeros(config.chunk_size, np.bool_), "chunk_cos": cos,
+            "chunk_sin": sin,
         }  # fmt: skip
 
     def frame_id(self, number: int) -> int:
@@ -182,19 +184,6 @@ class Policy:
             assert stage.function is not None
             self._engines[stage.name] = InductorEngine(stage, fast_function(stage.function, self.compiler, self.device))
         return self._engines[stage.name]
-
-
-def fast_function(function: Callable[..., Any], compiler: str, device: str) -> Callable[..., Any]:
-    """`function(*tensors)` compiled by "inductor", or by a backend of torch.compile that makes no kernels, to try the code."""
-    if compiler == "inductor":
-        return compiled(function, device)
-    traced = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
-
-    def run(*tensors: Tensor) -> Any:
-        with torch.inference_mode():
-            return traced(*tensors)
-
-    return run
 
 
 @functools.lru_cache(maxsize=1)

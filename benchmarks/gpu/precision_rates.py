@@ -24,14 +24,18 @@ def run(job: Job, device: str, emit: Emit) -> None:
     p = job.params
     layers, shapes = p["layers"], [tuple(shape) for shape in p["shapes"]]
     generator = torch.Generator(device).manual_seed(0)
-    weights = [[torch.randn(out, width, device=device, generator=generator).bfloat16() * width**-0.5 for width, out in shapes] for _ in range(layers)]  # fmt: skip
+
+    def draw(width: int, out: int) -> Tensor:
+        return torch.randn(out, width, device=device, generator=generator).bfloat16() * width**-0.5
+
+    weights = [[draw(*shape) for shape in shapes] for _ in range(layers)]
     x = torch.randn(p["rows"], shapes[0][0], device=device, generator=generator).bfloat16()
     num_bytes = sum(w.numel() for layer in weights for w in layer)
     for name, size in (("bf16", 2), ("fp8", 1)):
         chain = _bf16(x, weights) if name == "bf16" else _fp8(x, weights)
         made = gpu_contract(
-            device, engine="torch mm chain, CUDA graph", precision=name, steps=1, shapes={"rows": (p["rows"],), "layers": (layers,)},
-            stages=("products",), host_copies=False, warmup=p["warmup"], n=p["n"], clock="cuda_events",
+            device, engine="torch mm chain, CUDA graph", precision=name, steps=1,
+            shapes={"rows": (p["rows"],), "layers": (layers,)}, stages=("products",), host_copies=False, warmup=p["warmup"], n=p["n"], clock="cuda_events",
             notes=f"products in x out: {', '.join(f'{a}x{b}' for a, b in shapes)}",
         )  # fmt: skip
         try:
@@ -46,7 +50,8 @@ def run(job: Job, device: str, emit: Emit) -> None:
         timing = time_device(capture(chain, device), device, p["n"], p["warmup"])
         floor_ms = size * num_bytes / measured_device(device).bandwidth_gb_s.value / 1e6
         figures = {
-            "floor_ms": floor_ms, "x_floor": timing.p50_ms / floor_ms, "us_per_product": timing.p50_ms * 1e3 / (layers * len(shapes)),
+            "floor_ms": floor_ms, "x_floor": timing.p50_ms / floor_ms,
+            "us_per_product": timing.p50_ms * 1e3 / (layers * len(shapes)),
         }  # fmt: skip
         emit(name, Section(made, figures, {"chain": timing}))
 
@@ -74,7 +79,9 @@ def _fp8(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
         h = x.to(FP8)
         for layer in eight:
             for weight in layer:
-                h = torch._scaled_mm(_fit(h, weight.shape[1]), weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16).to(FP8)
+                h = torch._scaled_mm(_fit(h, weight.shape[1]), weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16).to(
+                    FP8
+                )
         return h.to(torch.bfloat16)
 
     return chain

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import time
 
+from benchmarks.gpu.floors import program_floor
 from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.policy import shared_policy
 from benchmarks.gpu.program_timing import capture, contract, floor_figures
-from benchmarks.gpu.floors import program_floor
 from benchmarks.gpu.rates import measured_device
 from benchmarks.results import Section
 from edgewam.core.program import Call

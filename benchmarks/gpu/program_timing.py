@@ -63,6 +63,7 @@ def stage_alone(stage: Stage, engine: Engine, memory: TorchMemory, n: int, warmu
     call = engine.bind(inputs, outputs)
     if not memory.on_gpu:
         return time_device(call, "cpu", n, warmup)
+    memory.synchronize()
     stream = memory.stream()
     with memory.on(stream):
         call()

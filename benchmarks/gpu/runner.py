@@ -165,7 +165,7 @@ class _Worker:
         return self._process
 
     def _follow(self, process: subprocess.Popen[str], order: str) -> tuple[str, deque[str]]:
-        """Hand over an order and pass its output on; returns ("ok", "failed" or, when the process died, "") and the last lines."""
+        """Hand over an order and pass its output on; returns "ok", "failed" or (the process died) "", and the last lines."""
         last: deque[str] = deque(maxlen=LOG_LINES)
         assert process.stdin is not None and process.stdout is not None
         try:

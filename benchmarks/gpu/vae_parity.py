@@ -1,7 +1,7 @@
 """The paper's Table 10: the image encoder as an engine runs it against the float32 release computation, frame by frame.
 
 The VAE is the trained one that ships with the repository.  Frames are those of the data file (`pack_frames`), which are real,
-or without one smooth random pictures, which say less; the record tells which.  On a processor: `--only vae_parity --device cpu`.
+or without one smooth random pictures, which say less; the record tells which.  It runs on a processor too.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.gpu.compilers import fast_function
 from benchmarks.gpu.gpu_clock import gpu_contract, synchronize
 from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.packed_frames import Frames, read_frames
-from benchmarks.gpu.policy import fast_function
 from benchmarks.results import ROOT, Section
 from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_image import image_encoder
-from edgewam.profiles.measure import Timing, measure
+from edgewam.profiles.measure import measure
 from edgewam.training.weights import load_vae
 
 VAE = ROOT / "edgewam" / "assets" / "small" / "vae"
@@ -43,19 +43,25 @@ def run(job: Job, device: str, emit: Emit) -> None:
             encoder = image_encoder(vae).to(getattr(torch, precision))
             function = encoder if compiler == "eager" else fast_function(encoder, compiler, device)
             found = _compare(_latents(function, pixels, device), reference)
-            sample = torch.from_numpy(pixels[0]).to(device)
-
-            def call(function: Callable[[Tensor], Tensor] = function, sample: Tensor = sample) -> None:
-                function(sample)
-                synchronize(device)
-
-            timing = measure(call, p["n"], 3)
+            timing = measure(_call(function, torch.from_numpy(pixels[0]).to(device), device), p["n"], 3)
             contract = gpu_contract(
                 device, engine=f"2-D image encoder, {compiler}", precision=precision, steps=0,
                 shapes={"image": pixels.shape[1:], "frames": (len(pixels),)}, stages=("image_encoder",), host_copies=False,
                 warmup=3, n=timing.n, clock="wall", notes=f"against float32 in 3-D; frames: {origin}; VAE {manifest.digest[:12]}",
             )  # fmt: skip
-            emit(f"{precision}_{compiler}", Section(contract, found | {"frames": len(pixels), "real": frames.real}, {"encode": timing}))
+            emit(
+                f"{precision}_{compiler}",
+                Section(contract, found | {"frames": len(pixels), "real": frames.real}, {"encode": timing}),
+            )
+
+
+def _call(function: Callable[[Tensor], Tensor], image: Tensor, device: str) -> Callable[[], None]:
+    def call() -> None:
+        with torch.inference_mode():
+            function(image)
+        synchronize(device)
+
+    return call
 
 
 def _released(vae: WanVae) -> Callable[[Tensor], Tensor]:
