@@ -35,7 +35,8 @@ def run(job: Job, device: str, emit: Emit) -> None:
         chain = _bf16(x, weights) if name == "bf16" else _fp8(x, weights)
         made = gpu_contract(
             device, engine="torch mm chain, CUDA graph", precision=name, steps=1,
-            shapes={"rows": (p["rows"],), "layers": (layers,)}, stages=("products",), host_copies=False, warmup=p["warmup"], n=p["n"], clock="cuda_events",
+            shapes={"rows": (p["rows"],), "layers": (layers,)}, stages=("products",), host_copies=False,
+            warmup=p["warmup"], n=p["n"], clock="cuda_events",
             notes=f"products in x out: {', '.join(f'{a}x{b}' for a, b in shapes)}",
         )  # fmt: skip
         try:

@@ -18,7 +18,7 @@ from edgewam.profiles.contract import TimingContract
 from edgewam.profiles.measure import Timing, measure
 from edgewam.profiles.roofline import Roofline
 from edgewam.runtime.engine import Engine
-from edgewam.runtime.memory import Array
+from edgewam.runtime.memory import Array, Memory
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.torch_memory import TorchMemory
 
@@ -33,7 +33,12 @@ def capture(pipeline: Pipeline, program: str, inputs: Mapping[str, Array], one_g
     Raises:
         CaptureError: on a GPU, why it is not possible: then the figure would not be what its name says.
     """
-    return pipeline.capture(program, inputs, one_graph=one_graph) if pipeline.memory.on_gpu else NO_GRAPHS  # type: ignore[attr-defined]
+    return pipeline.capture(program, inputs, one_graph=one_graph) if has_graphs(pipeline.memory) else NO_GRAPHS
+
+
+def has_graphs(memory: Memory) -> bool:
+    """Whether a memory can hold calls as a graph."""
+    return isinstance(memory, TorchMemory) and memory.on_gpu
 
 
 def program_section(
@@ -61,14 +66,14 @@ def stage_alone(stage: Stage, engine: Engine, memory: TorchMemory, n: int, warmu
         if buffer.is_floating_point():
             buffer.normal_()  # zeros run faster than data
     call = engine.bind(inputs, outputs)
-    if not memory.on_gpu:
+    if not has_graphs(memory):
         return time_device(call, "cpu", n, warmup)
     memory.synchronize()
     stream = memory.stream()
     with memory.on(stream):
         call()
         replay = memory.capture([call], stream)
-        return time_device(replay, str(memory.device), n, warmup)
+        return time_device(replay, memory.device.type, n, warmup)
 
 
 def floor_figures(floor: Roofline, wall: Timing) -> dict[str, float | int | str | bool | None]:

@@ -1,6 +1,6 @@
 """Runs jobs in a process of its own and rewrites a job's sections after each one, so that a job cut short keeps them.
 
-Called by the runner: `python -m benchmarks.gpu.worker DEVICE`.  Orders come on stdin, one a line, `{"job": ..., "sections": PATH}`;
+Called by the runner: `python -m benchmarks.gpu.worker DEVICE`.  Orders come on stdin, one a line: {"job": ..., "sections": PATH};
 the end of each is a line `END ok` or `END failed` on stdout.  What one job built stays for the next one of the same process.
 """
 
