@@ -35,7 +35,7 @@ from edgewam.runtime.memory import Array
 # Actions of a rung against the eager ones, RMS over RMS: rounding of another order in bf16, ten times through 30 layers of
 # random weights; a wrong wire gives 1 or more.
 SAME_ACTIONS = {"bfloat16": 0.5, "float32": 1e-3}
-PARTS = ("vae", "observation", "editor", "denoise")
+PARTS = ("vae", "observation", "editor", "words", "denoise")
 
 
 class RungError(RuntimeError):
@@ -161,6 +161,7 @@ class _Ladder:
             "vae": lambda: upstream.encode(image),
             "observation": lambda: upstream.observe(latent),
             "editor": lambda: upstream.model.editor(upstream.context, queries),
+            "words": lambda: upstream.words(policy.text, state),
             "denoise": lambda: upstream.velocity(noise, timesteps, CHUNK, routed, words),
         }
         with torch.no_grad():

@@ -21,6 +21,7 @@ from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.random_policy import Inputs, random_inputs, random_policy
 from benchmarks.gpu.upstream import three_dimensional
 from edgewam.compile.rewrites import rewrite
+from edgewam.core.errors import EdgewamError
 from edgewam.core.observation import Normalizer
 from edgewam.core.program import Programs
 from edgewam.core.rope import axis_rope, frame_rope
@@ -85,6 +86,7 @@ class Policy:
         self.memory = TorchMemory(device)
         self.compile_s: dict[str, float] = {}
         self._engines: dict[str, Engine] = {}
+        self._refused: dict[tuple[bool, tuple[str, ...]], str] = {}
 
     @property
     def network(self) -> tuple[AhaWam, WanVae]:
@@ -129,10 +131,20 @@ class Policy:
     def pipeline(
         self, steps: int, released_image: bool = False, eager: Sequence[str] = (), overlap: bool = False
     ) -> Pipeline:  # fmt: skip
-        """A pipeline whose prompt is set and whose memory is full."""
+        """A pipeline whose prompt is set and whose memory is full.
+
+        Raises:
+            EdgewamError: a stage that cannot be compiled; said again at once for the same stages, since each try takes minutes.
+        """
         start = time.monotonic()
-        table, given = self.ours.programs[steps], self.stages(released_image)
-        pipeline = Pipeline(table, given, self.engines(released_image, eager), self.memory, overlap)
+        table, given, asked = self.ours.programs[steps], self.stages(released_image), (released_image, tuple(eager))
+        if asked in self._refused:
+            raise EdgewamError(self._refused[asked])
+        try:
+            pipeline = Pipeline(table, given, self.engines(released_image, eager), self.memory, overlap)
+        except EdgewamError as error:
+            self._refused[asked] = str(error)
+            raise
         self.compile_s[f"{steps} steps{', released image' * released_image}"] = time.monotonic() - start
         text = self.inputs.text[0].float().cpu().numpy()
         pipeline.run("prompt", prompt_inputs(self.config, text))

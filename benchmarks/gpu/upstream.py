@@ -92,6 +92,7 @@ class UpstreamEager:
         routed = self.model.editor(self.context, queries)
         mark("editor")
         words = self.words(text, state)
+        mark("words")
         x = noise
         for timestep, delta in zip(*table, strict=True):
             x = x + delta * self.velocity(x, timestep[None], chunk, routed, words)
