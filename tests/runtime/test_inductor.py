@@ -16,9 +16,10 @@ from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.runtime.backends import inductor
-from edgewam.runtime.backends.eager import TorchEngine
+from edgewam.runtime.backends.eager import TorchEngine, load_module
 from edgewam.runtime.backends.inductor import InductorEngine, Tuning, compiled
 from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.engine import EngineOptions
 from edgewam.runtime.pipeline import Pipeline
 from tests.compile.toy import toy_plan
 from tests.quantize.toy import toy_stages
@@ -135,6 +136,12 @@ def test_a_quantised_stage_is_refused_because_inductor_would_multiply_in_float32
     layers = {("net", "up"): quantized(find_layers(stages)["net", "up"], Scales("int8_dynamic"))}
     support = build.supports(with_layers(stages, layers)["net"])
     assert not support.ok and "'up' in int8_dynamic" in support.reason and "onnxruntime" in support.reason
+
+
+def test_the_program_it_compiles_lies_on_the_engines_device(tmp_path):
+    stage = toy_stages()["net"]
+    module = load_module(tmp_path, build.build(stage, tmp_path), EngineOptions(threads=1, device="meta"))
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
 
 
 @needs_compiler

@@ -17,6 +17,7 @@ from edgewam.compile.exporting import example_inputs, exporting, quiet
 from edgewam.core.errors import EdgewamError, GateError, require
 from edgewam.core.stage import Stage
 from edgewam.runtime.backends import torch_tensorrt as run
+from edgewam.runtime.backends.eager import move_program
 from edgewam.runtime.engine import EngineOptions, Support
 
 TOLERANCE = 1e-4  # float32 without TF32: sums in another order, and TensorRT may reorder them over whole chains of products
@@ -56,7 +57,7 @@ def build(stage: Stage, directory: Path) -> dict[str, Any]:
     torch = require("torch", extra="train")
     device = torch.device(run.gpu(EngineOptions()))
     with exporting(stage), quiet():
-        program = torch.export.passes.move_to_device_pass(eager.export_program(stage), device)
+        program = move_program(eager.export_program(stage), str(device))
     inputs = tuple(tensor.to(device) for tensor in example_inputs(stage))
     file = f"{stage.name}.ep"
     try:
