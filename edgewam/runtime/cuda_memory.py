@@ -7,7 +7,6 @@ last view.  There are no kernels here: what would need one (rounding to bfloat16
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import threading
 import weakref
@@ -20,9 +19,10 @@ import numpy as np
 from edgewam.core.errors import ContractError, PluginError
 from edgewam.core.tensor_spec import DTYPE_BYTES, TensorSpec
 from edgewam.runtime import bfloat16
-from edgewam.runtime.cuda_api import CudaDevice, CudaError, checked, gpu_support, load_cudart, read_device
+from edgewam.runtime.cuda_api import CudaDevice, checked, gpu_support, load_cudart, read_device
 from edgewam.runtime.cuda_graph import CudaGraph, capture
-from edgewam.runtime.memory import Array, BoundCall, Port, host_spec
+from edgewam.runtime.cuda_port import pinned, rounding_port, stored_dtype
+from edgewam.runtime.memory import Array, BoundCall, CaptureError, Port, host_spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ class CudaMemory:
 
     def read(self, buffer: DeviceArray) -> Array:
         """See `Memory.read`; bfloat16 comes as float32, exactly."""
-        stored = np.empty(buffer.shape, _stored_dtype(buffer.dtype))
+        stored = np.empty(buffer.shape, stored_dtype(buffer.dtype))
         self._move(stored.ctypes.data, buffer.pointer, buffer.size_bytes, self.rt.cudaMemcpyKind.cudaMemcpyDeviceToHost)
         self.synchronize(self.current())
         return _from_stored(buffer.dtype, stored)
@@ -147,13 +147,13 @@ class CudaMemory:
         """
         held = self.allocate(spec) if buffer is None else buffer
         spec.check(held)
-        pinned = self._pinned(spec.shape, _stored_dtype(spec.dtype))
-        kinds, address = self.rt.cudaMemcpyKind, pinned.ctypes.data
-        upload = self._mover((held, pinned), held.pointer, address, held.size_bytes, kinds.cudaMemcpyHostToDevice)
-        download = self._mover((held, pinned), address, held.pointer, held.size_bytes, kinds.cudaMemcpyDeviceToHost)
-        if spec.dtype == "bfloat16":
-            return self._rounding_port(spec, held, pinned, upload, download)
-        return Port(pinned, held, upload, download)
+        self.current()  # selects the device in this thread
+        host, kinds = pinned(self.rt, spec.shape, stored_dtype(spec.dtype)), self.rt.cudaMemcpyKind
+        address, size = host.ctypes.data, held.size_bytes
+        upload = self._mover((held, host), held.pointer, address, size, kinds.cudaMemcpyHostToDevice)
+        download = self._mover((held, host), address, held.pointer, size, kinds.cudaMemcpyDeviceToHost)
+        port = Port(host, held, upload, download)
+        return rounding_port(port, self._wait_outside_graphs) if spec.dtype == "bfloat16" else port
 
     def stream(self, priority: int = 0) -> CudaStream:
         """See `Memory.stream`; a priority beyond what the GPU offers is its nearest.  CUDA counts the other way."""
@@ -210,40 +210,13 @@ class CudaMemory:
 
         return call
 
-    def _pinned(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
-        """Zeros in page-locked memory, from which the GPU copies while the processor goes on."""
-        self.current()
-        size = math.prod(shape) * dtype.itemsize
-        flags = self.rt.cudaHostAllocDefault
-        pointer = int(checked(self.rt, self.rt.cudaHostAlloc(max(1, size), flags), f"pinning {size} bytes of host memory"))
-        block = (ctypes.c_ubyte * size).from_address(pointer)
-        weakref.finalize(block, self.rt.cudaFreeHost, pointer)
-        array: Array = np.frombuffer(memoryview(block), dtype).reshape(shape)
-        array.fill(0)
-        return array
-
-    def _rounding_port(self, spec: TensorSpec, held: DeviceArray, pinned: Array, upload: BoundCall, download: BoundCall) -> Port:
-        host = np.zeros(spec.shape, np.float32)
-
-        def round_and_upload() -> None:
-            self._wait_on_host("rounded to bfloat16 on the host")  # an upload before may still read the pinned memory
-            pinned[...] = bfloat16.to_bits(host)
-            upload()
-
-        def download_and_widen() -> None:
-            download()
-            self._wait_on_host("widened from bfloat16 on the host")
-            host[...] = bfloat16.from_bits(pinned)
-
-        return Port(host, held, round_and_upload, download_and_widen)
-
-    def _wait_on_host(self, why: str) -> None:
+    def _wait_outside_graphs(self) -> None:
         stream = self.current()
         status = checked(self.rt, self.rt.cudaStreamIsCapturing(stream.handle), "looking whether a stream is captured")
         if status != self.rt.cudaStreamCaptureStatus.cudaStreamCaptureStatusNone:
-            raise CudaError(
-                "cudaErrorStreamCaptureUnsupported",
-                f"a program input or output is {why}, which a graph cannot hold. Use float32 at the programs' boundary.",
+            raise CaptureError(
+                "a program input or output is bfloat16 and rounded on the host, which a graph cannot hold. Use float32 at the "
+                "programs' boundary"
             )
         self.synchronize(stream)
 
@@ -254,10 +227,6 @@ class _Owner:
 
 def _host_spec_of(buffer: DeviceArray) -> TensorSpec:
     return host_spec(TensorSpec("array", buffer.shape, buffer.dtype))
-
-
-def _stored_dtype(dtype: str) -> np.dtype[Any]:
-    return np.dtype("uint16" if dtype == "bfloat16" else dtype)
 
 
 def _to_stored(dtype: str, array: Array) -> Array:

@@ -16,14 +16,14 @@ import pytest
 
 from edgewam.core.errors import ContractError, PluginError
 from edgewam.core.tensor_spec import TensorSpec
-from edgewam.runtime import bfloat16, cuda_api, cuda_graph, cuda_memory
+from edgewam.runtime import bfloat16, cuda_api, cuda_graph, cuda_memory, cuda_port
 from edgewam.runtime.cuda_api import CudaError, gpu_support
 from edgewam.runtime.cuda_memory import CudaMemory
 from edgewam.runtime.memory import CaptureError
 from tests.runtime.fake_cuda import ALIGNMENT, FakeCudart, cudaError_t
 
 ROW = TensorSpec("row", (3,))
-SOURCES = [Path(module.__file__) for module in (cuda_api, cuda_graph, cuda_memory)]
+SOURCES = [Path(module.__file__) for module in (cuda_api, cuda_graph, cuda_memory, cuda_port)]
 
 
 @pytest.fixture
@@ -358,7 +358,7 @@ def test_a_port_of_bfloat16_moves_but_is_in_no_graph(cuda, memory):
     port.download()
     assert port.host.tolist() == [1, -3]
     for call in (port.upload, port.download):
-        with pytest.raises(CaptureError, match=r"bfloat16 on the host, which a graph cannot hold\. Use float32"):
+        with pytest.raises(CaptureError, match=r"bfloat16 and rounded on the host, which a graph cannot hold\. Use float32"):
             memory.capture([call], memory.stream())
 
 
