@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
 from edgewam.core import plugins
@@ -50,6 +51,7 @@ class CompilePlan:
     inputs of the program `prompt`.  policy: plugin that drives the programs.
     calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
     config: further facts for the manifest, such as the number of action steps.
+    build_options: what the backend is told besides the stages, such as the device to build for.
     """
 
     family: str
@@ -63,6 +65,7 @@ class CompilePlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     threads: int = 2
+    build_options: BuildOptions = ANY_MACHINE
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
@@ -125,7 +128,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
         for stage in stages.values():
-            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES)})
+            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, plan.build_options)})
         options = EngineOptions(plan.threads)
         engines = {
             entry["stage"]["name"]: run.load(stages[entry["stage"]["name"]], directory / STAGES, entry["record"], options)

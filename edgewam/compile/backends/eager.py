@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
 from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Support
@@ -23,8 +24,9 @@ def supports(stage: Stage) -> Support:
     return Support(True)
 
 
-def build(stage: Stage, directory: Path) -> dict[str, Any]:
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
+    options.refuse_target("eager")
     with exporting(stage), quiet():
         program = torch.export.export(as_module(stage), example_inputs(stage), strict=False)
         stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump
