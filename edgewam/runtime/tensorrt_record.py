@@ -1,7 +1,7 @@
 """What the manifest says about an engine file, and the refusal of files that were built for another card or library version.
 
-A record has `file`, `family` ("rtx" or "full"), `version` (exact, of the library that built it), `target` (name of a device
-file) and `sm` (compute capabilities that it was built for).
+A record, as the build half writes it, has `file`, `library` (module that built it), `version` (its exact version), `target` (name
+of a device file) and `sm` (the compute capability that it was built for).
 """
 
 from __future__ import annotations
@@ -12,26 +12,27 @@ from typing import Any
 
 from edgewam.core.errors import ArtifactError
 from edgewam.profiles.device import device_names, find_device, load_device
-from edgewam.runtime import tensorrt_api
 from edgewam.runtime.cuda_api import CudaDevice
+from edgewam.runtime.tensorrt_api import LIBRARIES
 
-FIELDS = ("file", "family", "version", "target", "sm")
-_PACKAGES = {"rtx": "tensorrt-rtx", "full": "tensorrt-cu13"}
+FIELDS = ("file", "library", "version", "target", "sm")
+_PACKAGES = {"tensorrt_rtx": "tensorrt-rtx", "tensorrt": "tensorrt-cu13"}
 
 
-def check_record(record: Mapping[str, Any], path: Path) -> str:
+def family_of(record: Mapping[str, Any], path: Path) -> str:
     """The family of the library that opens the file.
 
     Raises:
         ArtifactError: a record that another version of edgewam wrote.
     """
+    families = {library: family for family, (library, _) in LIBRARIES.items()}
     missing = [name for name in FIELDS if name not in record]
-    if missing or record["family"] not in tensorrt_api.LIBRARIES:
+    if missing or record["library"] not in families:
+        problem = f"lacks {', '.join(missing)}" if missing else f"names the library '{record['library']}'"
         raise ArtifactError(
-            f"The manifest does not say what '{path}' was built with ({', '.join(missing) or record['family']}): another version "
-            "of edgewam wrote it. Compile the bundle again."
+            f"The manifest {problem} where it describes '{path}': another version of edgewam wrote it. Compile the bundle again."
         )
-    return str(record["family"])
+    return families[record["library"]]
 
 
 def check_library(record: Mapping[str, Any], path: Path, version: str, device: CudaDevice) -> None:
@@ -40,17 +41,16 @@ def check_library(record: Mapping[str, Any], path: Path, version: str, device: C
     Raises:
         ArtifactError: names both sides and the command that builds for what is here.
     """
-    built_for = [record["sm"]] if isinstance(record["sm"], str) else list(record["sm"])
-    if device.sm not in built_for:
+    if device.sm != record["sm"]:
         raise ArtifactError(
-            f"'{path}' was built for {record['target']} ({', '.join(built_for)}), and this GPU is {device.name} ({device.sm}). "
+            f"'{path}' was built for {record['target']} ({record['sm']}), and this GPU is {device.name} ({device.sm}). "
             f"Build it again: {rebuild(device)}."
         )
     if version != record["version"]:
-        library, package = tensorrt_api.LIBRARIES[record["family"]][0], _PACKAGES[record["family"]]
+        library = record["library"]
         raise ArtifactError(
             f"'{path}' was built with {library} {record['version']}, and {version} is installed. An engine opens in no other "
-            f"version: pip install '{package}=={record['version']}', or build it again: {rebuild(device)}."
+            f"version: pip install '{_PACKAGES[library]}=={record['version']}', or build it again: {rebuild(device)}."
         )
 
 

@@ -20,7 +20,7 @@ from edgewam.runtime.cuda_memory import CudaMemory, DeviceArray
 from edgewam.runtime.engine import EngineOptions, Support, check_binding
 from edgewam.runtime.memory import BoundCall
 from edgewam.runtime.tensorrt_api import TensorRt
-from edgewam.runtime.tensorrt_record import check_library, check_record, rebuild
+from edgewam.runtime.tensorrt_record import check_library, family_of, rebuild
 
 ALIGNMENT = 256  # bytes, of every address that `IExecutionContext.set_tensor_address` takes (NvInferRuntime.h)
 
@@ -61,8 +61,7 @@ def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: Engi
     path = Path(directory) / record["file"]
     if not path.is_file() or not path.stat().st_size:
         raise ArtifactError(f"'{path}' is missing or empty. Copy the bundle again or compile it again.")
-    family = check_record(record, path)
-    api = tensorrt_api.load(family)
+    api = tensorrt_api.load(family_of(record, path))
     cudart, index = load_cudart(), device_index(options)
     checked(cudart, cudart.cudaSetDevice(index), f"selecting GPU {index}")
     device = read_device(cudart, index)
