@@ -5,6 +5,7 @@ The real library is asked what it can do without a GPU: refuse a file.
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,9 +89,7 @@ def test_an_engine_for_another_card_is_refused_with_the_command_that_rebuilds(cu
 
 
 def test_a_card_that_no_device_file_names_is_found_by_its_architecture(cuda, tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        cuda, "cudaGetDeviceProperties", lambda device: (0, type("P", (), dict(name=b"Odd card", major=8, minor=7)))
-    )
+    monkeypatch.setattr(cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"Odd card", major=8, minor=7)))
     with pytest.raises(ArtifactError, match=r"this GPU is Odd card \(sm_87\).*--target orin"):
         opened(tmp_path)
 
@@ -308,3 +307,33 @@ def test_the_real_library_refuses_a_file_and_its_words_are_told(monkeypatch, tmp
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCudart())
     with pytest.raises(ArtifactError, match=r"tensorrt_rtx .* cannot open .*step\.engine': (?!it gives no reason)"):
         opened(tmp_path, b"no engine at all" * 100, record=RECORD | {"version": real.__version__})
+
+
+def test_what_the_build_half_writes_is_what_this_half_asks_for(monkeypatch, tmp_path):
+    """A real engine of the real library, which opens it only where there is a driver; everything before that is passed."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    from edgewam.compile.backends import tensorrt as build_half
+    from edgewam.compile.build_options import BuildOptions
+
+    module = torch.nn.Linear(16, 16)
+    module.forward = lambda x, layer=module: (torch.nn.functional.linear(x, layer.weight, layer.bias),)
+    stage = Stage("linear", (TensorSpec("x", (4, 16)),), (TensorSpec("y", (4, 16)),), Cost(1, 1, 4, 1), module)
+    record = build_half.build(stage, tmp_path, BuildOptions("rtx-5090"))
+    cuda = FakeCudart()
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)
+    if not supports_really():
+        with pytest.raises(ArtifactError, match=r"cannot open .*linear\.engine': .*driver"):
+            tensorrt.load(stage, tmp_path, record, OPTIONS)
+    monkeypatch.setattr(
+        cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"NVIDIA Thor", major=11, minor=0))
+    )
+    with pytest.raises(
+        ArtifactError, match=r"built for rtx-5090 \(sm_120\), and this GPU is NVIDIA Thor \(sm_110\).*--target thor"
+    ):
+        tensorrt.load(stage, tmp_path, record, OPTIONS)
+
+
+def supports_really():
+    code = "from edgewam.runtime.cuda_api import gpu_support; print(gpu_support().ok)"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60).stdout.strip() == "True"
