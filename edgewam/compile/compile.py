@@ -16,6 +16,7 @@ import numpy.typing as npt
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
+from edgewam.compile.timing import capture_and_time
 from edgewam.compile.tolerances import allowed_deviation
 from edgewam.core import plugins
 from edgewam.core.artifacts import write_artifact
@@ -26,7 +27,7 @@ from edgewam.profiles.device import load_device
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import CONSTANTS, GOLDEN, STAGES, Bundle
 from edgewam.runtime.deviation import Deviation, deviation
-from edgewam.runtime.engine import EngineOptions
+from edgewam.runtime.engine import Engine, EngineOptions
 from edgewam.runtime.memory import Memory
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.prompts import KIND, PROMPTS, save_prompts
@@ -125,13 +126,16 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         "family": plan.family, "backend": plan.backend, "policy": plan.policy, "host": dict(plan.host), **plan.config,
         "programs": plan.programs.to_json(), "stages": records, "golden": golden_index,
     }  # fmt: skip
-    if made_for := plan.build_options.made_for(place):
+    made_for = plan.build_options.made_for(place)
+    if made_for:
         config["device"] = made_for
     allowed = allowed_deviation(stages, build.TOLERANCE)
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
         for stage in stages.values():
             records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, plan.build_options)})
+        if place is None:
+            made_for["runtime"] = build.runtime_of(records[0]["record"])
         tolerance = allowed.program
         if place is not None:
             engines = {
@@ -142,8 +146,11 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
             report = compare_stages(stages, reference, engines, samples, allowed.stage, (here, place))
             measured["stages"] = report.to_json()
             report.require()
-            worst = _compare_programs(Pipeline(plan.programs, stages, engines, place), golden, allowed.program)
+            pipeline = Pipeline(plan.programs, stages, engines, place, overlap=place.has_graphs)
+            worst = _compare_programs(pipeline, golden, allowed.program)
             measured["programs"] = {name: d.to_json() for name, d in worst.items()}
+            if place.has_graphs:
+                measured |= capture_and_time(_in_memory(plan, plan.backend, engines, pipeline), pipeline, golden, config)
             tolerance = max(SELF_TEST_FLOOR, allowed.margin * max(d.relative for d in worst.values()))
         golden_index += save_golden(directory / GOLDEN, [GoldenCall(c.program, c.inputs, c.expected, tolerance) for c in golden])
         save_tensors(directory / CONSTANTS, plan.programs.constants)
@@ -180,13 +187,16 @@ def _record(plan: CompilePlan, pipeline: Pipeline) -> list[GoldenCall]:
     if calls is None and plan.policy is not None:
         engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
         recorder = _Recorder(plan.programs, plan.stages, engines, TorchMemory("cpu"))
-        bundle = Bundle(plan.family, "eager", plan.policy, plan.host, plan.stages, {}, recorder, plan.prompts)
-        plugins.load("policy", plan.policy).rehearse(bundle)
+        plugins.load("policy", plan.policy).rehearse(_in_memory(plan, "eager", {}, recorder))
         calls = recorder.calls
     if calls is None:
         calls = [(name, random_inputs(p.inputs, seed=i)) for i, (name, p) in enumerate(plan.programs.programs.items())]
     pipeline.reset()
     return [GoldenCall(name, inputs, observe_run(pipeline, name, inputs), 0.0) for name, inputs in calls]
+
+
+def _in_memory(plan: CompilePlan, backend: str, engines: Mapping[str, Engine], pipeline: Pipeline) -> Bundle:
+    return Bundle(plan.family, backend, plan.policy, plan.host, plan.stages, engines, pipeline, plan.prompts)
 
 
 def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall], allowed: float) -> dict[str, Deviation]:
