@@ -148,6 +148,15 @@ def test_no_room_for_a_context_says_so(cuda, memory, tmp_path):
         engine.bind(buffers, {})
 
 
+@pytest.mark.parametrize(("sm", "library"), [((12, 0), "tensorrt_rtx"), ((9, 0), "tensorrt")])
+def test_the_facts_of_a_bundle_name_the_library_that_serves_the_card(cuda, monkeypatch, sm, library):
+    monkeypatch.setitem(sys.modules, "tensorrt", module_over(cuda))
+    monkeypatch.setattr(
+        cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"Card", major=sm[0], minor=sm[1]))
+    )
+    assert tensorrt.memory(OPTIONS).device_facts()["runtime"] == f"{library} {VERSION}"
+
+
 @pytest.mark.parametrize(("device", "index"), [("cpu", 0), ("cuda", 0), ("cuda:2", 2)])
 def test_a_device_is_named_as_for_torch(device, index):
     assert tensorrt.device_index(EngineOptions(device=device)) == index

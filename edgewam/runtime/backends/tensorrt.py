@@ -33,9 +33,18 @@ def supports() -> Support:
     return gpu_support()
 
 
-def memory(options: EngineOptions) -> CudaMemory:
+class TensorRTMemory(CudaMemory):
+    """Memory of a GPU whose facts name the library that serves it."""
+
+    def device_facts(self) -> dict[str, str]:
+        """See `Memory.device_facts`; MissingExtraError where the library is not installed."""
+        api = tensorrt_api.load(tensorrt_api.family_for(self.device.sm))
+        return {**super().device_facts(), "runtime": f"{api.library} {api.version}"}
+
+
+def memory(options: EngineOptions) -> TensorRTMemory:
     """Buffers on `options.device`; "cpu", the default, means the first GPU, because these engines run nowhere else."""
-    return CudaMemory(device_index(options))
+    return TensorRTMemory(device_index(options))
 
 
 def device_index(options: EngineOptions) -> int:
