@@ -16,7 +16,8 @@ from edgewam.core.errors import GateError
 GEMM = (
     "Name: ffn.0.up_myl0_9, LayerType: gemm, Inputs: [ { Name: a, Dimensions: [16,128], Strides: [128,1], StrideOrder: [1,0], "
     "Datatype: FP8, Format: (Linear) Row major linear format }], "
-    "Constants: [ { Name: w, Dimensions: [128,512], Strides: [1,128], StrideOrder: [0,1], Datatype: FP8, Format: (Transposed) Transposed format }, { Name: alpha, Dimensions: [1], Strides: [1], "
+    "Constants: [ { Name: w, Dimensions: [128,512], Strides: [1,128], StrideOrder: [0,1], "
+    "Datatype: FP8, Format: (Transposed) Transposed format }, { Name: alpha, Dimensions: [1], Strides: [1], "
     "StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }], Outputs: [ { Name: b, Dimensions: [16,512], "
     "Strides: [512,1], StrideOrder: [1,0], Datatype: Float, Format: (Linear) Row major linear format }], "
     "TacticName: __myelin_CASK_STUB, StreamId: 0, Metadata: [ONNX Layer: ffn.0.up][ONNX Layer: ffn.0.up.weight_values]"
