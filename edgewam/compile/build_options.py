@@ -9,9 +9,13 @@ from edgewam.core.errors import PluginError
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """target: name of the device that the engine is for; only backends that build machine code for one have targets."""
+    """target: name of the device that the engine is for; only backends that build machine code for one have targets.
+
+    device: where backends that run on torch compute here, "cpu" or "cuda".
+    """
 
     target: str | None = None
+    device: str = "cpu"
 
     def refuse_target(self, backend: str) -> None:
         """Raise PluginError when a target was named for a backend whose stages run on any machine."""
