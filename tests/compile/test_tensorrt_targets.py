@@ -1,16 +1,18 @@
 """Targets come from the device files; what a target cannot do is refused before anything is exported."""
 
 import importlib.util
+from pathlib import Path
 
 import pytest
 import torch
 
 from edgewam.compile.backends import eager, onnxruntime, tensorrt
 from edgewam.compile.build_options import BuildOptions
-from edgewam.compile.tensorrt_targets import RTX_SMS, find_target, targets
+from edgewam.compile.tensorrt_targets import find_target, targets
 from edgewam.core.errors import MissingExtraError, PluginError
 from edgewam.profiles.device import device_names, load_device
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
+from edgewam.runtime.tensorrt_api import RTX_SMS
 from tests.quantize.toy import toy_stages
 
 
@@ -76,3 +78,10 @@ def test_the_rtx_library_knows_the_capabilities_that_we_say_it_knows():
     trt = pytest.importorskip("tensorrt_rtx", reason="needs the extra rtx")
     known = {name for name in dir(trt.ComputeCapability) if name.startswith("SM")}
     assert known == {sm.upper().replace("_", "") for sm in RTX_SMS}
+
+
+def test_the_table_of_the_docs_is_the_table_of_targets():
+    text = (Path(__file__).parents[2] / "docs" / "hardware.md").read_text()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if "| sm_" in line]
+    where = {"rtx": "on any machine, no GPU needed", "full": "on the device itself"}
+    assert rows == [[t.name, t.sm, t.library, where[t.family], ", ".join(t.formats)] for t in targets().values()]

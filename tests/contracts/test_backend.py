@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.samples import random_inputs
 from edgewam.core import plugins
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError
 from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.profiles.device import find_device
+from edgewam.profiles.machine import read_machine
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.deviation import deviation
 from edgewam.runtime.engine import EngineOptions, run_engine
@@ -72,6 +75,12 @@ def wide_stage() -> Stage:
     return Stage("wide", (x,), (y,), Cost(1, 1, 7, 1), Wide())
 
 
+def build_options(backend: str) -> BuildOptions:
+    """TensorRT builds for one device: the one that will run it here."""
+    device = find_device(read_machine().gpu.get("name", "")) if backend == "tensorrt" else None
+    return BuildOptions(target=device.name) if device else ANY_MACHINE
+
+
 @dataclass(frozen=True)
 class Built:
     """The small stage built by one backend, and both halves."""
@@ -116,7 +125,7 @@ def built(request, tmp_path_factory):
     if device == "cuda" and isinstance(memory, HostMemory):
         pytest.skip(f"{name} runs on the CPU only")
     directory = tmp_path_factory.mktemp(f"{name}-{device}")
-    return Built(stage, directory, build.build(stage, directory), build, run, options, memory)
+    return Built(stage, directory, build.build(stage, directory, build_options(name)), build, run, options, memory)
 
 
 def test_every_backend_has_both_halves():
