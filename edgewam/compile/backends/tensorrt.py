@@ -23,8 +23,9 @@ from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
 __all__ = ["FORMATS", "TOLERANCE", "build", "build_graph", "supports"]
 
-# relative to the output's maximum: half types round every product to 8 (bfloat16) or 11 bits, and a stage has dozens in a row
-TOLERANCE = 3e-2
+# Relative to the output's maximum, of a float32 stage: TF32 is off, sums come in another order, exp and tanh are a GPU's own.
+# Not measured: no engine of ours has run yet.
+TOLERANCE = 1e-4
 
 
 def supports(stage: Stage) -> Support:
