@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgewam.compile.backends import inductor as build
+from edgewam.compile.build_options import BuildOptions
 from edgewam.compile.compile import compile_bundle
 from edgewam.compile.samples import random_inputs
 from edgewam.core.errors import EdgewamError, PluginError
@@ -136,6 +137,11 @@ def test_a_quantised_stage_is_refused_because_inductor_would_multiply_in_float32
     layers = {("net", "up"): quantized(find_layers(stages)["net", "up"], Scales("int8_dynamic"))}
     support = build.supports(with_layers(stages, layers)["net"])
     assert not support.ok and "'up' in int8_dynamic" in support.reason and "onnxruntime" in support.reason
+
+
+def test_a_target_is_refused_because_kernels_are_compiled_where_they_run(tmp_path):
+    with pytest.raises(PluginError, match="'inductor' builds for no particular device"):
+        build.build(toy_stages()["net"], tmp_path, BuildOptions(target="rtx-5090"))
 
 
 def test_the_program_it_compiles_lies_on_the_engines_device(tmp_path):
