@@ -173,7 +173,8 @@ class LastKeyValue(nn.Module):
     def __init__(self, layer: QueryKeyValue) -> None:
         super().__init__()
         project, width = layer.project, layer.width
-        self.project = linear(project.weight[width:], project.bias[width:], project.weight)
+        rows = (part[width:].clone() for part in (project.weight, project.bias))  # a view would keep the queries' rows alive
+        self.project = linear(*rows, project.weight)
         self.register_buffer("gain", layer.gains[1], persistent=False)
         self.gain: Tensor
         self.turn = layer.turn
