@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +140,10 @@ def test_what_a_quantiser_names_stays_a_linear_layer(plain):
     assert layers == {"visual.1", "visual.3", "pooled.1", "pooled.3", "ask.project", *pool, *deltas}
 
 
-def test_the_table_says_what_is_exact_and_why():
+def test_the_table_and_its_document_say_what_is_exact_and_why():
+    document = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
     for name, row in REWRITES.items():
         assert row.name == name and row.why and row.reason and row.stages
+        held = "held: " if row.function is None else ""
+        assert f"| {held}`{name}` | {row.kind} |" in document
         assert (row.kind == "bitwise") == (row.tolerance == 0)
