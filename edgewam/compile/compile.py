@@ -14,6 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
+from edgewam.compile.rewrites import rewrite
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
 from edgewam.compile.timing import capture_and_time
@@ -228,6 +229,7 @@ def plan_policy(
     config: Mapping[str, Any] | None = None,
     parents: Mapping[str, str] | None = None,
     threads: int = 2,
+    rewrites: Sequence[str] | None = (),
 ) -> CompilePlan:
     """A compile plan from a family's own functions.
 
@@ -243,11 +245,12 @@ def plan_policy(
         config: further facts for the manifest.
         parents: role -> digest of the artifacts that the model came from.
         threads: CPU threads of the engines in the checks.
+        rewrites: exact rewrites to apply, by name (`compile/rewrites.py`); None for all that fit the stages.
     """
     module = plugins.load("family", family)
     return CompilePlan(
         family=family,
-        stages=module.stages(model, **(stage_arguments or {})),
+        stages=rewrite(module.stages(model, **(stage_arguments or {})), rewrites),
         programs=module.programs(model, num_action_steps),
         backend=backend,
         host={**module.host_config(model.config), **(host or {})},
