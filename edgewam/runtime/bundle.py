@@ -16,7 +16,8 @@ from edgewam.core.artifacts import Manifest, read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError, PluginError
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
-from edgewam.runtime.engine import Array, Engine, EngineOptions
+from edgewam.runtime.engine import Engine, EngineOptions
+from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.prompts import KIND, PROMPTS, load_prompts
 from edgewam.runtime.prompts import save_prompts as save_prompts

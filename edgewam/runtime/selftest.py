@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgewam.core.errors import ArtifactError, GateError
-from edgewam.core.program import Call, Programs, Push
+from edgewam.core.program import Programs
 from edgewam.runtime.deviation import Deviation, deviation
-from edgewam.runtime.engine import Array
+from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.tensors import load_tensors, save_tensors
 
@@ -39,11 +39,7 @@ def observe_run(pipeline: Pipeline, program: str, inputs: Mapping[str, Array]) -
 def written_states(programs: Programs, program: str) -> list[str]:
     """Names of the states that a program writes, sorted."""
     states = {state.spec.name for state in programs.states}
-    written: set[str] = set()
-    for step in programs.programs[program].steps():
-        written |= {step.ring} if isinstance(step, Push) else set(step.outputs.values())
-        assert isinstance(step, Call | Push)
-    return sorted(states & written)
+    return sorted(states & programs.programs[program].written())
 
 
 def self_test(pipeline: Pipeline, calls: Iterable[GoldenCall]) -> list[Deviation]:
