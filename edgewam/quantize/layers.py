@@ -107,11 +107,14 @@ def with_layers(stages: Mapping[str, Stage], layers: Mapping[LayerName, nn.Modul
     return out
 
 
-def as_float(stage: Stage) -> Stage:
+def as_float(stage: Stage, placeholders: bool = False) -> Stage:
     """The stage with its quantised layers rounding no activations, for exporters; itself when it has none.
 
     They keep their names and their weights, float32 on the grid: plain layers in a float32 stage, `FloatLinear` or `FloatConv2d`
-    where there is more around the product than a bias.
+    where there is more around the product than a bias.  A backend then puts the rounding around the product that reads
+    `<layer>.weight`, with the layer's `input_scale`; a bias that is not part of that product comes after it.
+
+    placeholders: weights are one repeated zero, for a backend that replaces them by codes; a full-size stage is in memory once.
     """
     if not (layers := quantized_layers(stage)):
         return stage
@@ -122,7 +125,9 @@ def as_float(stage: Stage) -> Stage:
             made.__class__ = nn.Conv2d if is_conv else nn.Linear  # type: ignore[assignment]
         else:
             made.__class__ = FloatConv2d if is_conv else FloatLinear  # type: ignore[assignment]
-        made._buffers = {}
+        made._buffers, made._parameters = {}, dict(layer._parameters)
+        if placeholders:
+            made._parameters["weight"] = nn.Parameter(torch.zeros(()).expand(layer.weight.shape), requires_grad=False)
         replace_layer(module, path, made)
     return replace(stage, function=module)
 

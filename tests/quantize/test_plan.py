@@ -1,6 +1,7 @@
 """Precision plans: the first rule that matches decides, and what does not exist is refused with the nearest names."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -55,7 +56,7 @@ def test_an_unknown_format_is_refused_with_the_nearest_name():
 
 def test_a_format_that_the_backend_would_turn_back_is_refused():
     with pytest.raises(ContractError, match="asks for fp8, which the backend 'onnxruntime' would turn back"):
-        plan(("net", "up", "fp8")).require_formats(("int8", "int8_dynamic"))
+        plan(("net", "up", "fp8")).require_backend(SimpleNamespace(FORMATS=("int8", "int8_dynamic")))
 
 
 @pytest.mark.parametrize(
