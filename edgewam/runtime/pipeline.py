@@ -18,6 +18,7 @@ from edgewam.core.errors import ContractError
 from edgewam.core.program import Lifetime, Program, Programs
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.runtime.back_buffers import BackBuffers
 from edgewam.runtime.binding import BoundProgram, bind_program
 from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array, HostMemory, Memory, host_spec
@@ -54,12 +55,10 @@ class Pipeline:
         self.overlap = overlap
         self._stages, self._engines = stages, engines
         self._specs = {state.spec.name: state.spec for state in programs.states}
-        doubled = _shared_states(programs) if overlap else {}
+        self._back = BackBuffers(programs, overlap)
         self._states = {
-            name: [self.memory.allocate(spec) for _ in range(1 + (name in doubled))] for name, spec in self._specs.items()
+            name: [self.memory.allocate(spec) for _ in range(self._back.num_buffers(name))] for name, spec in self._specs.items()
         }
-        self._writer_of = doubled
-        self._front = dict.fromkeys(doubled.values(), 0)  # writer -> which of its states' buffers is the valid one
         self._streams = {name: self.memory.stream(_priority(program)) for name, program in programs.programs.items()}
         self._plans = self._bind()
         self._calls = {name: [compose(bound) for bound in variants] for name, variants in self._plans.items()}
@@ -83,7 +82,9 @@ class Pipeline:
         """
         plan = self._require(program, inputs)
         _copy_inputs(plan, inputs)
-        variant = self._variant(program)
+        variant, earlier = self._back.choose(self.programs.programs[program], self._running)
+        for name in earlier:
+            self.memory.synchronize(self._streams[name])
         self._running[program] = variant
         try:
             with self.memory.on(self._streams[program]):
@@ -102,12 +103,11 @@ class Pipeline:
             raise ContractError(f"Program '{program}' was not started.")
         variant = self._running.pop(program)
         self.memory.synchronize(self._streams[program])
-        if program in self._front:
-            self._front[program] = variant
+        self._back.swap(program, variant)
         return {name: port.host.copy() for name, port in self._plans[program][variant].outputs.items()}
 
     def capture(self, program: str, inputs: Mapping[str, Array]) -> str:
-        """Turn a program into one graph, verified on these inputs: it must write what the single calls write.
+        """Turn a program into one graph, verified on these inputs and on others: it must write what the single calls write.
 
         A program without outputs runs in the background and becomes one graph per stage (layer groups), so that urgent ones
         get the device in between.
@@ -119,14 +119,14 @@ class Pipeline:
                 the program goes on running call by call.
         """
         plan = self._require(program, inputs)
-        _copy_inputs(plan, inputs)
+        others = {name: np.roll(array, 1) for name, array in inputs.items()}
         written = sorted(self.programs.programs[program].written() & self._states.keys())
         stream = self._streams[program]
         calls, worst = [], "bitwise"
         for number, bound in enumerate(self._plans[program]):
-            watched = {name: self._states[name][number if self._writer_of.get(name) == program else 0] for name in written}
+            watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
             replay = Replay(bound, self.memory, stream, in_groups=not bound.outputs)
-            found = replay.verify(watched, lambda: _copy_inputs(plan, inputs))
+            found = replay.verify(watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)])  # type: ignore[misc]
             worst = found if found != "bitwise" else worst
             calls.append(replay.calls)
         self._calls[program] = calls
@@ -150,14 +150,14 @@ class Pipeline:
     def state(self, name: str) -> Array:
         """A copy of one state tensor on the host; bfloat16 as float32."""
         self._require_state(name)
-        return self.memory.read(self._states[name][self._front_of(name)])
+        return self.memory.read(self._states[name][self._back.front(name)])
 
     def set_state(self, name: str, value: Array) -> None:
         """Overwrite one state tensor, as when a robot resumes or a test ablates the memory."""
         self._require_state(name)
         self._require_idle("set_state")
         host_spec(self._specs[name]).check(value)
-        self.memory.write(self._states[name][self._front_of(name)], value)
+        self.memory.write(self._states[name][self._back.front(name)], value)
 
     def with_programs(self, programs: Programs) -> Pipeline:
         """A pipeline of other programs over the same engines, in the same memory, with state of its own."""
@@ -173,32 +173,15 @@ class Pipeline:
             memory.write(constants[name], np.asarray(array))
         plans = {}
         for name, program in self.programs.programs.items():
-            touched = (program.read() | program.written()) & self._writer_of.keys()
             ports = {spec.name: memory.port(spec) for spec in program.inputs}
             plans[name] = [
                 bind_program(
                     program, self._stages, self._engines, memory,
                     {state: buffers[number % len(buffers)] for state, buffers in self._states.items()}, constants, ports, specs,
                 )
-                for number in range(2 if touched else 1)
+                for number in range(self._back.num_variants(program))
             ]  # fmt: skip
         return plans
-
-    def _variant(self, program: str) -> int:
-        """Which binding to launch: writers take the back buffer, readers the front one of what they read."""
-        if len(self._plans[program]) == 1:
-            return 0
-        if program not in self._front:
-            declared = self.programs.programs[program]
-            return next(self._front[writer] for state, writer in self._writer_of.items() if state in declared.read())
-        back = 1 - self._front[program]
-        for reader, variant in self._running.items():  # a reader that was launched before the last swap
-            if variant == back and len(self._plans[reader]) > 1:
-                self.memory.synchronize(self._streams[reader])
-        return back
-
-    def _front_of(self, state: str) -> int:
-        return self._front[self._writer_of[state]] if state in self._writer_of else 0
 
     def _run_observed(self, plan: BoundProgram, stream: object) -> None:
         hook = self.on_stage
@@ -224,7 +207,7 @@ class Pipeline:
         _check_inputs(program, plan, inputs)
         if program in self._running or (self._running and not self.overlap):
             raise ContractError(f"Program '{program}' cannot start while {', '.join(self._running)} runs; call finish first.")
-        lasting = {state.spec.name for state in self.programs.states} - self._writer_of.keys()
+        lasting = {state.spec.name for state in self.programs.states} - self._back.writers.keys()
         mine = self.programs.programs[program]
         for other in (self.programs.programs[name] for name in self._running):
             if clash := lasting & ((mine.written() & (other.read() | other.written())) | (mine.read() & other.written())):
@@ -238,24 +221,6 @@ class Pipeline:
     def _require_idle(self, what: str) -> None:
         if self._running:
             raise ContractError(f"{what} is not possible while {', '.join(self._running)} runs; call finish first.")
-
-
-def _shared_states(programs: Programs) -> dict[str, str]:
-    """State -> its writer, for states of lifetime `plan` that another program reads.
-
-    Raises:
-        ContractError: two such writers, whose swaps would have to be told apart.
-    """
-    shared = {}
-    for state in programs.states:
-        name = state.spec.name
-        writers = [program.name for program in programs.programs.values() if name in program.written()]
-        readers = [program.name for program in programs.programs.values() if name in program.read()]
-        if state.lifetime == "plan" and writers and set(readers) - set(writers):
-            shared[name] = writers[0]
-    if len(writing := sorted(set(shared.values()))) > 1:
-        raise ContractError(f"Only one program can run in the background, and {', '.join(writing)} all write what others read.")
-    return shared
 
 
 def _priority(program: Program) -> int:

@@ -5,7 +5,7 @@ Capture is probed, never assumed: the graph must write what the single calls wri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 
 from edgewam.runtime.binding import BoundProgram, Step
@@ -31,12 +31,13 @@ class Replay:
         self._plan, self._memory, self._stream, self._in_groups = plan, memory, stream, in_groups
         self.calls: tuple[BoundCall, ...] = ()
 
-    def verify(self, states: Mapping[str, Buffer], prepare: Callable[[], None]) -> str:
+    def verify(self, states: Mapping[str, Buffer], prepare: Sequence[Callable[[], None]]) -> str:
         """Run call by call, capture, replay from the same state, and compare.
 
         Args:
             states: what the program writes besides its outputs; left as it was.
-            prepare: puts the inputs into the ports; a run may overwrite them.
+            prepare: each puts inputs into the ports, which a run may overwrite.  More than one, and different: a value that was
+                computed on the host while capturing is right for the first inputs only.
 
         Returns:
             "bitwise", or the largest deviation as text.
@@ -46,13 +47,13 @@ class Replay:
         """
         before = {name: self._memory.read(buffer) for name, buffer in states.items()}
         try:
-            expected = self._run(compose(self._plan), states, prepare)
-            self._restore(states, before)
+            expected = self._runs(compose(self._plan), states, before, prepare)
             calls = self._capture()
-            found = self._run(calls, states, prepare)
+            found = self._runs(calls, states, before, prepare)
         finally:
             self._restore(states, before)
-        worst = max((deviation(found[name], expected[name]).relative for name in expected), default=0.0)
+        pairs = [(now[name], right[name]) for now, right in zip(found, expected, strict=True) for name in right]
+        worst = max((deviation(*pair).relative for pair in pairs), default=0.0)
         if worst > REPLAY_TOLERANCE:
             raise CaptureError(f"the graph's result is off by {worst:.2g} of its maximum from that of the single calls")
         self.calls = calls
@@ -69,14 +70,24 @@ class Replay:
                 calls += part
         return tuple(calls)
 
-    def _run(self, calls: tuple[BoundCall, ...], states: Mapping[str, Buffer], prepare: Callable[[], None]) -> dict[str, Array]:
-        prepare()
-        with self._memory.on(self._stream):
-            for call in calls:
-                call()
-        self._memory.synchronize(self._stream)
-        outputs = {name: port.host.copy() for name, port in self._plan.outputs.items()}
-        return outputs | {f"state {name}": self._memory.read(buffer) for name, buffer in states.items()}
+    def _runs(
+        self, calls: tuple[BoundCall, ...], states: Mapping[str, Buffer], before: Mapping[str, Array],
+        prepare: Sequence[Callable[[], None]],
+    ) -> list[dict[str, Array]]:  # fmt: skip
+        """What the calls write for each of the inputs, always from the state `before`."""
+        results = []
+        for fill in prepare:
+            self._restore(states, before)
+            fill()
+            for port in self._plan.outputs.values():
+                port.host.fill(0)  # a call that does nothing must not look like one that worked
+            with self._memory.on(self._stream):
+                for call in calls:
+                    call()
+            self._memory.synchronize(self._stream)
+            outputs = {name: port.host.copy() for name, port in self._plan.outputs.items()}
+            results.append(outputs | {f"state {name}": self._memory.read(buffer) for name, buffer in states.items()})
+        return results
 
     def _restore(self, states: Mapping[str, Buffer], before: Mapping[str, Array]) -> None:
         for name, buffer in states.items():
