@@ -77,6 +77,23 @@ def with_scale_tables(programs: Programs, stages: Mapping[str, Stage]) -> Progra
     return replace(programs, programs=changed, constants={**programs.constants, SCALE_ROWS: table})
 
 
+def with_ignored_rows(stages: Mapping[str, Stage], like: Mapping[str, Stage]) -> dict[str, Stage]:
+    """Unquantised stages that take the `scale_row` of their quantised forms `like` and leave it, so that both run in one program."""
+    out = dict(stages)
+    for name, stage in stages.items():
+        rows = tuple(spec for spec in like[name].inputs if spec.name == SCALE_ROW) if name in like else ()
+        if rows:
+            out[name] = replace(stage, inputs=(*stage.inputs, *rows), function=_without_last(stage.function))
+    return out
+
+
+def _without_last(function: Any) -> Any:
+    def run(*inputs: Tensor) -> Any:
+        return function(*inputs[:-1])
+
+    return run
+
+
 def _stepped(stage: Stage) -> list[str]:
     return [path for path, layer in quantized_layers(stage).items() if layer.is_stepped]
 
