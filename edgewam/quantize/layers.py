@@ -120,15 +120,15 @@ def as_float(stage: Stage, placeholders: bool = False) -> Stage:
         return stage
     module = copied(stage.function)
     for path, layer in layers.items():
-        made, is_conv = copy.copy(layer), isinstance(layer, QuantizedConv2d)
+        # the copy's own layer, which reads the copy's own row of scales
+        made, is_conv = module.get_submodule(path), isinstance(layer, QuantizedConv2d)
         if layer.base == torch.float32 and not layer.is_stepped:
-            made.__class__ = nn.Conv2d if is_conv else nn.Linear  # type: ignore[assignment]
+            made.__class__ = nn.Conv2d if is_conv else nn.Linear
         else:
-            made.__class__ = FloatConv2d if is_conv else FloatLinear  # type: ignore[assignment]
-        made._buffers, made._parameters = {}, dict(layer._parameters)
+            made.__class__ = FloatConv2d if is_conv else FloatLinear
+        made._buffers = {}
         if placeholders:
             made._parameters["weight"] = nn.Parameter(torch.zeros(()).expand(layer.weight.shape), requires_grad=False)
-        replace_layer(module, path, made)
     return replace(stage, function=module)
 
 

@@ -25,7 +25,7 @@ def compile_plan(
     prompts: Sequence[str] = (),
     threads: int = 2,
     precision: str = "float32",
-    device: str | None = None,
+    target: str | None = None,
 ) -> CompilePlan:
     """Plan of a bundle.
 
@@ -37,7 +37,7 @@ def compile_plan(
         threads: compute threads of the engines while the bundle proves itself.
         precision: of weights, products, keys and values that no plan quantises, one of `PRECISIONS`.  The residual stream, norms,
             softmax and the sampler stay float32.
-        device: name of the device that will run it (`profiles`); a format that it lacks is refused before any work.
+        target: name of the device that will run it (`profiles`); a format that it lacks is refused before any work.
 
     Raises:
         EdgewamError: the artifact is damaged or of another kind, a student that was never taught that number of steps, or a
@@ -52,10 +52,10 @@ def compile_plan(
     from edgewam.quantize.artifact import is_quantized, read_quantized
     from edgewam.training.policy_artifact import load_policy
 
-    _check_precision(precision, backend, device)
+    _check_precision(precision, backend, target)
     if is_quantized(policy):
         stored = read_quantized(policy)
-        _check_plan(stored.plan, policy, backend, device)
+        _check_plan(stored.plan, policy, backend, target)
         below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads, precision)
         stages = stored.apply(below.stages)
         base = () if precision == "float32" else (PRECISIONS[precision][1],)
@@ -100,7 +100,7 @@ def compile_plan(
     )
 
 
-def _check_precision(precision: str, backend: str, device: str | None) -> None:
+def _check_precision(precision: str, backend: str, target: str | None) -> None:
     from edgewam.core import plugins
     from edgewam.profiles.device import load_device
 
@@ -112,11 +112,11 @@ def _check_precision(precision: str, backend: str, device: str | None) -> None:
             f"The backend '{backend}' computes in {', '.join(able)}; it would turn {precision} back. Compile with --precision "
             f"{able[0]}, or for a backend that computes in {precision}, such as --backend eager."
         )
-    if device is not None and precision != "float32":
-        load_device(device).require_format(PRECISIONS[precision][1])
+    if target is not None and precision != "float32":
+        load_device(target).require_format(PRECISIONS[precision][1])
 
 
-def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, device: str | None) -> None:
+def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, target: str | None) -> None:
     """Refuse a precision plan that the backend would undo, or that the device has no matrix units for."""
     from edgewam.core import plugins
     from edgewam.profiles.device import load_device
@@ -125,9 +125,9 @@ def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, device: str | N
         plan.require_backend(plugins.load("backend_build", backend), backend)
     except EdgewamError as error:
         raise EdgewamError(f"'{policy}' was quantised for the backend '{plan.backend}': {error}") from error
-    if device is not None:
+    if target is not None:
         for name in sorted({rule.format.split("_")[0] for rule in plan.rules} - {"none"}):
-            load_device(device).require_format(name)
+            load_device(target).require_format(name)
 
 
 def add_prompt(bundle: Path, instruction: str) -> None:

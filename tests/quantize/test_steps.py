@@ -158,6 +158,8 @@ def test_exporters_get_the_product_between_division_and_bias():
     plain = as_float(made)
     up = plain.function.up
     row = torch.tensor([0.25, 0.25])
+    exact, found = call(stages["net"], X, GAIN), call(plain, X, GAIN, row)  # as an exporter calls it
+    assert (found - exact).norm() < 0.02 * exact.norm() and not quantized_layers(plain)["up"]._buffers
     # inputs that are codes already lose nothing to rounding, so that both must give the same
     codes = torch.arange(-64, 64, dtype=torch.float32).reshape(4, 32) * 0.25
     for stage in (made, plain):

@@ -103,8 +103,8 @@ def test_a_device_without_the_format_is_refused_early(fp8):
     if not hasattr(device, "require_format"):
         pytest.skip("this profiles package does not say which formats a device has")
     with pytest.raises(EdgewamError, match="FP8 needs sm_89"):
-        compile_plan(fp8, "eager", device="orin")
-    compile_plan(fp8, "eager", device="rtx-5090")
+        compile_plan(fp8, "eager", target="orin")
+    compile_plan(fp8, "eager", target="rtx-5090")
 
 
 def test_a_plan_file_is_not_bent_to_another_backend(tmp_path):
