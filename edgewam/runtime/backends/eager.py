@@ -31,7 +31,14 @@ def memory(options: EngineOptions) -> Memory:
 
 
 def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: EngineOptions) -> TorchEngine:
-    """Open `record["file"]`.  `options.threads` is torch's own setting and holds for the whole process.
+    """Open `record["file"]`; raises as `load_module`."""
+    return TorchEngine(stage, load_module(directory, record, options))
+
+
+def load_module(directory: Path, record: Mapping[str, Any], options: EngineOptions) -> Any:
+    """The exported program `record["file"]` as a module on `options.device`.
+
+    `options.threads` is torch's own setting and holds for the whole process.
 
     Raises:
         ArtifactError: the file is no exported program of this torch version.
@@ -48,7 +55,7 @@ def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: Engi
                 program = torch.export.passes.move_to_device_pass(program, options.device)
     except Exception as error:  # zip, pickle-free JSON and version errors have no common base
         raise ArtifactError(f"torch cannot open '{path}': {error}. Compile the bundle again with this torch version.") from error
-    return TorchEngine(stage, program.module())
+    return program.module()
 
 
 class TorchEngine:
