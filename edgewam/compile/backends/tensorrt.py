@@ -21,10 +21,12 @@ from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
-__all__ = ["FORMATS", "TOLERANCE", "build", "supports"]
+__all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "supports"]
 
 # relative to the output's maximum: half types round every product to 8 (bfloat16) or 11 bits, and a stage has dozens in a row
 TOLERANCE = 3e-2
+STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def supports(stage: Stage) -> Support:
