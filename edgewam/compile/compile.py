@@ -224,6 +224,7 @@ def plan_policy(
     *,
     num_action_steps: int,
     prompts: Arrays,
+    program_arguments: Mapping[str, Any] | None = None,
     stage_arguments: Mapping[str, Any] | None = None,
     host: Mapping[str, Any] | None = None,
     config: Mapping[str, Any] | None = None,
@@ -240,6 +241,7 @@ def plan_policy(
         backend: name of a backend.
         num_action_steps: solver steps per chunk.
         prompts: prompt -> text embedding as the family's text encoder gives it.
+        program_arguments: what the family's programs need besides the model and the steps, such as the rounding of tables.
         stage_arguments: what the family's stages need besides the model, such as normalizers.
         host: further entries of the host section, beyond those of the family.
         config: further facts for the manifest.
@@ -251,7 +253,7 @@ def plan_policy(
     return CompilePlan(
         family=family,
         stages=rewrite(module.stages(model, **(stage_arguments or {})), rewrites),
-        programs=module.programs(model, num_action_steps),
+        programs=module.programs(model, num_action_steps, **(program_arguments or {})),
         backend=backend,
         host={**module.host_config(model.config), **(host or {})},
         policy=family if family in plugins.names("policy") else None,
