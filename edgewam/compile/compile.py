@@ -18,7 +18,7 @@ from edgewam.compile.stage_gate import CapturingEngine, compare_stages
 from edgewam.core import plugins
 from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import GateError, PluginError
-from edgewam.core.program import Call, Programs
+from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.backends.eager import TorchEngine
@@ -92,10 +92,7 @@ class CompilePlan:
 
 def num_calls(programs: Programs, program: str, stage: str) -> int:
     """How often one run of a program calls a stage."""
-    declared = programs.programs[program]
-    once = sum(isinstance(step, Call) and step.stage == stage for step in (*declared.setup, *declared.finish))
-    loop = declared.loop
-    return once + (loop.num_rows * sum(call.stage == stage for call in loop.calls) if loop else 0)
+    return programs.programs[program].num_calls(stage)
 
 
 def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
