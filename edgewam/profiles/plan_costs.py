@@ -64,7 +64,8 @@ def as_it_is(model: ModelCosts, device: Device) -> Planned:
         device.require_format(kind)
     best = max(wanted, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)
     costs = {name: work.cost for name, work in model.stages.items()}
-    return Planned(model.precision, f"{model.precision} as it is", costs, dict.fromkeys(costs, best))
+    note = "" if set(wanted) & {model.precision, *model.precision.split("+")} else f", products counted at the rate of {best}"
+    return Planned(model.precision, f"as it is{note}", costs, dict.fromkeys(costs, best))
 
 
 def named(model: ModelCosts, plan: str, device: Device) -> Planned:
@@ -78,7 +79,7 @@ def named(model: ModelCosts, plan: str, device: Device) -> Planned:
     """
     if model.precision not in PLAIN_BYTES:
         raise EdgewamError(
-            f"{model.title} is {model.precision} already; a plan needs the policy before it. Leave --plan out, or give that bundle."
+            f"{model.title} is {model.precision} already; a plan needs it unquantised. Leave --plan out, or give that bundle."
         )
     main, chosen = _parse(plan, model)
     plain = main if main in PLAIN_BYTES else device.plain_format
@@ -114,7 +115,9 @@ def of_artifact(model: ModelCosts, plan: Path, device: Device) -> Planned:
         own = [layer for layer in layers if layer["stage"] == name and layer["format"] != "none"]
         count = sum(layer["float32_bytes"] for layer in own) // PLAIN_BYTES["fp32"]
         if count > work.packable_weights:
-            raise EdgewamError(f"'{plan}' packs {count} weights of '{name}', which has {work.packable_weights}: another policy's.")
+            raise EdgewamError(
+                f"'{plan}' packs {count} weights of '{name}', which has {work.packable_weights}: another policy's."
+            )
         packed = sum(layer["packed_bytes"][layer["format"]] for layer in own)
         costs[name] = _packed(work, model.precision, plain, count, packed / count if count else 0.0)
         # "int8_dynamic" multiplies in int8; "int8_weights" does not
@@ -144,9 +147,7 @@ def _packed(work: StageWork, precision: str, plain: str, count: int, weight_byte
     size = PLAIN_BYTES[precision]
     scale = PLAIN_BYTES[plain] / size
     rest = work.cost.weight_bytes - size * count
-    return replace(
-        work.cost, weight_bytes=round(rest * scale + count * weight_bytes), io_bytes=round(work.cost.io_bytes * scale)
-    )
+    return replace(work.cost, weight_bytes=round(rest * scale + count * weight_bytes), io_bytes=round(work.cost.io_bytes * scale))
 
 
 def _layers(plan: Path) -> list[dict[str, Any]]:

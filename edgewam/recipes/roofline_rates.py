@@ -46,7 +46,9 @@ def rates_here(threads: int) -> dict[str, float]:
         if answer.ok:
             found[name] = float(answer.value)
         elif name != "int8":
-            raise EdgewamError(f"Cannot measure the rate '{name}' of this processor: {answer.reason}. Name a device with --device.")
+            raise EdgewamError(
+                f"Cannot measure the rate '{name}' of this processor: {answer.reason}. Name a device with --device."
+            )
     return found
 
 

@@ -129,12 +129,12 @@ def test_the_good_file_of_these_tests_is_good():
 def test_a_device_without_cuda_needs_no_sm_but_a_float32_rate():
     device = parse_device("x", GOOD.replace('sm = "sm_120"', "").replace("bf16", "fp32"))
     assert device.sm is None and device.plain_format == "fp32"
-    with pytest.raises(EdgewamError, match="BF16 needs sm_80; Device file 'x.toml' has no CUDA: use fp32"):
+    with pytest.raises(EdgewamError, match=r"BF16 needs sm_80; Device file 'x\.toml' has no CUDA: use fp32"):
         parse_device("x", GOOD.replace('sm = "sm_120"', ""))
 
 
 def test_a_file_may_not_promise_a_format_that_the_card_lacks():
-    with pytest.raises(EdgewamError, match="FP8 needs sm_89; Device file 'x.toml' is sm_87"):
+    with pytest.raises(EdgewamError, match=r"FP8 needs sm_89; Device file 'x\.toml' is sm_87"):
         parse_device("x", GOOD.replace("sm_120", "sm_87") + 'fp8 = { value = 1, source = "s" }\n')
 
 
