@@ -35,7 +35,7 @@ def write_trace(bundle: Bundle, path: Path, runs: int, warmup: int) -> dict[str,
     try:
         write_json(path, chrome_trace(f"edgewam {bundle.family} '{bundle.path}'", traces))
     except OSError as error:
-        raise EdgewamError(f"Cannot write the trace '{path}': {error}. Give a file in a directory that exists.") from error
+        raise EdgewamError(f"Cannot write the trace '{path}': {error}. Give another file.") from error
     return {
         "trace": str(path), "runs": runs, "events": sum(len(trace.spans) for trace in traces),
         "programs": {t.program: {"stages": len(t.stage_ms()), "mean_run_ms": sum(t.run_ns) / runs / 1e6} for t in traces},

@@ -18,7 +18,9 @@ from tests.profiles.test_roofline import PUBLISHED
 CHUNK_TOLERANCE = 0.045
 # The four rows that the rest of the house quotes are nearer.
 NAMED_TOLERANCE = 0.025
-PREFILL_TOLERANCE = 0.055  # two digits (1.36 is printed as 1.4), and 4.23 instead of 4.34 billion weights: the unused tail is gone
+PREFILL_TOLERANCE = (
+    0.055  # two digits (1.36 is printed as 1.4), and 4.23 instead of 4.34 billion weights: the unused tail is gone
+)
 # A denoise step adds what is no linear layer: attention over 16 + 120 + 50 keys and the rotation as a product.
 STEP_TOLERANCE = 0.02
 
