@@ -114,8 +114,14 @@ class Device:
         return self.compute_format("bf16")
 
     def require_format(self, name: str) -> None:
-        """Raise EdgewamError, naming what to use instead, unless the device multiplies in this format."""
+        """Raise EdgewamError, naming what to use instead, unless the device multiplies in this format.
+
+        A quantised format needs a known rate too: `compute_format` would count it as a slower one, which is no floor.
+        """
         require_format(name, self.sm, self.title)
+        if name in _NEXT_BEST[:3] and name not in self.peak_tflops:
+            known = ", ".join(self.peak_tflops)
+            raise EdgewamError(f"No rate of {name} products is known for {self.title}, only of {known}. Add it to its file.")
 
 
 def device_names() -> list[str]:

@@ -126,6 +126,13 @@ def test_the_good_file_of_these_tests_is_good():
     assert parse_device("x", GOOD).sm == "sm_120"
 
 
+def test_a_quantised_format_without_a_known_rate_has_no_floor():
+    device = parse_device("x", GOOD)
+    device.require_format("fp16")  # counted as bf16
+    with pytest.raises(EdgewamError, match="No rate of int8 products is known for X, only of bf16"):
+        device.require_format("int8")
+
+
 def test_a_device_without_cuda_needs_no_sm_but_a_float32_rate():
     device = parse_device("x", GOOD.replace('sm = "sm_120"', "").replace("bf16", "fp32"))
     assert device.sm is None and device.plain_format == "fp32"
