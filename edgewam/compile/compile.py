@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
+from edgewam.compile.tolerances import allowed_deviation
 from edgewam.core import plugins
 from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import GateError, PluginError
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
-from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import CONSTANTS, GOLDEN, STAGES, Bundle
 from edgewam.runtime.deviation import Deviation, deviation
@@ -29,14 +29,9 @@ from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.prompts import KIND, PROMPTS, save_prompts
 from edgewam.runtime.selftest import GoldenCall, observe_run, save_golden
 from edgewam.runtime.tensors import save_tensors
+from edgewam.runtime.torch_memory import TorchMemory
 
-PROGRAM_TOLERANCE = 1e-4  # of a whole program, relative to the output's maximum: stage errors compounded over the steps
-SELF_TEST_MARGIN = 20.0  # another processor sums in another order; a wrong weight is off by far more than this
 SELF_TEST_FLOOR = 1e-4
-# A quantised value on the border between two codes may fall on either side in another engine: one code is 1/127 of the range,
-# and layers behind add to it.  Up to 0.04 was seen on `small`; wrong scales or a forgotten bias are off by 0.3 and more.
-QUANTIZED_TOLERANCE = 0.1
-QUANTIZED_SELF_TEST_MARGIN = 3.0  # the deviation from eager is made of such borders already, so 20 times would allow anything
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Calls = Sequence[tuple[str, Arrays]]
@@ -49,7 +44,8 @@ class CompilePlan:
     stages: by name, in the order in which they first run.  host: what the policy's host code needs.  prompts: prompt ->
     inputs of the program `prompt`.  policy: plugin that drives the programs.
     calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
-    config: further facts for the manifest, such as the number of action steps.
+    config: further facts for the manifest, such as the number of action steps.  device: where backends that run on torch
+    compute, "cpu" or "cuda".
     """
 
     family: str
@@ -63,6 +59,7 @@ class CompilePlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     threads: int = 2
+    device: str = "cpu"
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
@@ -110,8 +107,10 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     for stage in stages.values():
         if not (support := build.supports(stage)).ok:
             raise PluginError(f"Backend '{plan.backend}' cannot build: {support.reason}.")
-    reference = {name: CapturingEngine(TorchEngine(stage)) for name, stage in stages.items()}
-    golden = _record(plan, Pipeline(plan.programs, stages, reference))
+    options = EngineOptions(plan.threads, device=plan.device)
+    here, there = TorchMemory("cpu"), run.memory(options)  # the reference's buffers, and the engines'
+    reference = {name: CapturingEngine(TorchEngine(stage), here) for name, stage in stages.items()}
+    golden = _record(plan, Pipeline(plan.programs, stages, reference, here))
     measured: dict[str, Any] = {}
     records: list[dict[str, Any]] = []
     golden_index: list[dict[str, object]] = []
@@ -119,25 +118,24 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         "family": plan.family, "backend": plan.backend, "policy": plan.policy, "host": dict(plan.host), **plan.config,
         "programs": plan.programs.to_json(), "stages": records, "golden": golden_index,
     }  # fmt: skip
+    if facts := there.device_facts():
+        config["device"] = facts
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
         for stage in stages.values():
             records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES)})
-        options = EngineOptions(plan.threads)
         engines = {
             entry["stage"]["name"]: run.load(stages[entry["stage"]["name"]], directory / STAGES, entry["record"], options)
             for entry in records
         }
         samples = {name: [random_inputs(stage.inputs, seed=7), *reference[name].samples] for name, stage in stages.items()}
-        is_quantized = any(quantized_layers(stage) for stage in stages.values())
-        report = compare_stages(stages, reference, engines, samples, QUANTIZED_TOLERANCE if is_quantized else build.TOLERANCE)
+        allowed = allowed_deviation(stages, build.TOLERANCE)
+        report = compare_stages(stages, reference, engines, samples, allowed.stage, (here, there))
         measured["stages"] = report.to_json()
         report.require()
-        allowed = QUANTIZED_TOLERANCE if is_quantized else PROGRAM_TOLERANCE
-        worst = _compare_programs(Pipeline(plan.programs, stages, engines), golden, allowed)
+        worst = _compare_programs(Pipeline(plan.programs, stages, engines, there), golden, allowed.program)
         measured["programs"] = {name: d.to_json() for name, d in worst.items()}
-        margin = QUANTIZED_SELF_TEST_MARGIN if is_quantized else SELF_TEST_MARGIN
-        tolerance = max(SELF_TEST_FLOOR, margin * max(d.relative for d in worst.values()))
+        tolerance = max(SELF_TEST_FLOOR, allowed.margin * max(d.relative for d in worst.values()))
         golden_index += save_golden(directory / GOLDEN, [GoldenCall(c.program, c.inputs, c.expected, tolerance) for c in golden])
         save_tensors(directory / CONSTANTS, plan.programs.constants)
         save_prompts(directory / PROMPTS, plan.prompts)
@@ -160,7 +158,8 @@ def _record(plan: CompilePlan, pipeline: Pipeline) -> list[GoldenCall]:
     """Golden calls with what the eager reference answers, from zero state."""
     calls = plan.calls
     if calls is None and plan.policy is not None:
-        recorder = _Recorder(plan.programs, plan.stages, {name: TorchEngine(stage) for name, stage in plan.stages.items()})
+        engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
+        recorder = _Recorder(plan.programs, plan.stages, engines, TorchMemory("cpu"))
         bundle = Bundle(plan.family, "eager", plan.policy, plan.host, plan.stages, {}, recorder, plan.prompts)
         plugins.load("policy", plan.policy).rehearse(bundle)
         calls = recorder.calls

@@ -39,7 +39,7 @@ def as_module(stage: Stage) -> nn.Module:
 def example_inputs(stage: Stage, seed: int = 0) -> tuple[torch.Tensor, ...]:
     """Random tensors in declared order."""
     arrays = random_inputs(stage.inputs, seed)
-    return tuple(torch.from_numpy(arrays[spec.name]) for spec in stage.inputs)
+    return tuple(torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in stage.inputs)
 
 
 @contextmanager

@@ -104,8 +104,9 @@ def _compare_stages(
         raise ContractError(f"The bundles declare different stages ({', '.join(different)}): compare their actions only.")
     if reference.path is None or reference.manifest is None:
         raise ArtifactError("The reference must be a bundle opened from a directory: its golden vectors are the samples.")
-    capturing = {name: CapturingEngine(engine) for name, engine in reference.engines.items()}
-    pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing)
+    memory = reference.pipeline.memory
+    capturing = {name: CapturingEngine(engine, memory) for name, engine in reference.engines.items()}
+    pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing, memory)
     if frames:
         policy = replace(reference, engines=capturing, pipeline=pipeline).open_policy()
         sample = FrameSampler(policy, prompt)
@@ -115,7 +116,8 @@ def _compare_stages(
         for call in load_golden(reference.path / GOLDEN, reference.manifest.config["golden"]):
             pipeline.run(call.program, call.inputs)
     samples: dict[str, list[Mapping[str, npt.NDArray[Any]]]] = {name: [*e.samples] for name, e in capturing.items()}
-    return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance)
+    memories = memory, candidate.pipeline.memory
+    return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance, memories)
 
 
 def _compare_actions(candidate: Bundle, reference: Bundle, frames: list[Frame], prompt: str | None, seed: int) -> ExcessError:

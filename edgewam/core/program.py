@@ -6,6 +6,7 @@ and checks; `runtime.pipeline` runs it, for every family and backend alike.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,7 +22,10 @@ Lifetime = Literal["prompt", "plan", "chunk"]
 
 @dataclass(frozen=True)
 class Call:
-    """Run one stage: `inputs` maps stage input -> buffer, `outputs` maps stage output -> buffer."""
+    """Run one stage: `inputs` maps stage input -> buffer, `outputs` maps stage output -> buffer.
+
+    A buffer may be rows of a state, written `name[start:stop]`, so that several stages fill one tensor.
+    """
 
     stage: str
     inputs: Mapping[str, str]
@@ -85,6 +89,20 @@ class Program:
         """One entry of `Programs.to_json`, for readers that need no constants."""
         return _program_from_json(data)
 
+    def written(self) -> set[str]:
+        """Names of the buffers that a run writes; rows count as their whole."""
+        names: set[str] = set()
+        for step in self.steps():
+            names |= {step.ring} if isinstance(step, Push) else {split_rows(buffer)[0] for buffer in step.outputs.values()}
+        return names
+
+    def read(self) -> set[str]:
+        """Names of the buffers that a run reads; rows count as their whole."""
+        names: set[str] = set(self.outputs)
+        for step in self.steps():
+            names |= {step.source} if isinstance(step, Push) else {split_rows(buffer)[0] for buffer in step.inputs.values()}
+        return names
+
 
 @dataclass(frozen=True)
 class Programs:
@@ -120,6 +138,26 @@ class Programs:
         states = tuple(State(TensorSpec.from_json(s["spec"]), s["lifetime"]) for s in data["states"])
         programs = {name: _program_from_json(p) for name, p in data["programs"].items()}
         return Programs(states, programs, dict(constants))
+
+
+_ROWS = re.compile(r"(.+)\[(\d+):(\d+)\]")
+
+
+def split_rows(buffer: str) -> tuple[str, tuple[int, int] | None]:
+    """("context", (0, 5)) of "context[0:5]", ("context", None) of "context"."""
+    found = _ROWS.fullmatch(buffer)
+    return (found[1], (int(found[2]), int(found[3]))) if found else (buffer, None)
+
+
+def _spec_of(buffer: str, known: Mapping[str, TensorSpec]) -> TensorSpec | None:
+    """Spec of a buffer or of rows of one; None when there is no such buffer or it has no such rows."""
+    name, rows = split_rows(buffer)
+    have = known.get(name)
+    if have is None or rows is None:
+        return have
+    if not have.shape or not 0 <= rows[0] < rows[1] <= have.shape[0]:
+        return None
+    return TensorSpec(buffer, (rows[1] - rows[0], *have.shape[1:]), have.dtype)
 
 
 def _check_program(program: Program, owner: Programs, stages: Mapping[str, Stage]) -> set[str]:
@@ -160,7 +198,7 @@ def _check_program(program: Program, owner: Programs, stages: Mapping[str, Stage
             )
         for name, buffer in step.inputs.items():
             spec = stage.input(name)
-            have = known.get(buffer)
+            have = _spec_of(buffer, known)
             if have is None:
                 raise ContractError(f"{where}: '{stage.name}' reads buffer '{buffer}' before it is written.")
             if (have.shape, have.dtype) != (spec.shape, spec.dtype):
@@ -169,10 +207,15 @@ def _check_program(program: Program, owner: Programs, stages: Mapping[str, Stage
             spec = stage.output(name)
             if buffer in owner.constants:
                 raise ContractError(f"{where}: '{stage.name}' writes constant '{buffer}'.")
-            have = known.setdefault(buffer, TensorSpec(buffer, spec.shape, spec.dtype))
-            if (have.shape, have.dtype) != (spec.shape, spec.dtype):
+            base, rows = split_rows(buffer)
+            if rows is None:
+                known.setdefault(buffer, TensorSpec(buffer, spec.shape, spec.dtype))
+            elif base not in states:
+                raise ContractError(f"{where}: '{stage.name}' writes rows '{buffer}', and only states are written by rows.")
+            have = _spec_of(buffer, known)
+            if have is None or (have.shape, have.dtype) != (spec.shape, spec.dtype):
                 raise ContractError(f"{where}: '{stage.name}.{name}' writes {spec} to buffer '{buffer}' of {have}.")
-            written.add(buffer)
+            written.add(base)
     if missing := [name for name in program.outputs if name not in known]:
         raise ContractError(f"{where} never writes its outputs {missing}.")
     return written & set(states)

@@ -1,24 +1,19 @@
 """What a backend gives the pipeline: an engine that is bound once to fixed memory and then called without arguments.
 
 Binding to memory instead of passing arrays is what ONNX Runtime runs fastest (IOBinding) and what a captured CUDA graph
-needs, so that one pipeline serves both.
+needs, so that one pipeline serves both.  A run half offers `memory(options)`, the memory its engines are bound to.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from typing import Protocol
 
 from edgewam.core.errors import ContractError
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
-
-Array = npt.NDArray[Any]
-BoundCall = Callable[[], None]
+from edgewam.runtime.memory import Array, BoundCall, Buffer, HostMemory, Memory
 
 
 @dataclass(frozen=True)
@@ -31,10 +26,15 @@ class Support:
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How engines run.  threads: CPU threads inside one stage; spinning: workers busy-wait between parallel sections."""
+    """How engines run.
+
+    threads: CPU threads inside one stage.  spinning: workers busy-wait between parallel sections.  device: "cpu", "cuda" or
+    "cuda:<n>", for backends that can do either.
+    """
 
     threads: int = 2
     spinning: bool = True
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.threads < 1:
@@ -44,10 +44,11 @@ class EngineOptions:
 class Engine(Protocol):
     """One compiled stage."""
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> BoundCall:
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
         """Fix the memory of every input and of the wanted outputs (C-contiguous, never overlapping); return the call.
 
-        The call reads what the inputs hold at that moment and overwrites the outputs.  Arrays must outlive it.
+        The call reads what the inputs hold at that moment and overwrites the outputs, in the order of the memory's current
+        stream.  Buffers must outlive it.
         """
 
 
@@ -57,14 +58,11 @@ def allocate(spec: TensorSpec) -> Array:
     Raises:
         ContractError: bfloat16 or float8, which NumPy does not have.
     """
-    # by name: another package may have taught NumPy a bfloat16 that no engine here can bind
-    if spec.dtype in ("bfloat16", "float8_e4m3"):
-        raise ContractError(f"Host buffers cannot hold '{spec.name}' of dtype {spec.dtype}. Use float32 at the boundary.")
-    return np.zeros(spec.shape, np.dtype(spec.dtype))
+    return HostMemory().allocate(spec)
 
 
-def check_binding(stage: Stage, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-    """Raise ContractError unless the arrays are what `Engine.bind` of this stage may be given."""
+def check_binding(stage: Stage, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
+    """Raise ContractError unless the buffers are what `Engine.bind` of this stage may be given."""
     if set(inputs) != {spec.name for spec in stage.inputs}:
         raise ContractError(
             f"Stage '{stage.name}' needs exactly the inputs {[s.name for s in stage.inputs]}, got {sorted(inputs)}."
@@ -74,12 +72,23 @@ def check_binding(stage: Stage, inputs: Mapping[str, Array], outputs: Mapping[st
     for name, array in outputs.items():
         stage.output(name).check(array)
     for name, array in [*inputs.items(), *outputs.items()]:
-        if not array.flags.c_contiguous:
+        if not (array.flags.c_contiguous if hasattr(array, "flags") else array.is_contiguous()):
             raise ContractError(f"Stage '{stage.name}': '{name}' must be C-contiguous to be bound.")
 
 
-def run_engine(stage: Stage, engine: Engine, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """One call with fresh outputs: for checks and tests, not for the loop."""
-    outputs = {spec.name: allocate(spec) for spec in stage.outputs}
-    engine.bind(inputs, outputs)()
-    return outputs
+def run_engine(stage: Stage, engine: Engine, inputs: Mapping[str, Array], memory: Memory | None = None) -> dict[str, Array]:
+    """One call with fresh buffers, host arrays in and out: for checks and tests, not for the loop.
+
+    memory: where the engine's buffers live; without it the given arrays themselves are bound.
+    """
+    place = memory or HostMemory()
+    given: dict[str, Buffer] = dict(inputs)
+    if memory is not None:
+        for name, array in inputs.items():
+            given[name] = memory.allocate(stage.input(name))
+            memory.write(given[name], array)
+    outputs = {spec.name: place.allocate(spec) for spec in stage.outputs}
+    with place.on(place.stream()):
+        engine.bind(given, outputs)()
+    place.synchronize()
+    return {name: place.read(buffer) for name, buffer in outputs.items()}

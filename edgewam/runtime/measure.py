@@ -15,7 +15,7 @@ from edgewam.profiles.contract import TimingContract
 from edgewam.profiles.measure import Timing, measure
 from edgewam.profiles.report import Profile
 from edgewam.runtime.bundle import GOLDEN, Bundle
-from edgewam.runtime.engine import Array
+from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.selftest import load_golden
 

@@ -1,56 +1,69 @@
-"""The pipeline owns the named buffers of a policy and runs its programs with engines of any backend.
+"""The pipeline owns the named buffers of a policy and runs its programs with engines of any backend, in any memory.
 
-Every call is bound to its memory once, loops are unrolled into one bound call per table row, and a run only walks a
-list: nothing is allocated between the first and the last call.  It knows neither the model nor the backend.
+Every call is bound to its memory once and a run only walks a list, or launches the graph that was captured of it: nothing is
+allocated between the first and the last call.  It knows neither the model nor the backend.
+
+A state that one program writes and others read (a planner's context) can have a back buffer: with `overlap` the writer runs
+beside its readers and the new value is swapped in when the run is finished (DESIGN section 8).
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
 from edgewam.core.errors import ContractError
-from edgewam.core.program import Call, Lifetime, Program, Programs, Push
+from edgewam.core.program import Lifetime, Program, Programs
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
-from edgewam.runtime.engine import Array, BoundCall, Engine, allocate
+from edgewam.runtime.back_buffers import BackBuffers
+from edgewam.runtime.binding import BoundProgram, bind_program
+from edgewam.runtime.engine import Engine
+from edgewam.runtime.memory import Array, HostMemory, Memory, host_spec
+from edgewam.runtime.replay import Replay, compose
 
 StageHook = Callable[[str, int], None]
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """One program ready to run: its input memory, its steps in order with their stage names, and its output memory."""
-
-    inputs: dict[str, tuple[TensorSpec, Array]]
-    steps: list[tuple[str, BoundCall]]
-    outputs: dict[str, Array]
-    slots: dict[str, int]  # ring slot input -> number of slots
 
 
 class Pipeline:
     """Runs programs.  `on_stage(stage, nanoseconds)` is called after every step when set, and costs nothing when None.
 
-    Not reentrant: one run at a time.  State starts as zeros.
+    One run of a program at a time; two programs at a time only with `overlap`.  State starts as zeros.
     """
 
-    def __init__(self, programs: Programs, stages: Mapping[str, Stage], engines: Mapping[str, Engine]) -> None:
+    def __init__(
+        self, programs: Programs, stages: Mapping[str, Stage], engines: Mapping[str, Engine], memory: Memory | None = None,
+        overlap: bool = False,
+    ) -> None:  # fmt: skip
         """Bind everything.
+
+        Args:
+            programs: what to run.
+            stages: their declarations.
+            engines: one per stage, of the backend that `memory` belongs to.
+            memory: where buffers live; on the host by default.
+            overlap: give states that other programs read a back buffer.
 
         Raises:
             ContractError: programs that do not fit the stages, or a stage without an engine.
         """
         programs.check(stages)
-        self.programs = programs
+        self.programs, self.memory = programs, memory or HostMemory()
         self.on_stage: StageHook | None = None
-        self._stages = stages
-        self._engines = engines
-        self._states = {state.spec.name: allocate(state.spec) for state in programs.states}
-        self._constants = {name: np.array(array, order="C") for name, array in programs.constants.items()}
-        self._plans = {name: self._plan(program) for name, program in programs.programs.items()}
+        self.overlap = overlap
+        self._stages, self._engines = stages, engines
+        self._specs = {state.spec.name: state.spec for state in programs.states}
+        self._back = BackBuffers(programs, overlap)
+        self._states = {
+            name: [self.memory.allocate(spec) for _ in range(self._back.num_buffers(name))] for name, spec in self._specs.items()
+        }
+        self._streams = {name: self.memory.stream(_priority(program)) for name, program in programs.programs.items()}
+        self._plans = self._bind()
+        self._calls = {name: [compose(bound) for bound in variants] for name, variants in self._plans.items()}
+        self._captured: set[str] = set()
+        self._running: dict[str, int] = {}  # program -> the variant that was launched
 
     def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one program and return copies of its outputs.
@@ -58,129 +71,175 @@ class Pipeline:
         Raises:
             ContractError: unknown program, missing or unknown inputs, wrong shapes or dtypes, a slot outside its ring.
         """
-        plan = self._plans.get(program)
-        if plan is None:
-            raise ContractError(f"Unknown program '{program}'. Available: {', '.join(self._plans)}.")
-        _copy_inputs(program, plan, inputs)
-        hook = self.on_stage
-        if hook is None:
-            for _, call in plan.steps:
-                call()
-        else:
-            for name, call in plan.steps:
-                start = time.perf_counter_ns()
-                call()
-                hook(name, time.perf_counter_ns() - start)
-        return {name: buffer.copy() for name, buffer in plan.outputs.items()}
+        self.start(program, inputs)
+        return self.finish(program)
+
+    def start(self, program: str, inputs: Mapping[str, Array]) -> None:
+        """Launch one program on its stream; `finish` waits for it.  On the host it is done when this returns.
+
+        Raises:
+            ContractError: as `run`; or the program is running, or another one that it may not run beside.
+        """
+        plan = self._require(program, inputs)
+        _copy_inputs(plan, inputs)
+        variant, earlier = self._back.choose(self.programs.programs[program], self._running)
+        for name in earlier:
+            self.memory.synchronize(self._streams[name])
+        self._running[program] = variant
+        try:
+            with self.memory.on(self._streams[program]):
+                if self.on_stage is not None:
+                    self._run_observed(self._plans[program][variant], self._streams[program])
+                else:
+                    for call in self._calls[program][variant]:
+                        call()
+        except BaseException:
+            del self._running[program]
+            raise
+
+    def finish(self, program: str) -> dict[str, Array]:
+        """Wait for a launched program, make what it wrote valid for others, and return copies of its outputs."""
+        if program not in self._running:
+            raise ContractError(f"Program '{program}' was not started.")
+        variant = self._running.pop(program)
+        self.memory.synchronize(self._streams[program])
+        self._back.swap(program, variant)
+        return {name: port.host.copy() for name, port in self._plans[program][variant].outputs.items()}
+
+    def capture(self, program: str, inputs: Mapping[str, Array]) -> str:
+        """Turn a program into one graph, verified on these inputs and on others: it must write what the single calls write.
+
+        A program without outputs runs in the background and becomes one graph per stage (layer groups), so that urgent ones
+        get the device in between.
+
+        Returns "bitwise" or how far replay and single calls differ.  State is left as it was.
+
+        Raises:
+            CaptureError: the memory has no graphs, the calls do not fit into one, or the replay computes something else;
+                the program goes on running call by call.
+        """
+        plan = self._require(program, inputs)
+        others = {name: np.roll(array, 1) for name, array in inputs.items()}
+        written = sorted(self.programs.programs[program].written() & self._states.keys())
+        stream = self._streams[program]
+        calls, worst = [], "bitwise"
+        for number, bound in enumerate(self._plans[program]):
+            watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
+            replay = Replay(bound, self.memory, stream, in_groups=not bound.outputs)
+            found = replay.verify(watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)])  # type: ignore[misc]
+            worst = found if found != "bitwise" else worst
+            calls.append(replay.calls)
+        self._calls[program] = calls
+        self._captured.add(program)
+        return worst
+
+    @property
+    def captured(self) -> tuple[str, ...]:
+        """Names of the programs that run as graphs."""
+        return tuple(sorted(self._captured))
 
     def reset(self, lifetime: Lifetime | None = None) -> None:
         """Zero the state tensors of one lifetime, or all of them."""
+        self._require_idle("reset")
         for state in self.programs.states:
             if lifetime is None or state.lifetime == lifetime:
-                self._states[state.spec.name].fill(0)
+                for buffer in self._states[state.spec.name]:
+                    self.memory.fill_zero(buffer)
+        self.memory.synchronize()
 
     def state(self, name: str) -> Array:
-        """A copy of one state tensor."""
-        if name not in self._states:
-            raise ContractError(f"Unknown state '{name}'. Available: {', '.join(self._states) or 'none'}.")
-        return self._states[name].copy()
+        """A copy of one state tensor on the host; bfloat16 as float32."""
+        self._require_state(name)
+        return self.memory.read(self._states[name][self._back.front(name)])
 
     def set_state(self, name: str, value: Array) -> None:
         """Overwrite one state tensor, as when a robot resumes or a test ablates the memory."""
-        for state in self.programs.states:
-            if state.spec.name == name:
-                state.spec.check(value)
-                np.copyto(self._states[name], value)
-                return
-        raise ContractError(f"Unknown state '{name}'. Available: {', '.join(self._states) or 'none'}.")
+        self._require_state(name)
+        self._require_idle("set_state")
+        host_spec(self._specs[name]).check(value)
+        self.memory.write(self._states[name][self._back.front(name)], value)
 
-    def _plan(self, program: Program) -> _Plan:
-        inputs = {spec.name: (spec, allocate(spec)) for spec in program.inputs}
-        buffers = {name: array for name, (_, array) in inputs.items()} | self._states | self._constants
-        steps: list[tuple[str, BoundCall]] = []
-        scratch: dict[tuple[str, str], Array] = {}
-        rows: dict[str, Array] = {}
+    def with_programs(self, programs: Programs) -> Pipeline:
+        """A pipeline of other programs over the same engines, in the same memory, with state of its own."""
+        return Pipeline(programs, self._stages, self._engines, self.memory, self.overlap)
 
-        def add(step: Call | Push) -> None:
-            if isinstance(step, Push):
-                steps.append((f"push {step.ring}", _bind_push(step, {**buffers, **rows})))
-            else:
-                steps.append((step.stage, self._bind_call(program, step, buffers, rows, scratch)))
+    def _bind(self) -> dict[str, list[BoundProgram]]:
+        """Every program once, or once per buffer of the states with a back buffer that it touches."""
+        memory, specs = self.memory, dict(self._specs)
+        constants = {}
+        for name, array in self.programs.constants.items():
+            specs[name] = TensorSpec(name, array.shape, str(array.dtype))
+            constants[name] = memory.allocate(specs[name])
+            memory.write(constants[name], np.asarray(array))
+        plans = {}
+        for name, program in self.programs.programs.items():
+            ports = {spec.name: memory.port(spec) for spec in program.inputs}
+            plans[name] = [
+                bind_program(
+                    program, self._stages, self._engines, memory,
+                    {state: buffers[number % len(buffers)] for state, buffers in self._states.items()}, constants, ports, specs,
+                )
+                for number in range(self._back.num_variants(program))
+            ]  # fmt: skip
+        return plans
 
-        for step in program.setup:
-            add(step)
-        if program.loop is not None:
-            for index in range(program.loop.num_rows):
-                rows |= {name: _row(self._constants[table], index) for name, table in program.loop.rows.items()}
-                for call in program.loop.calls:
-                    add(call)
-        for step in program.finish:
-            add(step)
-        slots = {step.slot: self._states[step.ring].shape[0] for step in program.steps() if isinstance(step, Push)}
-        return _Plan(inputs, steps, {name: {**buffers, **rows}[name] for name in program.outputs}, slots)
+    def _run_observed(self, plan: BoundProgram, stream: object) -> None:
+        hook = self.on_stage
+        assert hook is not None
+        for port in (port for _, port in plan.inputs.values()):
+            if port.upload:
+                port.upload()
+        for step in plan.steps:
+            self.memory.synchronize(stream)
+            start = time.perf_counter_ns()
+            step.call()
+            self.memory.synchronize(stream)
+            hook(step.name, time.perf_counter_ns() - start)
+        for port in plan.outputs.values():
+            if port.download:
+                port.download()
 
-    def _bind_call(
-        self, program: Program, call: Call, buffers: dict[str, Array], rows: Mapping[str, Array],
-        scratch: dict[tuple[str, str], Array],
-    ) -> BoundCall:  # fmt: skip
-        stage = self._stages[call.stage]
-        engine = self._engines.get(call.stage)
-        if engine is None:
-            raise ContractError(f"Stage '{call.stage}' has no engine. Loaded: {', '.join(self._engines) or 'none'}.")
-        where = f"Program '{program.name}', stage '{call.stage}'"
-        inputs = {}
-        for name, buffer in call.inputs.items():
-            array = rows[buffer] if buffer in rows else buffers.get(buffer)
-            if array is None:
-                raise ContractError(f"{where} reads the table row '{buffer}' before the loop.")
-            inputs[name] = array
-        outputs, carried = {}, []
-        for name, buffer in call.outputs.items():
-            if program.loop is not None and buffer in program.loop.rows:
-                raise ContractError(f"{where} writes the table row '{buffer}', which is constant.")
-            target = buffers.setdefault(buffer, allocate(stage.output(name)))
-            outputs[name] = target
-            if buffer in call.inputs.values():
-                # an engine may write before it has read everything, so a carry goes through its own memory
-                outputs[name] = scratch.setdefault((buffer, call.stage), np.empty_like(target))
-                carried.append((target, outputs[name]))
-        run = engine.bind(inputs, outputs)
-        return _with_copies(run, carried) if carried else run
+    def _require(self, program: str, inputs: Mapping[str, Array]) -> BoundProgram:
+        """The program; everything is checked before anything is written, so that a refused run changes nothing."""
+        if program not in self._plans:
+            raise ContractError(f"Unknown program '{program}'. Available: {', '.join(self._plans)}.")
+        plan = self._plans[program][0]
+        _check_inputs(program, plan, inputs)
+        if program in self._running or (self._running and not self.overlap):
+            raise ContractError(f"Program '{program}' cannot start while {', '.join(self._running)} runs; call finish first.")
+        lasting = {state.spec.name for state in self.programs.states} - self._back.writers.keys()
+        mine = self.programs.programs[program]
+        for other in (self.programs.programs[name] for name in self._running):
+            if clash := lasting & ((mine.written() & (other.read() | other.written())) | (mine.read() & other.written())):
+                raise ContractError(f"Program '{program}' cannot run beside '{other.name}': both use the state '{min(clash)}'.")
+        return plan
 
+    def _require_state(self, name: str) -> None:
+        if name not in self._states:
+            raise ContractError(f"Unknown state '{name}'. Available: {', '.join(self._states) or 'none'}.")
 
-def _row(table: Array, index: int) -> Array:
-    """A view of one row, so that a table of any size is read in place; a scalar row stays an array."""
-    return table[index : index + 1].reshape(table.shape[1:])
-
-
-def _with_copies(run: BoundCall, copies: list[tuple[Array, Array]]) -> BoundCall:
-    def call() -> None:
-        run()
-        for target, source in copies:
-            np.copyto(target, source)
-
-    return call
+    def _require_idle(self, what: str) -> None:
+        if self._running:
+            raise ContractError(f"{what} is not possible while {', '.join(self._running)} runs; call finish first.")
 
 
-def _bind_push(step: Push, buffers: Mapping[str, Array]) -> BoundCall:
-    ring, source, slot = buffers[step.ring], buffers[step.source], buffers[step.slot]
-
-    def push() -> None:
-        ring[int(slot[0])] = source
-
-    return push
+def _priority(program: Program) -> int:
+    """Programs that answer something are urgent; those that only write state are not."""
+    return 1 if program.outputs else 0
 
 
-def _copy_inputs(program: str, plan: _Plan, inputs: Mapping[str, Array]) -> None:
+def _check_inputs(program: str, plan: BoundProgram, inputs: Mapping[str, Array]) -> None:
     if inputs.keys() != plan.inputs.keys():
         missing, unknown = sorted(plan.inputs.keys() - inputs.keys()), sorted(inputs.keys() - plan.inputs.keys())
         raise ContractError(f"Program '{program}' needs exactly {sorted(plan.inputs)}: missing {missing}, unknown {unknown}.")
-    # everything is checked before anything is written: a refused run changes nothing
-    arrays = {name: np.asarray(inputs[name]) for name in plan.inputs}
     for name, (spec, _) in plan.inputs.items():
-        spec.check(arrays[name])
+        host_spec(spec).check(np.asarray(inputs[name]))
     for name, num_slots in plan.slots.items():
-        if name in arrays and not 0 <= int(arrays[name][0]) < num_slots:
-            raise ContractError(f"Program '{program}': slot '{name}' must lie in 0..{num_slots - 1}, got {int(arrays[name][0])}.")
-    for name, (_, buffer) in plan.inputs.items():
-        np.copyto(buffer, arrays[name])
+        slot = int(np.asarray(inputs[name])[0])
+        if not 0 <= slot < num_slots:
+            raise ContractError(f"Program '{program}': slot '{name}' must lie in 0..{num_slots - 1}, got {slot}.")
+
+
+def _copy_inputs(plan: BoundProgram, inputs: Mapping[str, Array]) -> None:
+    for name, (_, port) in plan.inputs.items():
+        np.copyto(port.host, inputs[name])

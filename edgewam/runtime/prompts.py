@@ -12,7 +12,7 @@ from pathlib import Path
 from edgewam.core.artifacts import read_manifest, write_artifact
 from edgewam.core.errors import ContractError
 from edgewam.core.program import Programs
-from edgewam.runtime.engine import Array
+from edgewam.runtime.memory import Array
 from edgewam.runtime.tensors import load_tensors, save_tensors
 
 KIND = "bundle"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgewam.core.errors import ArtifactError, require
-from edgewam.runtime.engine import Array
+from edgewam.runtime.memory import Array
 
 
 def load_tensors(path: Path) -> dict[str, Array]:

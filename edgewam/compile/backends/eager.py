@@ -10,6 +10,7 @@ import torch
 
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
 from edgewam.core.stage import Stage
+from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 
 FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8")  # rounded as the engines would, multiplied in float32
@@ -23,12 +24,28 @@ def supports(stage: Stage) -> Support:
     return Support(True)
 
 
+def supports_float(stage: Stage, backend: str) -> Support:
+    """The same for backends that take the exported program but compute in its float types only."""
+    for path, layer in quantized_layers(stage).items():
+        return Support(
+            False,
+            f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which {backend} would multiply in float32. "
+            "Compile for onnxruntime (int8) or tensorrt (int8, fp8), or compile the policy that was not quantised",
+        )
+    return supports(stage)
+
+
 def build(stage: Stage, directory: Path) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
     with exporting(stage), quiet():
-        program = torch.export.export(as_module(stage), example_inputs(stage), strict=False)
+        program = export_program(stage)
         stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump
         torch.export.save(program, stored)
     file = f"{stage.name}.pt2"
     (directory / file).write_bytes(stored.getvalue())
     return {"file": file}
+
+
+def export_program(stage: Stage) -> torch.export.ExportedProgram:
+    """The stage as a graph of torch's operators on the CPU, with its weights."""
+    return torch.export.export(as_module(stage), example_inputs(stage), strict=False)

@@ -13,7 +13,9 @@ from typing import Any
 
 from edgewam.core.errors import ArtifactError, require
 from edgewam.core.stage import Stage
-from edgewam.runtime.engine import Array, BoundCall, EngineOptions, Support, check_binding
+from edgewam.runtime.engine import EngineOptions, Support, check_binding
+from edgewam.runtime.memory import BoundCall, Buffer, Memory
+from edgewam.runtime.torch_memory import TorchMemory
 
 
 def supports() -> Support:
@@ -23,8 +25,20 @@ def supports() -> Support:
     return Support(True)
 
 
+def memory(options: EngineOptions) -> Memory:
+    """Tensors on `options.device`."""
+    return TorchMemory(options.device)
+
+
 def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: EngineOptions) -> TorchEngine:
-    """Open `record["file"]`.  `options.threads` is torch's own setting and holds for the whole process.
+    """Open `record["file"]`; raises as `load_module`."""
+    return TorchEngine(stage, load_module(directory, record, options))
+
+
+def load_module(directory: Path, record: Mapping[str, Any], options: EngineOptions) -> Any:
+    """The exported program `record["file"]` as a module on `options.device`.
+
+    `options.threads` is torch's own setting and holds for the whole process.
 
     Raises:
         ArtifactError: the file is no exported program of this torch version.
@@ -37,13 +51,15 @@ def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: Engi
             # torch wraps the archive's read-only bytes; nothing writes to them
             warnings.simplefilter("ignore", UserWarning)
             program = torch.export.load(path)
+            if options.device != "cpu":
+                program = torch.export.passes.move_to_device_pass(program, options.device)
     except Exception as error:  # zip, pickle-free JSON and version errors have no common base
         raise ArtifactError(f"torch cannot open '{path}': {error}. Compile the bundle again with this torch version.") from error
-    return TorchEngine(stage, program.module())
+    return program.module()
 
 
 class TorchEngine:
-    """A torch function `function(*inputs) -> tuple(outputs)` over host memory that it shares with NumPy."""
+    """A torch function `function(*inputs) -> tuple(outputs)` over tensors, or over host memory that it shares with NumPy."""
 
     def __init__(self, stage: Stage, function: Callable[..., Any] | None = None) -> None:
         self.stage = stage
@@ -51,12 +67,12 @@ class TorchEngine:
         assert chosen is not None, f"stage '{stage.name}' came from a manifest and has no function"
         self.function: Callable[..., Any] = chosen
 
-    def bind(self, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> BoundCall:
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
         """See `Engine.bind`."""
         torch = require("torch", extra="train")
         check_binding(self.stage, inputs, outputs)
-        arguments = [torch.from_numpy(inputs[spec.name]) for spec in self.stage.inputs]
-        targets = [(i, torch.from_numpy(outputs[s.name])) for i, s in enumerate(self.stage.outputs) if s.name in outputs]
+        arguments = [torch.as_tensor(inputs[spec.name]) for spec in self.stage.inputs]
+        targets = [(i, torch.as_tensor(outputs[s.name])) for i, s in enumerate(self.stage.outputs) if s.name in outputs]
         function = self.function
 
         def call() -> None:

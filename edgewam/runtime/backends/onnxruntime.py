@@ -9,7 +9,8 @@ from typing import Any
 
 from edgewam.core.errors import ArtifactError, require
 from edgewam.core.stage import Stage
-from edgewam.runtime.engine import Array, BoundCall, EngineOptions, Support, check_binding
+from edgewam.runtime.engine import EngineOptions, Support, check_binding
+from edgewam.runtime.memory import Array, BoundCall, HostMemory, Memory
 
 
 def supports() -> Support:
@@ -17,6 +18,11 @@ def supports() -> Support:
     if importlib.util.find_spec("onnxruntime") is None:
         return Support(False, "the package 'onnxruntime' is not installed; install it with: pip install 'edgewam[onnx]'")
     return Support(True)
+
+
+def memory(options: EngineOptions) -> Memory:
+    """NumPy arrays: the CPU provider reads and writes them in place."""
+    return HostMemory()
 
 
 def load(stage: Stage, directory: Path, record: Mapping[str, Any], options: EngineOptions) -> OnnxRuntimeEngine:

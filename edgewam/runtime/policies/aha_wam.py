@@ -18,8 +18,7 @@ from edgewam.core.records import ActionChunk, Observation
 from edgewam.core.rope import axis_rope, frame_rope
 from edgewam.runtime.ablation import bypass
 from edgewam.runtime.bundle import Bundle
-from edgewam.runtime.engine import Array
-from edgewam.runtime.pipeline import Pipeline
+from edgewam.runtime.memory import Array
 from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
 
 Floats = npt.NDArray[np.float32]
@@ -171,7 +170,7 @@ class AhaWamPolicy:
             self._use_memory = False
             return
         programs = bypass(self._pipeline.programs, "router", output="routed", source="context")
-        self._pipeline = Pipeline(programs, self._bundle.stages, self._bundle.engines)
+        self._pipeline = self._pipeline.with_programs(programs)
         self._seed = self._context = None
 
     def _is_due(self, age_ticks: int) -> bool:
