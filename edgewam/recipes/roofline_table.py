@@ -12,26 +12,23 @@ from typing import TYPE_CHECKING, Any
 from edgewam.profiles.model_costs import MODELS, ModelCosts, StageWork, calls_of
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
     from edgewam.core.program import Program
     from edgewam.core.stage import Stage
 
 FULL = "aha_wam_full"
+_NARROW_CHANNELS = 8  # of convolutions, as in quantize/named.py
 NUM_STEPS = 2  # of the student; a roofline may ask for another number
 
 
 def count_full() -> ModelCosts:
     """The costs of `aha_wam.full()` in bf16, its image encoder included; needs torch, but no memory for the weights."""
-    from edgewam.quantize.layers import find_layers
-    from edgewam.quantize.named import is_narrow
-
     stages = full_stages()
-    layers = find_layers(stages)
     work = {}
     for name, stage in stages.items():
-        packable = [layer for (owner, _), layer in layers.items() if owner == name and not is_narrow(layer)]
-        work[name] = StageWork(stage.cost, sum(layer.weight.numel() for layer in packable), _flops(stage, packable))
+        weights = _packable(stage)
+        work[name] = StageWork(stage.cost, sum(weight.numel() for weight in weights), _flops_with(stage, weights))
     programs = _programs()
     return ModelCosts(
         "AHA-WAM, full size (7.35 billion parameters)", "bf16", work,
@@ -67,27 +64,42 @@ def _programs() -> dict[str, Program]:
     return dict(aha_wam.programs(aha_wam.build(tiny), NUM_STEPS).programs)
 
 
-def _flops(stage: Stage, layers: list[Any]) -> int:
-    """Operations in some layers of a stage during one call, 2 per multiply-add."""
+def _packable(stage: Stage) -> list[Tensor]:
+    """Weights of the products that a plan may pack, whatever layer holds them; by the rule of `quantize/named.py`."""
+    from edgewam.quantize.named import NARROW
+
+    found = []
+    for weight in stage.function.parameters():  # type: ignore[union-attr]
+        is_kernel = weight.dim() == 4
+        sizes = weight.shape[:2] if is_kernel else weight.shape[-2:]
+        if weight.dim() >= 2 and min(sizes) >= (_NARROW_CHANNELS if is_kernel else NARROW):
+            found.append(weight)
+    return found
+
+
+def _flops_with(stage: Stage, weights: list[Tensor]) -> int:
+    """Operations of the products in one call of which one side is one of `weights`, 2 per multiply-add."""
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils.flop_counter import flop_registry
 
-    total = 0
+    storages = {weight.untyped_storage()._cdata for weight in weights}  # a view of a weight is the weight
 
-    def count(layer: nn.Module, _: object, out: torch.Tensor) -> None:
-        nonlocal total
-        # one output number is a product with one row of the weight
-        total += 2 * out.numel() * layer.weight[0].numel()  # type: ignore[operator,index]
+    class Count(TorchDispatchMode):
+        total = 0
 
-    handles = [layer.register_forward_hook(count) for layer in layers]
-    try:
-        assert stage.function is not None
-        arguments = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in stage.inputs]
-        with torch.no_grad():
-            stage.function(*arguments)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return total
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            out = func(*args, **(kwargs or {}))
+            tensors = [value for value in args if isinstance(value, torch.Tensor)]
+            if func.overloadpacket in flop_registry and any(t.untyped_storage()._cdata in storages for t in tensors):
+                self.total += flop_registry[func.overloadpacket](*args, **(kwargs or {}), out_val=out)
+            return out
+
+    assert stage.function is not None
+    arguments = [torch.empty(spec.shape, dtype=getattr(torch, spec.dtype), device="meta") for spec in stage.inputs]
+    with torch.no_grad(), Count() as count:
+        stage.function(*arguments)
+    return count.total
 
 
 def main() -> None:
