@@ -63,7 +63,10 @@ def command(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Time every program and stage of a bundle, and L_chunk, L_prefill and L_compose as the policy uses them."""
+    """Time every program and stage of a bundle, and L_chunk, L_prefill and L_compose as the policy uses them.
+
+    With --roofline: the least time that each stage can take on any device. With --trace: a file for Perfetto.
+    """
     _one_job(roofline, trace, against, {"device": device, "plan": plan, "size": size, "steps": steps, "measured": measured})
     if roofline:
         _roofline(_sized(bundle, size), device, plan, steps, measured, (n or _RUNS, warmup, threads), as_json)

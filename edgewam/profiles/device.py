@@ -121,7 +121,9 @@ class Device:
         require_format(name, self.sm, self.title)
         if name in _NEXT_BEST[:3] and name not in self.peak_tflops:
             known = ", ".join(self.peak_tflops)
-            raise EdgewamError(f"No rate of {name} products is known for {self.title}, only of {known}. Add it to its file.")
+            raise EdgewamError(
+                f"No rate of {name} products is known for {self.title}, only of {known}. Add it, or name another device."
+            )
 
 
 def device_names() -> list[str]:

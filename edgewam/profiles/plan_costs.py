@@ -94,6 +94,8 @@ def named(model: ModelCosts, plan: str, device: Device) -> Planned:
         formats[name] = {products: 1.0} if products == plain else {products: share, plain: 1.0 - share}
     kept = [name for name in KEPT_STAGES if name in model.stages and name not in chosen and main not in PLAIN_BYTES]
     words = [PACKINGS[main].text.replace("16-bit products", f"{plain} products")]
+    if plain not in device.peak_tflops:
+        words.append(f"{plain} products counted at the rate of {device.compute_format(plain)}")
     words += [f"{stage} in {packing}" for stage, packing in {**chosen, **dict.fromkeys(kept, plain)}.items()]
     return Planned(plan, "; ".join(words), costs, formats)
 

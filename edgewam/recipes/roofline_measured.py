@@ -77,7 +77,7 @@ def measure_here(path: Path, n: int, warmup: int, threads: int) -> tuple[Device,
     Raises:
         EdgewamError: it cannot run here, or runs on a card without a device file.
     """
-    from edgewam.core.errors import PluginError
+    from edgewam.core.errors import ArtifactError, PluginError
     from edgewam.profiles.device import find_device
     from edgewam.profiles.floor_report import Measured
     from edgewam.recipes.roofline_rates import processor_here
@@ -86,7 +86,7 @@ def measure_here(path: Path, n: int, warmup: int, threads: int) -> tuple[Device,
 
     try:
         bundle = Bundle.open(path, threads=threads)
-    except PluginError as error:
+    except (PluginError, ArtifactError) as error:
         raise EdgewamError(f"{error} Its floors need no run: name a device with --device.") from error
     profiles = profile_bundle(bundle, n=n, warmup=warmup, programs=list(bundle.pipeline.programs.programs))
     contract = next(iter(profiles.values())).contract

@@ -1,8 +1,6 @@
 """What this processor reaches now: memory copies, float32 products and int8 products, the best of many tries.
 
-Products are timed on one thread and multiplied: a library's threads that wait for each other on a shared machine measure the
-neighbours.
-
+Products are timed on one thread and multiplied: threads that wait for each other on a shared machine measure its neighbours.
 The floor of a figure that is measured here stands on these (DESIGN section 7); `benchmarks.cpu_rates` prints them for
 `profiles/devices/cpu.toml`.  For processors only: a GPU is measured by `make gpu`.
 """
