@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy.typing as npt
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
 from edgewam.compile.tolerances import allowed_deviation
@@ -44,8 +45,8 @@ class CompilePlan:
     stages: by name, in the order in which they first run.  host: what the policy's host code needs.  prompts: prompt ->
     inputs of the program `prompt`.  policy: plugin that drives the programs.
     calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
-    config: further facts for the manifest, such as the number of action steps.  device: where backends that run on torch
-    compute, "cpu" or "cuda".
+    config: further facts for the manifest, such as the number of action steps.
+    build_options: what the backend is told besides the stages: the device to build for, or to run on here.
     """
 
     family: str
@@ -59,7 +60,7 @@ class CompilePlan:
     config: Mapping[str, Any] = field(default_factory=dict)
     parents: Mapping[str, str] = field(default_factory=dict)
     threads: int = 2
-    device: str = "cpu"
+    build_options: BuildOptions = ANY_MACHINE
 
     def describe(self) -> dict[str, Any]:
         """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
@@ -107,7 +108,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     for stage in stages.values():
         if not (support := build.supports(stage)).ok:
             raise PluginError(f"Backend '{plan.backend}' cannot build: {support.reason}.")
-    options = EngineOptions(plan.threads, device=plan.device)
+    options = EngineOptions(plan.threads, device=plan.build_options.device)
     here, there = TorchMemory("cpu"), run.memory(options)  # the reference's buffers, and the engines'
     reference = {name: CapturingEngine(TorchEngine(stage), here) for name, stage in stages.items()}
     golden = _record(plan, Pipeline(plan.programs, stages, reference, here))
@@ -123,7 +124,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
         for stage in stages.values():
-            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES)})
+            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, plan.build_options)})
         engines = {
             entry["stage"]["name"]: run.load(stages[entry["stage"]["name"]], directory / STAGES, entry["record"], options)
             for entry in records

@@ -62,7 +62,7 @@ def test_dry_run_counts_calls_without_computing():
 
 
 def test_an_unknown_backend_lists_what_there_is(tmp_path):
-    with pytest.raises(PluginError, match="Available: eager, onnxruntime"):
+    with pytest.raises(PluginError, match="Available: eager, inductor, onnxruntime"):
         compile_bundle(toy_plan("tensort"), tmp_path / "b")
 
 
@@ -79,7 +79,7 @@ def test_a_wrong_export_is_caught_by_name_and_the_old_bundle_stays(tmp_path, mon
     before = read_manifest(path).digest
     right = eager_build.build
 
-    def wrong(stage, directory):
+    def wrong(stage, directory, options):
         if stage.name != "step":
             return right(stage, directory)
         return right(replace(stage, function=lambda *inputs: tuple(1.01 * value for value in stage.function(*inputs))), directory)
@@ -106,7 +106,7 @@ from edgewam.compile.backends import eager
 from edgewam.compile.compile import compile_bundle
 from tests.compile.toy import toy_plan
 right = eager.build
-def slow(stage, directory):
+def slow(stage, directory, options):
     record = right(stage, directory)
     print("built", flush=True)
     time.sleep(60)

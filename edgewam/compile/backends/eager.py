@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
@@ -35,8 +36,9 @@ def supports_float(stage: Stage, backend: str) -> Support:
     return supports(stage)
 
 
-def build(stage: Stage, directory: Path) -> dict[str, Any]:
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
+    options.refuse_target("eager")
     with exporting(stage), quiet():
         program = export_program(stage)
         stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump

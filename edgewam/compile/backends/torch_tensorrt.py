@@ -13,6 +13,7 @@ from typing import Any
 from torch import fx
 
 from edgewam.compile.backends import eager
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import example_inputs, exporting, quiet
 from edgewam.core.errors import EdgewamError, GateError, require
 from edgewam.core.stage import Stage
@@ -45,16 +46,17 @@ def supports(stage: Stage) -> Support:
     return run.supports()
 
 
-def build(stage: Stage, directory: Path) -> dict[str, Any]:
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.ep` into `directory` and return the record that the run half reads.
 
     Raises:
         EdgewamError: the stage cannot be exported, or TensorRT cannot take all of it.
         GateError: a part of it stayed in PyTorch.
     """
+    options.refuse_target("torch_tensorrt")
     package = require("torch_tensorrt", extra="tensorrt")
     torch = require("torch", extra="train")
-    device = torch.device(run.gpu(EngineOptions()))
+    device = torch.device(run.gpu(EngineOptions(device=options.device)))
     with exporting(stage), quiet():
         program = torch.export.passes.move_to_device_pass(eager.export_program(stage), device)
     inputs = tuple(tensor.to(device) for tensor in example_inputs(stage))

@@ -1,0 +1,79 @@
+"""Devices that TensorRT engines are built for: which library builds them, where, and which formats they compute in.
+
+A target is a device file (`profiles/devices/<name>.toml`); its compute capability decides, so a new file is a new target.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+
+from edgewam.core.errors import MissingExtraError, PluginError
+from edgewam.profiles.device import Device, device_names, load_device
+from edgewam.runtime.tensorrt_api import LIBRARIES
+
+# what TensorRT for RTX 1.7 lists; it refused 87, 90, 100, 103 and 110 (facts/platform.md 2)
+RTX_SMS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
+_ALTERNATIVE = {"fp8": "int8", "fp4": "fp8, or int8 on a card without FP8"}
+
+
+@dataclass(frozen=True)
+class Target:
+    """family: "rtx" is built ahead of time on any machine, "full" only on the device itself.  formats: besides half types."""
+
+    name: str
+    sm: str
+    family: str
+    formats: tuple[str, ...]
+
+    @property
+    def library(self) -> str:
+        """Module that builds and runs its engines."""
+        return LIBRARIES[self.family][0]
+
+    def require_format(self, name: str, where: str) -> None:
+        """Raise PluginError for a format that the device has no matrix unit for; `where` names what asked for it."""
+        if name in self.formats:
+            return
+        raise PluginError(
+            f"{where} is in {name}, for which '{self.name}' ({self.sm}) has no matrix unit. "
+            f"Give it {_ALTERNATIVE.get(name, 'none')}; this target computes in {', '.join(self.formats)} and half types."
+        )
+
+    def require_library(self) -> None:
+        """Raise MissingExtraError, saying how to get the library, when it is not installed."""
+        if importlib.util.find_spec(self.library) is not None:
+            return
+        where = (
+            " Its engines are built on the device itself, with the library that will run them." if self.family == "full" else ""
+        )
+        raise MissingExtraError(
+            f"The target '{self.name}' ({self.sm}) needs the package '{self.library}', which is not installed.{where} "
+            f"{LIBRARIES[self.family][1]}."
+        )
+
+
+def as_target(device: Device) -> Target:
+    """The target that a device is."""
+    low = [name for name in ("fp8", "fp4") if name in device.peak_tflops]
+    return Target(device.name, device.sm, "rtx" if device.sm in RTX_SMS else "full", ("int8", *low))
+
+
+def targets() -> dict[str, Target]:
+    """Every device with a file, by name."""
+    return {name: as_target(load_device(name)) for name in device_names()}
+
+
+def find_target(name: str | None) -> Target:
+    """One target.
+
+    Raises:
+        PluginError: none was named, or one that has no device file; lists those there are.
+    """
+    known = targets()
+    if name in known:
+        return known[name]
+    asked = "The backend 'tensorrt' builds for one device: name it." if name is None else f"Unknown target '{name}'."
+    anywhere = ", ".join(t.name for t in known.values() if t.family == "rtx")
+    itself = ", ".join(t.name for t in known.values() if t.family == "full")
+    raise PluginError(f"{asked} Built on any machine: --target {anywhere}. Built on the device itself: {itself}.")
