@@ -75,6 +75,13 @@ def compare(now: Mapping[str, Spread], before: Mapping[str, Spread], factor: flo
     return "\n".join(lines), slower
 
 
+def circumstances(machine: Mapping[str, Any]) -> str:
+    """Load and processors of a machine before a run, since a baseline from a busy one hides what became slower."""
+    load, cpus = machine.get("load_1min"), machine["num_cpus"]
+    busy = ", busy: medians mean little" if load is not None and load > 0.5 * cpus else ""
+    return f"{cpus} processors, load {'unknown' if load is None else f'{load:.1f}'}{busy}"
+
+
 def run_suites(expression: str | None) -> dict[str, Spread]:
     """Run every suite of this folder once.
 
@@ -143,6 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"Written to {path}: {len(now)} benchmarks")
         return 0
     text, slower = compare(now, before, a.factor)
+    print(f"baselines: {circumstances(json.loads(path.read_text())['machine'])}; now: {circumstances(machine.to_json())}")
     print(
         f"{text}\n{len(slower)} of {len(now)} are more than {a.factor:g} times slower than in '{path}'{': ' if slower else ''}",
         end="",

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from benchmarks import baselines
-from benchmarks.baselines import FACTOR, Spread, best, compare, is_slower, main, parse, read_baselines
+from benchmarks.baselines import FACTOR, Spread, best, circumstances, compare, is_slower, main, parse, read_baselines
 from benchmarks.results import RESULTS
 from edgewam.core.errors import EdgewamError
 
@@ -52,7 +52,14 @@ def test_saving_and_comparing_go_through_the_same_file(monkeypatch, tmp_path, ca
     monkeypatch.setattr(baselines, "run_suites", lambda expression: {"a": Spread(40.0, 30.0, 9)})
     capsys.readouterr()
     assert main([]) == 0, "a report, not a gate"
-    assert "1 of 1 are more than 1.5 times slower" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 1 are more than 1.5 times slower" in said and "baselines: " in said
+
+
+def test_a_busy_machine_is_named():
+    assert "busy" in circumstances({"num_cpus": 2, "load_1min": 1.5})
+    assert "busy" not in circumstances({"num_cpus": 2, "load_1min": 0.3})
+    assert "unknown" in circumstances({"num_cpus": 2, "load_1min": None})
 
 
 def test_a_failed_benchmark_is_no_result():
