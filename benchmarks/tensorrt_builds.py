@@ -32,7 +32,7 @@ from edgewam.core.observation import Normalizer
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.models import aha_wam
-from edgewam.models.aha_wam_stages import PlannerStage
+from edgewam.models.aha_wam_planner_stage import PlannerStage
 from edgewam.models.stage_cost import make_stage
 from edgewam.models.stage_layers import Turn, apply, attention, modulated
 from edgewam.models.wan_vae import WanVae, WanVaeConfig

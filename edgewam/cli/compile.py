@@ -17,6 +17,7 @@ def command(
     steps: Annotated[
         int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.", min=1)
     ] = None,
+    precision: Annotated[str, typer.Option(help="Of what no plan quantises: float32, bf16 or fp16.")] = "float32",
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
     threads: Annotated[int, typer.Option(help="Compute threads while the bundle proves itself.", min=1)] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print stages, sizes and memory, and write nothing.")] = False,
@@ -27,7 +28,7 @@ def command(
     from edgewam.core.artifacts import read_manifest
     from edgewam.recipes.deploy import compile_plan
 
-    plan = compile_plan(policy, backend, steps, tuple(prompt or ()), threads)
+    plan = compile_plan(policy, backend, steps, tuple(prompt or ()), threads, precision)
     description = plan.describe()
     rows = [
         [name, stage["weight_bytes"] / 1e6, stage["flops"] / 1e6, ", ".join(f"{n} x{c}" for n, c in stage["calls"].items())]

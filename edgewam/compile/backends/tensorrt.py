@@ -22,11 +22,13 @@ from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
-__all__ = ["FORMATS", "TOLERANCE", "build", "build_graph", "runtime_of", "supports"]
+__all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_graph", "runtime_of", "supports"]
 
 # Relative to the output's maximum, of a float32 stage: TF32 is off, sums come in another order, exp and tanh are a GPU's own.
 # Not measured: no engine of ours has run yet.
 TOLERANCE = 1e-4
+STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def supports(stage: Stage) -> Support:
