@@ -107,7 +107,9 @@ def _parser_reason(api: TensorRt, parser: Any, stage: str) -> str:
     if named is None:
         text = errors[0].desc() if errors else "it gave no reason"
         return f"{api.library} {api.version} cannot read the graph of stage '{stage}': {' '.join(text.split())}"
+    # the text alone may be "false", the condition that failed; the code says of what kind the failure is
     return (
         f"{api.library} {api.version} cannot take node '{named.node_name()}' ({named.node_operator()}) of stage '{stage}': "
-        f"{' '.join(named.desc().split())}. Rewrite that part of the stage, or compile for the backend inductor."
+        f"{named.code().name}: {' '.join(named.desc().split())}. Write that part of the stage otherwise, or compile it for "
+        "another backend."
     )

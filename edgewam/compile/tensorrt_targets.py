@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 from edgewam.core.errors import MissingExtraError, PluginError
 from edgewam.profiles.device import Device, device_names, formats_of, load_device
-from edgewam.runtime.tensorrt_api import LIBRARIES
+from edgewam.runtime.tensorrt_api import LIBRARIES, family_for
 
-# what TensorRT for RTX 1.7 lists; it refused 87, 90, 100, 103 and 110 (facts/platform.md 2)
-RTX_SMS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 _ALTERNATIVE = {"fp8": "int8", "fp4": "fp8, or int8 on a card without FP8"}
 
 
@@ -57,7 +55,7 @@ def as_target(device: Device) -> Target:
     """The target that a device with CUDA is."""
     assert device.sm is not None, f"{device.name} has no CUDA"
     formats = tuple(name for name in ("int8", "fp8", "fp4") if name in formats_of(device.sm))
-    return Target(device.name, device.sm, "rtx" if device.sm in RTX_SMS else "full", formats)
+    return Target(device.name, device.sm, family_for(device.sm), formats)
 
 
 def targets() -> dict[str, Target]:
