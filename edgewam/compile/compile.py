@@ -7,14 +7,12 @@ vectors of the eager reference, and only then renamed into place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
-from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
-from edgewam.compile.rewrites import rewrite
+from edgewam.compile.plan import Arrays, CompilePlan
 from edgewam.compile.samples import random_inputs
 from edgewam.compile.stage_gate import CapturingEngine, compare_stages
 from edgewam.compile.timing import capture_and_time
@@ -22,8 +20,6 @@ from edgewam.compile.tolerances import allowed_deviation
 from edgewam.core import plugins
 from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import GateError, PluginError
-from edgewam.core.program import Programs
-from edgewam.core.stage import Stage
 from edgewam.profiles.device import load_device
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import CONSTANTS, GOLDEN, STAGES, Bundle
@@ -37,64 +33,6 @@ from edgewam.runtime.tensors import save_tensors
 from edgewam.runtime.torch_memory import TorchMemory
 
 SELF_TEST_FLOOR = 1e-4
-
-Arrays = Mapping[str, npt.NDArray[Any]]
-Calls = Sequence[tuple[str, Arrays]]
-
-
-@dataclass(frozen=True)
-class CompilePlan:
-    """Everything that becomes a bundle.
-
-    stages: by name, in the order in which they first run.  host: what the policy's host code needs.  prompts: prompt ->
-    inputs of the program `prompt`.  policy: plugin that drives the programs.
-    calls: golden program runs in order; without them the policy rehearses, and without a policy inputs are random.
-    config: further facts for the manifest, such as the number of action steps.
-    build_options: what the backend is told besides the stages: the device to build for, or to run on here.
-    """
-
-    family: str
-    stages: Mapping[str, Stage]
-    programs: Programs
-    backend: str
-    host: Mapping[str, Any] = field(default_factory=dict)
-    policy: str | None = None
-    prompts: Mapping[str, Arrays] = field(default_factory=dict)
-    calls: Calls | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
-    parents: Mapping[str, str] = field(default_factory=dict)
-    threads: int = 2
-    build_options: BuildOptions = ANY_MACHINE
-
-    def describe(self) -> dict[str, Any]:
-        """What `--dry-run` prints: stages with their costs and how often each program calls them; nothing is computed."""
-        stages = {}
-        for stage in self.stages.values():
-            calls = {name: num_calls(self.programs, name, stage.name) for name in self.programs.programs}
-            stages[stage.name] = {
-                "inputs": {spec.name: str(spec) for spec in stage.inputs},
-                "outputs": {spec.name: str(spec) for spec in stage.outputs},
-                "weight_bytes": stage.cost.weight_bytes,
-                "flops": stage.cost.flops,
-                "calls": {name: count for name, count in calls.items() if count},
-            }
-        weight_bytes = sum(stage.cost.weight_bytes for stage in self.stages.values())
-        constant_bytes = sum(array.nbytes for array in self.programs.constants.values())
-        return {
-            "family": self.family,
-            "backend": self.backend,
-            "stages": stages,
-            "weight_bytes": weight_bytes,
-            "constant_bytes": constant_bytes,
-            "state_bytes": sum(state.spec.size_bytes for state in self.programs.states),
-            # the reference model, the engines and one export at a time are in memory together
-            "memory_estimate_bytes": 3 * weight_bytes + constant_bytes,
-        }
-
-
-def num_calls(programs: Programs, program: str, stage: str) -> int:
-    """How often one run of a program calls a stage."""
-    return programs.programs[program].num_calls(stage)
 
 
 def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
@@ -212,50 +150,3 @@ def _compare_programs(pipeline: Pipeline, golden: Sequence[GoldenCall], allowed:
             if call.program not in worst or now.relative > worst[call.program].relative:
                 worst[call.program] = now
     return worst
-
-
-def plan_policy(
-    family: str,
-    model: Any,
-    backend: str,
-    *,
-    num_action_steps: int,
-    prompts: Arrays,
-    program_arguments: Mapping[str, Any] | None = None,
-    stage_arguments: Mapping[str, Any] | None = None,
-    host: Mapping[str, Any] | None = None,
-    config: Mapping[str, Any] | None = None,
-    parents: Mapping[str, str] | None = None,
-    threads: int = 2,
-    rewrites: Sequence[str] | None = (),
-) -> CompilePlan:
-    """A compile plan from a family's own functions.
-
-    Args:
-        family: plugin in `models/` with stages(model, **stage_arguments), programs(model, num_action_steps),
-            host_config(config) and prompt_inputs(config, embedding).
-        model: built or loaded by the family.
-        backend: name of a backend.
-        num_action_steps: solver steps per chunk.
-        prompts: prompt -> text embedding as the family's text encoder gives it.
-        program_arguments: what the family's programs need besides the model and the steps, such as the rounding of tables.
-        stage_arguments: what the family's stages need besides the model, such as normalizers.
-        host: further entries of the host section, beyond those of the family.
-        config: further facts for the manifest.
-        parents: role -> digest of the artifacts that the model came from.
-        threads: CPU threads of the engines in the checks.
-        rewrites: exact rewrites to apply, by name (`compile/rewrites.py`); None for all that fit the stages.
-    """
-    module = plugins.load("family", family)
-    return CompilePlan(
-        family=family,
-        stages=rewrite(module.stages(model, **(stage_arguments or {})), rewrites),
-        programs=module.programs(model, num_action_steps, **(program_arguments or {})),
-        backend=backend,
-        host={**module.host_config(model.config), **(host or {})},
-        policy=family if family in plugins.names("policy") else None,
-        prompts={prompt: module.prompt_inputs(model.config, embedding) for prompt, embedding in prompts.items()},
-        config={"num_action_steps": num_action_steps, "precision": "fp32", **(config or {})},
-        parents=parents or {},
-        threads=threads,
-    )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgewam.compile.compile import plan_policy
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.rewrites import rewrite
 from edgewam.compile.rewritten_router import BatchEdit, LayerEdit, Router
 from edgewam.compile.samples import random_inputs

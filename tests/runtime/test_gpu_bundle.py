@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from edgewam.compile.build_options import BuildOptions
-from edgewam.compile.compile import compile_bundle, plan_policy
+from edgewam.compile.compile import compile_bundle
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.samples import random_inputs
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError, GateError, PluginError
