@@ -7,7 +7,6 @@ just as well as from opset 23, and float32 graphs of opset 23 do not build at al
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from edgewam.compile.exporting import as_module, example_tensors, exporting, qui
 from edgewam.compile.tensorrt_qdq import make_explicit
 from edgewam.core.errors import require
 from edgewam.core.stage import Stage
-from edgewam.quantize.layers import QuantizedConv2d, quantized_layers
+from edgewam.quantize.layers import as_float, quantized_layers
 
 OPSET = 20
 GRAPH = "stage.onnx"
@@ -70,7 +69,7 @@ def export_onnx(stage: Stage, directory: Path) -> ExportedGraph:
     base = base_dtype(stage)
     layers = quantized_layers(stage)
     with exporting(stage), quiet(), contextlib.redirect_stdout(io.StringIO()):
-        program = torch.export.export(as_module(_with_placeholders(stage, base)), example_tensors(stage), strict=False)
+        program = torch.export.export(as_module(as_float(stage, placeholders=True)), example_tensors(stage), strict=False)
         exported = torch.onnx.export(
             program,
             input_names=[spec.name for spec in stage.inputs],
@@ -91,28 +90,6 @@ def export_onnx(stage: Stage, directory: Path) -> ExportedGraph:
         _strip(model)
         ir.save(model, directory / GRAPH, external_data=WEIGHTS, size_threshold_bytes=1024)
     return ExportedGraph(directory / GRAPH, base_name, products, attentions)
-
-
-def _with_placeholders(stage: Stage, base: torch.dtype) -> Stage:
-    """The stage with its quantised layers as plain ones in `base`, whose weights are one repeated zero.
-
-    Everything else is shared with the stage: a full-size one is in memory once.
-    """
-    layers = quantized_layers(stage)
-    if not layers:
-        return stage
-    assert isinstance(stage.function, nn.Module)
-    shared = {id(t): t for t in (*stage.function.parameters(), *stage.function.buffers())}
-    module = copy.deepcopy(stage.function, shared)
-    for path, layer in layers.items():
-        plain = module.get_submodule(path)
-        plain.__class__ = nn.Conv2d if isinstance(layer, QuantizedConv2d) else nn.Linear
-        plain._buffers = {}
-        plain._parameters = {
-            "weight": nn.Parameter(torch.zeros((), dtype=base).expand(layer.weight.shape), requires_grad=False),
-            "bias": None if layer.bias is None else nn.Parameter(layer.bias.detach().to(base), requires_grad=False),
-        }
-    return Stage(stage.name, stage.inputs, stage.outputs, stage.cost, module)
 
 
 def _cast_bytes(ir: Any, graph: Any) -> None:

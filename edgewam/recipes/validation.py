@@ -21,16 +21,21 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
         MissingExtraError: torch is not installed, as on a robot.
     """
     torch = require("torch", extra="train")
+    from edgewam.quantize.steps import with_ignored_rows
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.backends.eager import TorchEngine
     from edgewam.runtime.pipeline import Pipeline
 
     torch.set_num_threads(threads)
     plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
-    engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
-    pipeline = Pipeline(plan.programs, plan.stages, engines)
+    stages, programs = plan.stages, plan.programs
+    if num_action_steps is not None:  # the same sampler, so both can be fed from the bundle's tables
+        stages = with_ignored_rows(stages, bundle.stages)
+        programs = programs if stages == plan.stages else bundle.pipeline.programs
+    engines = {name: TorchEngine(stage) for name, stage in stages.items()}
+    pipeline = Pipeline(programs, stages, engines)
     return replace(
-        bundle, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
+        bundle, backend="eager", stages=stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
     )
 
 
@@ -56,7 +61,7 @@ def validate_against(
     """
     from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
     from edgewam.compile.frames import dataset_frames
-    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
+    from edgewam.compile.validate import stage_tolerance, validate
     from edgewam.data.dataset import Dataset
     from edgewam.runtime.bundle import KIND, Bundle
     from edgewam.runtime.prompts import prompt_names
@@ -86,7 +91,7 @@ def validate_against(
         frames=frames,
         prompt=prompt,
         limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
-        tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+        tolerance=stage_tolerance(str(manifest.config.get("precision", "fp32"))),
         on_frames=is_quantized,
     )
     return replace(report, reference=origin.digest)

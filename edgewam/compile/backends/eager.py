@@ -15,6 +15,8 @@ from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 
 FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8")  # rounded as the engines would, multiplied in float32
+STEP_SCALES = True  # takes one activation scale per step of the sampler
+PRECISIONS = ("float32", "bf16", "fp16")
 TOLERANCE = 2e-6  # the same operators; loaded weights may lie at another alignment, where products are summed in another order
 
 

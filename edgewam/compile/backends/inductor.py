@@ -6,6 +6,7 @@ from edgewam.compile.backends import eager
 from edgewam.core.stage import Stage
 from edgewam.runtime.engine import Support
 
+PRECISIONS = ("float32", "bf16", "fp16")
 TOLERANCE = 2e-5  # float32: fused kernels sum in vectors and approximate exp, a few units in the last place each
 build = eager.build
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
-__all__ = ["FORMATS", "TOLERANCE", "build", "build_graph", "supports"]
+__all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_graph", "runtime_of", "supports"]
 
 # Relative to the output's maximum, of a float32 stage: TF32 is off, sums come in another order, exp and tanh are a GPU's own.
 # Not measured: no engine of ours has run yet.
 TOLERANCE = 1e-4
+STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def supports(stage: Stage) -> Support:
@@ -67,6 +70,11 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
     target.require_library()
     with tempfile.TemporaryDirectory(dir=directory, prefix=f".{stage.name}.") as work:
         return build_graph(export_onnx(stage, Path(work)), stage.name, target, Path(directory))
+
+
+def runtime_of(record: Mapping[str, Any]) -> str:
+    """The library that opens an engine, with its exact version, as `CudaMemory.device_facts` says it."""
+    return f"{record['library']} {record['version']}"
 
 
 def build_graph(graph: ExportedGraph, stage: str, target: Target, directory: Path) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from edgewam.core.stage import Stage
 from edgewam.runtime.backends import torch_tensorrt as run
 from edgewam.runtime.engine import EngineOptions, Support
 
+PRECISIONS = ("float32", "bf16", "fp16")
 TOLERANCE = 1e-4  # float32 without TF32: sums in another order, and TensorRT may reorder them over whole chains of products
 # Read in `torch_tensorrt.dynamo.compile` of 2.11 to 2.14.
 SETTINGS = {
