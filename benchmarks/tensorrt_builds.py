@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -21,27 +20,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from benchmarks.results import RESULTS, now_utc, slug
 from edgewam.compile.backends.tensorrt import build_graph
+from edgewam.compile.layer_groups import in_layer_groups
+from edgewam.compile.tensorrt_engine import peak_memory_bytes
 from edgewam.compile.tensorrt_onnx import export_onnx
 from edgewam.compile.tensorrt_targets import find_target
 from edgewam.core.artifacts import versions, write_json
 from edgewam.core.observation import Normalizer
+from edgewam.core.program import Program, Programs
 from edgewam.core.stage import Stage
-from edgewam.core.tensor_spec import TensorSpec
 from edgewam.models import aha_wam
-from edgewam.models.aha_wam_planner_stage import PlannerStage
-from edgewam.models.stage_cost import make_stage
-from edgewam.models.stage_layers import Turn, apply, attention, modulated
+from edgewam.models.stage_layers import Turn
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.profiles.machine import read_machine
 from edgewam.quantize.layers import Scales, find_layers, quantized
 
 TARGETS = ("rtx-5090", "rtx-4090")
-GROUP = 5  # planner layers in one engine
+NUM_GROUPS = 6  # of planner layers; the four in the middle are alike, so that one of them stands for all
 MAX_MEMORY_BYTES = 16e9  # of the exporting and the building process together
 INPUT_SCALE = 0.05  # made up: the structure of an engine does not depend on it
 # 14 action numbers in or out: no multiple of the 16 that 8-bit products want, and nothing to gain
@@ -51,54 +50,13 @@ STAGES: dict[str, tuple[str, ...]] = {
     "denoise": ("bfloat16", "fp8", "int8"),
     "image_encoder": ("bfloat16", "float16"),
     "router": ("bfloat16", "fp8", "int8"),
-    "planner_first": ("bfloat16", "fp8", "int8"),
-    "planner_middle": ("bfloat16", "fp8", "int8"),
-    "planner_last": ("bfloat16", "fp8", "int8"),
+    "planner_0_5": ("bfloat16", "fp8", "int8"),
+    "planner_5_10": ("bfloat16", "fp8", "int8"),
+    "planner_25_30": ("bfloat16", "fp8", "int8"),
     "text": ("bfloat16", "fp8", "int8"),
     "state": ("bfloat16",),
 }
 SMALL = ("text", "image_encoder", "planner", "router", "state", "begin", "denoise", "finish")
-
-
-class PlannerGroup(nn.Module):
-    """Some neighbouring layers of the planner stage, as the whole stage computes them.
-
-    x [tokens, D] (the latent [Cz, h, w] for the first group), memory [slots, n, 2, tokens, A], text [n, 2, R + 1, A]; other
-    inputs as in `PlannerStage` -> x [tokens, D] (not from the last group), context [n, 2, tokens, A].
-    """
-
-    def __init__(self, planner: PlannerStage, first: int) -> None:
-        super().__init__()
-        last = first + GROUP
-        self.num_heads = planner.num_heads
-        self.patch = planner.patch if first == 0 else None
-        self.qkv = planner.qkv[first:last]
-        self.out, self.cross, self.ffn = planner.out[first:last], planner.cross[first:last], planner.ffn[first:last]
-        self.register_buffer("rows", planner.rows[first:last], persistent=False)
-
-    def forward(
-        self, x: Tensor, memory: Tensor, memory_bias: Tensor, text: Tensor, text_bias: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor, ...]:
-        """See the class."""
-        slots, _, _, tokens, _ = memory.shape
-        if self.patch is not None:
-            channels, height, width = x.shape
-            x = x.reshape(channels, height // 2, 2, width // 2, 2).permute(1, 3, 0, 2, 4).reshape(tokens, 4 * channels)
-            x = apply(self.patch, x).float()
-        table = Turn.prepare(cos, sin)
-        bias = torch.cat([memory_bias[:, None].expand(slots, tokens).reshape(-1), torch.zeros_like(cos[:, 0])])
-        context = []
-        for index, qkv in enumerate(self.qkv):
-            shift1, scale1, gate1, shift2, scale2, gate2 = self.rows[index].unbind(0)
-            q, own = qkv(modulated(x, shift1, scale1), table)
-            context.append(own)
-            if index == len(self.ffn):
-                return (torch.stack(context),)
-            k, v = torch.cat([memory[:, index].transpose(0, 1).flatten(1, 2), own], dim=1).unbind(0)
-            x = x + gate1 * apply(self.out[index], attention(q, k, v, self.num_heads, bias))
-            x = x + self.cross[index](x, text[index], text_bias[:-1])
-            x = x + gate2 * self.ffn[index](modulated(x, shift2, scale2))
-        return x, torch.stack(context)
 
 
 def full_stage(name: str, dtype: torch.dtype) -> Stage:
@@ -109,41 +67,22 @@ def full_stage(name: str, dtype: torch.dtype) -> Stage:
         model = aha_wam.build(config).to(dtype)
         vae = WanVae(WanVaeConfig()).to(dtype)
     stages = aha_wam.stages(model, image_encoder(vae), unit, unit)
-    stage = _planner_group(stages["planner"], name) if name.startswith("planner") else stages[name]
+    if name.startswith("planner"):
+        stages, _ = in_layer_groups(stages, Programs((), {"plan": Program("plan", (), ())}, {}), NUM_GROUPS)
+    stage = stages[name]
     assert isinstance(stage.function, nn.Module)
     _materialise(stage.function)
     return stage
 
 
-def _planner_group(planner: Stage, name: str) -> Stage:
-    module = planner.function
-    assert isinstance(module, PlannerStage)
-    num_layers = len(module.qkv)
-    first = {"planner_first": 0, "planner_middle": GROUP, "planner_last": num_layers - GROUP}[name]
-    memory, text, context = planner.input("memory"), planner.input("planner_text"), planner.output("context")
-    slots, _, _, tokens, width = memory.shape
-    hidden = TensorSpec("x", (tokens, module.out[0].out_features))
-    inputs = (
-        planner.input("latent") if first == 0 else hidden,
-        TensorSpec("memory", (slots, GROUP, 2, tokens, width), memory.dtype),
-        planner.input("memory_bias"),
-        TensorSpec("planner_text", (GROUP, *text.shape[1:]), text.dtype),
-        *(planner.input(n) for n in ("key_bias", "frame_cos", "frame_sin")),
-    )
-    outputs = [TensorSpec("context", (GROUP, 2, tokens, width), context.dtype)]
-    if first + GROUP < num_layers:
-        outputs.insert(0, TensorSpec("x_next", hidden.shape))
-    return make_stage(name, PlannerGroup(module, first), inputs, tuple(outputs), tokens)
-
-
 def _materialise(module: nn.Module) -> None:
-    """Give every tensor on the meta device memory and small random numbers; rotations become what they are."""
-    generator = torch.Generator().manual_seed(0)
+    """Give every tensor on the meta device memory and the same million small random numbers; rotations become what they are."""
+    numbers = 0.02 * torch.randn(1 << 20, generator=torch.Generator().manual_seed(0))
     for part in module.modules():
         for kind in (part._parameters, part._buffers):
             for key, value in kind.items():
                 if value is not None and value.is_meta:
-                    made = torch.empty(value.shape, dtype=value.dtype).normal_(0, 0.02, generator=generator)
+                    made = numbers.to(value.dtype).repeat(-(-value.numel() // len(numbers)))[: value.numel()].reshape(value.shape)
                     kind[key] = nn.Parameter(made, requires_grad=False) if isinstance(value, nn.Parameter) else made
         if isinstance(part, Turn):
             part.partner = Turn(len(part.partner)).partner
@@ -177,11 +116,10 @@ def run(stage: Stage, names: list[str]) -> dict[str, dict[str, Any]]:
         for name in names:
             record = build_graph(graph, stage.name, find_target(name), Path(work))
             del record["read_back"]["products"]  # their counts by format stay
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
             done[name] = {
                 "when_utc": now_utc(),
                 "export_seconds": round(exported, 1),
-                "export_peak_memory_bytes": own,
+                "export_peak_memory_bytes": peak_memory_bytes(),
                 "stage_weight_bytes": stage.cost.weight_bytes,
                 **{key: value for key, value in record.items() if key not in ("file", "inputs", "outputs")},
             }
