@@ -15,7 +15,6 @@ from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.runtime.tensorrt_api import RTX_SMS
 from tests.quantize.toy import toy_stages
 
-
 GPUS = {name: sm for name in device_names() if (sm := load_device(name).sm)}
 
 
