@@ -3,8 +3,8 @@
     python3 -m benchmarks.rewrites [--policy DIR] [--threads 1] [--n 200] [--counts-only]
 
 Counts: GFLOP, MB of weights read and kernels of eager PyTorch per call of a stage, each rewrite on top of those before it in
-the table (`benchmarks/rewrites_count.py`).  Times: p50 of each touched stage before and after, in eager PyTorch and in ONNX
-Runtime, all versions of a stage in turns.  One JSON under benchmarks/results/<device>/.
+the table (`benchmarks/rewrites_count.py`).  Times: p50 and p10 of each touched stage before and after, in eager PyTorch and in
+ONNX Runtime, all versions of a stage in turns.  One JSON under benchmarks/results/<device>/.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.results import RESULTS, Section, now_utc, slug
@@ -29,7 +31,7 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Stage
 from edgewam.profiles.contract import TimingContract
 from edgewam.profiles.machine import read_machine
-from edgewam.profiles.measure import measure_interleaved
+from edgewam.profiles.measure import Timing
 from edgewam.profiles.report import table
 from edgewam.recipes.deploy import compile_plan
 from edgewam.runtime.backends.eager import TorchEngine
@@ -38,6 +40,7 @@ from edgewam.runtime.engine import Engine, EngineOptions, allocate
 BACKENDS = ("eager", "onnxruntime")
 PLAIN = "plain"
 WARMUP = 20
+QUIET = 10  # percentile that says what the code costs on a shared machine, where neighbours only ever add time
 
 
 def histories(stages: Mapping[str, Stage]) -> dict[str, dict[str, Stage]]:
@@ -76,14 +79,27 @@ def time_stages(stages: Mapping[str, Stage], backend: str, threads: int, n: int,
                 directory = Path(folder) / rewritten
                 directory.mkdir()
                 calls[rewritten] = bound_call(stage, backend, threads, directory)
-            timings = measure_interleaved(calls, n, WARMUP)
+            samples = in_turns(calls, n)
         contract = TimingContract.here(
             engine=backend, precision="fp32", steps=1, shapes={s.name: s.shape for s in stages[name].inputs}, stages=(name,),
             host_copies=False, threads=threads, warmup=WARMUP, n=n, artifact=artifact,
             notes="each rewrite on top of those before it, versions in turns, random inputs",
         )  # fmt: skip
-        sections[name] = Section(contract, {}, timings)
+        quiet = {f"{rewritten}_p{QUIET}_ms": float(np.percentile(ms, QUIET)) for rewritten, ms in samples.items()}
+        sections[name] = Section(contract, quiet, {rewritten: Timing.from_samples(ms) for rewritten, ms in samples.items()})
     return sections
+
+
+def in_turns(calls: Mapping[str, Callable[[], None]], n: int) -> dict[str, list[float]]:
+    """Milliseconds of every timed call, one call of each per round; the first rounds are not timed."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for index in range(WARMUP + n):
+        for name, call in calls.items():
+            start = time.perf_counter_ns()
+            call()
+            if index >= WARMUP:
+                samples[name].append((time.perf_counter_ns() - start) / 1e6)
+    return samples
 
 
 def counts_json(held: Mapping[str, Pair], changing: Mapping[str, Mapping[str, Pair]]) -> dict[str, Any]:
@@ -110,17 +126,20 @@ def counts_text(counts: Mapping[str, Any]) -> str:
 
 
 def times_text(timed: Mapping[str, Mapping[str, Section]]) -> str:
-    """One line per stage and version: p50 in each backend and the factor against the version before it."""
+    """One line per stage and version: p50 and the quiet percentile in each backend, and the factor of the latter."""
     backends = list(timed)
-    rows = [["stage", "version", *(cell for backend in backends for cell in (f"{backend} p50 ms", "times as fast"))]]
+    heads = (f"{backend} {head}" for backend in backends for head in ("p50 ms", f"p{QUIET} ms", "times as fast"))
+    rows = [["stage", "version", *heads]]
     for stage in timed[backends[0]]:
         before: dict[str, float] = {}
         for version in timed[backends[0]][stage].timings:
             cells = []
             for backend in backends:
-                p50 = timed[backend][stage].timings[version].p50_ms
-                cells += [f"{p50:.3f}", f"{before[backend] / p50:.2f}" if backend in before else ""]
-                before[backend] = p50
+                section = timed[backend][stage]
+                quiet = float(section.figures[f"{version}_p{QUIET}_ms"] or 0)
+                factor = f"{before[backend] / quiet:.2f}" if backend in before else ""
+                cells += [f"{section.timings[version].p50_ms:.3f}", f"{quiet:.3f}", factor]
+                before[backend] = quiet
             rows.append([stage, version, *cells])
     first = timed[backends[0]]
     return "\n".join([next(iter(first.values())).contract.text(), table(rows)])

@@ -140,13 +140,12 @@ def _roofline(
 
 def _in_turns(bundle: Bundle, against: Bundle, n: int, warmup: int) -> dict[str, Any]:
     """Figures and stages of both, with ratios, as plain JSON; the tables go to stderr."""
-    from edgewam.core.errors import EdgewamError, require
+    from edgewam.core.errors import EdgewamError
     from edgewam.recipes.report_latency import measure_latency
 
     ours, theirs = ({name: p.inputs for name, p in b.pipeline.programs.programs.items()} for b in (bundle, against))
     if ours != theirs:
         raise EdgewamError(f"'{against.path}' has other programs than '{bundle.path}'. Give a bundle of the same policy.")
-    require("torch", extra="train")  # for the floor, which counts calls as compile does
     found = measure_latency({"engine": bundle, "eager": against}, n, max(5, n // _BLOCK), warmup)  # its names of the sides
     timed = list(found["figures"].items())
     for program in found["programs"]:

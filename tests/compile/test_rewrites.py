@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from edgewam.compile.rewrites import REWRITES, RewriteRefused, refusals, rewrite
+from edgewam.compile.rewrites import LAYERWISE, REWRITES, RewriteRefused, refusals, rewrite
 from edgewam.core.errors import EdgewamError
 from edgewam.models import aha_wam, toy_three
 from edgewam.quantize.layers import Scales, quantized, with_layers
@@ -133,7 +133,8 @@ def test_dividing_logits_is_refused_where_it_saves_nothing_or_overflows(model, p
 
 
 def test_what_a_quantiser_names_stays_a_linear_layer(plain):
-    unbatched = rewrite(plain, [name for name in CHANGING if name != "batch_editor"])
+    assert set(CHANGING) - set(LAYERWISE) == {"batch_editor", "scale_cross_logits"}
+    unbatched = rewrite(plain, LAYERWISE)
     layers = {p for p, m in unbatched["router"].function.named_modules() if isinstance(m, torch.nn.Linear)}
     deltas = {f"edit.delta_proj.{i}.{j}" for i in range(golden.config().num_layers) for j in (1, 3)}
     pool = {"pool.value.1", "pool.after"}
