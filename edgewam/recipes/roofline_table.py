@@ -38,10 +38,11 @@ def count_full() -> ModelCosts:
 
 
 def full_stages() -> dict[str, Stage]:
-    """The stages of the full size as they are compiled, on the meta device."""
+    """The stages of the full size with every exact rewrite, on the meta device."""
     import numpy as np
     import torch
 
+    from edgewam.compile.rewrites import rewrite
     from edgewam.core.observation import Normalizer
     from edgewam.models import aha_wam
     from edgewam.models.wan_vae import WanVae
@@ -51,7 +52,7 @@ def full_stages() -> dict[str, Stage]:
     state, action = (Normalizer(np.zeros(n, np.float32), np.ones(n, np.float32)) for n in (config.proprio_dim, config.action_dim))
     with torch.device("meta"):
         model = aha_wam.build(config).to(torch.bfloat16)
-        return aha_wam.stages(model, image_encoder(WanVae().to(torch.bfloat16)), state, action)
+        return rewrite(aha_wam.stages(model, image_encoder(WanVae().to(torch.bfloat16)), state, action))
 
 
 def _programs() -> dict[str, Program]:
