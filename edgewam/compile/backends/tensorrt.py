@@ -69,7 +69,7 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
     target = find_target(options.target)
     for path, layer in quantized_layers(stage).items():
         target.require_format(layer.kind.name, f"Layer '{path}' of stage '{stage.name}'")
-    target.require_library()
+    target.require_here()
     with tempfile.TemporaryDirectory(dir=directory, prefix=f".{stage.name}.") as work:
         return build_graph(export_onnx(stage, Path(work)), stage.name, target, Path(directory))
 
