@@ -134,7 +134,7 @@ REWRITES: dict[str, Rewrite] = {
             "the queries of the last layer have no reader either", "a narrower product may sum in another order",
         ),
         _row(
-            fold_state, _NORMS, ("state",),
+            fold_state, "linear behind linear folded", ("state",),
             "two linear layers in a row are one", "W2 (W1 x) becomes (W2 W1) x",
         ),
         Rewrite(
