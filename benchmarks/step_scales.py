@@ -76,8 +76,8 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.write(table(rows) + "\n")
     machine = read_machine()
     out = RESULTS / slug(machine.cpu) / "step-scales.json"
-    write_json(out, {"made": now_utc(), "command": "python3 -m benchmarks.step_scales", "dataset": data.digest,
-                     "episodes": chosen.episodes, "frames": chosen.frames, "versions": versions(), "results": results})  # fmt: skip
+    facts = {"made": now_utc(), "command": "python3 -m benchmarks.step_scales", "versions": versions(), "dataset": data.digest}
+    write_json(out, {**facts, "episodes": chosen.episodes, "frames": chosen.frames, "results": results})
     sys.stdout.write(f"{out}\n")
     return 0
 

@@ -18,7 +18,8 @@ def command(
         str, typer.Option(help="int8, fp8, auto (chosen by measured error and time), or the path of a plan file.")
     ] = "auto",
     backend: Annotated[
-        str | None, typer.Option(help="What will run it: onnxruntime (int8), eager or tensorrt (int8, fp8). By default the plan's own.")
+        str | None,
+        typer.Option(help="What will run it: onnxruntime (int8), eager or tensorrt (int8, fp8). By default the plan's own."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default the policy's own.", min=1)] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to calibrate on, spread over the dataset.", min=1)] = None,
