@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgewam.core.errors import PluginError
+from edgewam.profiles.device import load_device
+from edgewam.runtime.memory import Memory
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,17 @@ class BuildOptions:
 
     target: str | None = None
     device: str = "cpu"
+
+    def made_for(self, place: Memory | None) -> dict[str, str]:
+        """What the bundle's manifest says of its device: facts of the memory it was proved in, else of the target's file.
+
+        Empty for the processor.
+        """
+        if place is not None:
+            return place.device_facts() | ({"target": self.target} if self.target else {})
+        assert self.target is not None, "without a target a bundle is proved where it is built"
+        device = load_device(self.target)
+        return {"target": self.target, "name": device.title, "sm": device.sm}
 
     def refuse_target(self, backend: str) -> None:
         """Raise PluginError when a target was named for a backend whose stages run on any machine."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 import resource
 import time
 from pathlib import Path
@@ -61,12 +62,21 @@ def build_engine(graph: str, engine: str, family: str, sm: str, stage: str) -> d
         "library": api.library,
         "version": api.version,
         "seconds": round(seconds, 2),
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "peak_memory_bytes": peak_memory_bytes(),
         "engine_bytes": Path(engine).stat().st_size,
         "inputs": [_tensor(api, network.get_input(i)) for i in range(network.num_inputs)],
         "outputs": [_tensor(api, network.get_output(i)) for i in range(network.num_outputs)],
         **facts,
     }
+
+
+def peak_memory_bytes() -> int:
+    """Largest resident memory of this process so far; where Linux does not say it, its parent's up to its birth counts too."""
+    try:
+        text = Path("/proc/self/status").read_text()
+        return int(re.search(r"VmHWM:\s+(\d+) kB", text)[1]) * 1024  # type: ignore[index]
+    except (OSError, TypeError):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _config(api: TensorRt, builder: Any, sm: str, stage: str) -> Any:
@@ -107,7 +117,9 @@ def _parser_reason(api: TensorRt, parser: Any, stage: str) -> str:
     if named is None:
         text = errors[0].desc() if errors else "it gave no reason"
         return f"{api.library} {api.version} cannot read the graph of stage '{stage}': {' '.join(text.split())}"
+    # the text alone may be "false", the condition that failed; the code says of what kind the failure is
     return (
         f"{api.library} {api.version} cannot take node '{named.node_name()}' ({named.node_operator()}) of stage '{stage}': "
-        f"{' '.join(named.desc().split())}. Rewrite that part of the stage, or compile for the backend inductor."
+        f"{named.code().name}: {' '.join(named.desc().split())}. Write that part of the stage otherwise, or compile it for "
+        "another backend."
     )

@@ -143,7 +143,7 @@ def _feeds_product(softmax: Any) -> bool:
 
 
 def _strip(model: Any) -> None:
-    """Remove stack traces of the build machine."""
+    """Remove stack traces of the build machine, and types of values in between: `_cast_bytes` changed some, parsers find them."""
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:
@@ -151,5 +151,7 @@ def _strip(model: Any) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+            if not value.is_graph_output():
+                value.type = value.shape = None
     for value in (*model.graph.inputs, *model.graph.initializers.values()):
         value.metadata_props.clear()

@@ -1,8 +1,8 @@
 """Explicit quantisation for TensorRT: around the product of every quantised layer, in an exported graph, the Q/DQ it needs.
 
 The weight is stored as one-byte codes with a scale per output channel, what comes in is rounded with one static scale, and
-scales are in the product's float type: TensorRT then multiplies in FP8 or INT8.  Weight-only INT8 is not written at all,
-since TensorRT turns it back into the float type at build time (facts/platform.md 2).
+everything around the product is float32: TensorRT then multiplies FP8 or INT8 and gives float32 sums, so that scales are
+exact and no sum of codes overflows a half type.  It launches as many kernels as with scales in the half type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgewam.core.errors import EdgewamError, require
 from edgewam.quantize.layers import QuantizedConv2d, QuantizedLinear
 
 FORMATS = ("int8", "fp8")
-_TYPES = {"int8": "INT8", "fp8": "FLOAT8E4M3FN"}
+_TYPES = {torch.int8: "INT8", torch.float8_e4m3fn: "FLOAT8E4M3FN"}
 
 Layer = QuantizedLinear | QuantizedConv2d
 
@@ -51,6 +51,7 @@ class _Rewrite:
     def __init__(self, graph: Any, product: Any, path: str, layer: Layer) -> None:
         self.ir = require("onnx_ir", extra="onnx")
         self.graph, self.product, self.path, self.layer = graph, product, path, layer
+        self.code_type = self.ir.DataType[_TYPES[layer.kind.dtype]]
         self.new: list[Any] = []
 
     def apply(self) -> None:
@@ -60,7 +61,9 @@ class _Rewrite:
         x = self.as_float32(x)
         if layer.smooth is not None:
             x = self.node("Mul", [x, self.constant("smooth", layer.smooth)], "smoothed")
-        self.product.replace_input_with(0, self.rounded(x, "input", layer.input_scale))
+        if layer.kind.rounds_inputs:
+            x = self.rounded(x, "input", layer.input_scale)
+        self.product.replace_input_with(0, x)
         self.product.replace_input_with(1, self.weight())
         del self.graph.initializers[weight.name]
         if bias and bias[0] is not None:
@@ -91,21 +94,23 @@ class _Rewrite:
     def weight(self) -> Any:
         """Codes and their scales, dequantised; the codes are made when the file is written, one layer at a time."""
         layer, ir, name = self.layer, self.ir, f"{self.path}.codes"
-        code_type, shape = self.ir.DataType[_TYPES[layer.kind.name]], ir.Shape(layer.weight.shape)
+        shape = ir.Shape(layer.weight.shape)
 
         def make() -> Any:
             codes = layer.codes.contiguous()
-            array = codes.numpy() if codes.dtype == torch.int8 else codes.view(torch.uint8).numpy().view(code_type.numpy())
-            return ir.Tensor(array, dtype=code_type, name=name)
+            array = codes.numpy() if codes.dtype == torch.int8 else codes.view(torch.uint8).numpy().view(self.code_type.numpy())
+            return ir.Tensor(array, dtype=self.code_type, name=name)
 
-        value = self.value(name, ir.LazyTensor(make, dtype=code_type, shape=shape, name=name))
+        value = self.value(name, ir.LazyTensor(make, dtype=self.code_type, shape=shape, name=name))
         return self.node("DequantizeLinear", [value, self.constant("weight_scale", layer.weight_scale)], "weight_values", axis=0)
 
     def rounded(self, x: Any, name: str, scale: Any) -> Any:
         """`x` after a round trip through codes with one static scale."""
-        code_type = self.ir.DataType[_TYPES[self.layer.kind.name]]
-        parts = [self.constant(f"{name}_scale", scale.reshape(())), self.constant(f"{name}_zero", torch.zeros(()), code_type)]
-        codes = self.node("QuantizeLinear", [x, *parts], f"{name}_codes", dtype=code_type)
+        parts = [
+            self.constant(f"{name}_scale", scale.reshape(())),
+            self.constant(f"{name}_zero", torch.zeros(()), self.code_type),
+        ]
+        codes = self.node("QuantizeLinear", [x, *parts], f"{name}_codes", dtype=self.code_type)
         return self.node("DequantizeLinear", [codes, *parts], f"{name}_values")
 
     def constant(self, name: str, value: torch.Tensor, dtype: Any = None) -> Any:

@@ -9,11 +9,9 @@ import importlib.util
 from dataclasses import dataclass
 
 from edgewam.core.errors import MissingExtraError, PluginError
-from edgewam.profiles.device import Device, device_names, load_device
-from edgewam.runtime.tensorrt_api import LIBRARIES
+from edgewam.profiles.device import Device, device_names, formats_of, load_device
+from edgewam.runtime.tensorrt_api import LIBRARIES, family_for
 
-# what TensorRT for RTX 1.7 lists; it refused 87, 90, 100, 103 and 110 (facts/platform.md 2)
-RTX_SMS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 _ALTERNATIVE = {"fp8": "int8", "fp4": "fp8, or int8 on a card without FP8"}
 
 
@@ -54,14 +52,15 @@ class Target:
 
 
 def as_target(device: Device) -> Target:
-    """The target that a device is."""
-    low = [name for name in ("fp8", "fp4") if name in device.peak_tflops]
-    return Target(device.name, device.sm, "rtx" if device.sm in RTX_SMS else "full", ("int8", *low))
+    """The target that a device with CUDA is."""
+    assert device.sm is not None, f"{device.name} has no CUDA"
+    formats = tuple(name for name in ("int8", "fp8", "fp4") if name in formats_of(device.sm))
+    return Target(device.name, device.sm, family_for(device.sm), formats)
 
 
 def targets() -> dict[str, Target]:
-    """Every device with a file, by name."""
-    return {name: as_target(load_device(name)) for name in device_names()}
+    """Every device with a file and CUDA, by name."""
+    return {device.name: as_target(device) for device in map(load_device, device_names()) if device.sm}
 
 
 def find_target(name: str | None) -> Target:

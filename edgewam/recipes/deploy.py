@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.plan import PrecisionPlan
 
 # base precision -> (torch's name, name in a bundle's manifest)
@@ -45,7 +45,7 @@ def compile_plan(
     """
     import torch
 
-    from edgewam.compile.compile import plan_policy
+    from edgewam.compile.plan import plan_policy
     from edgewam.models import aha_wam
     from edgewam.models.text import SmallTextEncoder
     from edgewam.models.wan_vae_image import image_encoder

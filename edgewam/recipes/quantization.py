@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgewam.core.errors import ContractError, EdgewamError
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.choose import Choice, LayerFacts
     from edgewam.quantize.layers import Layer, LayerName
     from edgewam.quantize.plan import PrecisionPlan
@@ -200,7 +200,6 @@ def _facts(
     shapes: Mapping[LayerName, tuple[int, ...]], threads: int, say: Report,
 ) -> list[LayerFacts]:  # fmt: skip
     """Errors, bytes and, where the engine is ONNX Runtime, times of every layer and format."""
-    from edgewam.compile.compile import num_calls
     from edgewam.quantize.choose import LayerFacts
     from edgewam.quantize.named import is_narrow
 
@@ -214,7 +213,7 @@ def _facts(
         facts.append(
             LayerFacts(
                 name=name,
-                calls=sum(num_calls(programs, program, name[0]) for program in programs.programs if program != "prompt"),
+                calls=sum(programs.programs[program].num_calls(name[0]) for program in programs.programs if program != "prompt"),
                 float_ms=times.get("float32", 0.0),
                 float_bytes=4 * layer.weight.numel(),
                 errors={kind: errors[name, kind] for kind in kinds},

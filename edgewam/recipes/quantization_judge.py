@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.layers import LayerName
 
 PAIRS = 2  # of noises per frame

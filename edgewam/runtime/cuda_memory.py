@@ -18,6 +18,7 @@ import numpy as np
 
 from edgewam.core.errors import ContractError, PluginError
 from edgewam.core.tensor_spec import DTYPE_BYTES, TensorSpec
+from edgewam.profiles.machine import read_gpu, read_nvidia
 from edgewam.runtime import bfloat16
 from edgewam.runtime.cuda_api import CudaDevice, checked, gpu_support, load_cudart, read_device
 from edgewam.runtime.cuda_graph import CudaGraph, capture
@@ -65,6 +66,8 @@ class CudaMemory:
         PluginError: no such GPU, no driver or no cuda-bindings; says what to do.
     """
 
+    has_graphs = True
+
     def __init__(self, device_index: int = 0) -> None:
         support = gpu_support(device_index)
         if not support.ok:
@@ -74,6 +77,12 @@ class CudaMemory:
         self._select()
         self.device: CudaDevice = read_device(self.rt, device_index)
         self._first = self.stream()
+
+    def device_facts(self) -> dict[str, str]:
+        """See `Memory.device_facts`; the driver is what NVIDIA's tools or the kernel say, "" where neither does."""
+        driver = read_gpu().get("driver") or read_nvidia()[0] or ""
+        runtime = "CUDA {}.{}".format(*self.device.runtime)
+        return {"name": self.device.name, "sm": self.device.sm, "driver": driver, "runtime": runtime}
 
     def allocate(self, spec: TensorSpec) -> DeviceArray:
         """See `Memory.allocate`; the address is a multiple of 256 bytes.

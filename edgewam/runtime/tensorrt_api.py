@@ -22,6 +22,8 @@ LIBRARIES = {
         "pip install --extra-index-url https://pypi.nvidia.com 'tensorrt-cu13>=10.16,<12'. A Jetson has it with JetPack",
     ),
 }
+# what TensorRT for RTX 1.7 lists; it refused 87, 90, 100, 103 and 110 (facts/platform.md 2)
+RTX_SMS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 # dtype of a TensorSpec -> name in `DataType`
 DTYPES = {
     "float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "float8_e4m3": "FP8",
@@ -105,6 +107,11 @@ class TensorRt:
     def runtime(self) -> Any:
         """A new Runtime, which needs a driver to open engines."""
         return self.module.Runtime(self.logger)
+
+
+def family_for(sm: str) -> str:
+    """The family whose engines a compute capability runs."""
+    return "rtx" if sm in RTX_SMS else "full"
 
 
 def is_installed(family: str) -> bool:

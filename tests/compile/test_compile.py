@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgewam.compile.backends import eager as eager_build
-from edgewam.compile.compile import compile_bundle, num_calls, plan_policy
+from edgewam.compile.compile import compile_bundle
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.samples import random_inputs
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import GateError, PluginError
@@ -58,7 +59,7 @@ def test_dry_run_counts_calls_without_computing():
     assert described["stages"]["step"]["calls"] == {"act": 4, "imagine": 12}
     assert described["stages"]["context"]["calls"] == {"prompt": 1}
     assert described["weight_bytes"] == sum(stage.cost.weight_bytes for stage in plan.stages.values()) > 0
-    assert num_calls(plan.programs, "act", "start") == 1
+    assert plan.programs.programs["act"].num_calls("start") == 1
 
 
 def test_an_unknown_backend_lists_what_there_is(tmp_path):

@@ -7,28 +7,36 @@ import pytest
 
 from edgewam.core.errors import ContractError
 from edgewam.core.tensor_spec import DTYPE_BYTES, TensorSpec
+from edgewam.runtime.cuda_api import gpu_support
 from edgewam.runtime.cuda_memory import CudaMemory
 from edgewam.runtime.memory import CaptureError, HostMemory, host_spec
 from edgewam.runtime.torch_memory import TorchMemory
 from tests.runtime.fake_cuda import FakeCudart
 
 # what a memory refuses to hold; every other dtype of a TensorSpec it must
-REFUSED = {"host": {"bfloat16", "float8_e4m3"}, "torch": set(), "cuda": {"float8_e4m3"}}
-HAS_GRAPHS = {"cuda"}
+REFUSED = {"host": {"bfloat16", "float8_e4m3"}, "torch": set(), "torch on a GPU": set(), "cuda": {"float8_e4m3"}}
 # exact in every dtype that takes fractions, float8 included
 VALUES = {"float": [[0.5, -2.0, 3.0], [4.0, -0.25, 1.5]], "int": [[1, 2, 3], [120, 0, 5]], "bool": [[1, 0, 1], [0, 0, 1]]}
 
 
-@pytest.fixture(params=["host", "torch", "cuda"])
+ON_A_GPU = ("torch on a GPU", "cuda on a GPU")
+
+
+@pytest.fixture(params=["host", "torch", "cuda", *(pytest.param(name, marks=pytest.mark.gpu) for name in ON_A_GPU)])
 def place(request, monkeypatch):
-    """(name, memory)."""
-    if request.param == "cuda":
-        monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCudart())
+    """(name, memory).  "cuda" is our own memory: on the fake device, and on a real one where there is one."""
+    if request.param == "host":
+        return "host", HostMemory()
+    if request.param in ON_A_GPU and not (support := gpu_support()).ok:
+        pytest.skip(support.reason)
+    if request.param.startswith("cuda"):
+        if request.param == "cuda":
+            monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", FakeCudart())
         return "cuda", CudaMemory()
-    if request.param == "torch":
-        pytest.importorskip("torch")
-        return "torch", TorchMemory("cpu")
-    return "host", HostMemory()
+    torch = pytest.importorskip("torch")
+    if request.param in ON_A_GPU and not torch.cuda.is_available():
+        pytest.skip("torch here is a build without CUDA")
+    return request.param, TorchMemory("cuda" if request.param in ON_A_GPU else "cpu")
 
 
 @pytest.fixture
@@ -156,11 +164,10 @@ def test_work_on_a_stream_is_ordered_and_done_after_the_wait(memory):
     np.testing.assert_array_equal(memory.read(c), array_of(spec_of()))
 
 
-def test_a_graph_replays_its_calls_and_a_memory_without_graphs_says_so(place):
-    name, memory = place
+def test_a_graph_replays_its_calls_and_a_memory_without_graphs_says_so(memory):
     source, target, stream = memory.allocate(spec_of()), memory.allocate(spec_of()), memory.stream()
     call = memory.copy(target, source)
-    if name not in HAS_GRAPHS:
+    if not memory.has_graphs:
         with pytest.raises(CaptureError, match="graphs"):
             memory.capture([call], stream)
         return

@@ -89,7 +89,7 @@ def module_over(cuda):
         def __init__(self, facts, logger):
             self.facts, self.logger = facts, logger
             self.rows = [(*row, mode) for mode, kind in ((1, "inputs"), (2, "outputs")) for row in facts[kind]]
-            self.contexts = []
+            self.contexts, self.num_compilations = [], 0
 
         @property
         def num_io_tensors(self):
@@ -110,7 +110,13 @@ def module_over(cuda):
         def get_tensor_location(self, name):
             return TensorLocation(name in self.facts["host"])
 
-        def create_execution_context(self):
+        def create_runtime_config(self):
+            return RuntimeConfig()
+
+        def create_execution_context(self, runtime_config=None):
+            kernels = runtime_config.cache if runtime_config else set()
+            self.num_compilations += "kernels" not in kernels
+            kernels.add("kernels")
             if cuda.room < 0:
                 self.logger.log(Severity.ERROR, "Error Code 2: OutOfMemory")
                 return None
@@ -119,6 +125,17 @@ def module_over(cuda):
 
         def row(self, name):
             return next(row for row in self.rows if row[0] == name)
+
+    class RuntimeConfig:
+        def __init__(self):
+            self.cache = set()
+
+        def create_runtime_cache(self):
+            return set()
+
+        def set_runtime_cache(self, cache):
+            self.cache = cache
+            return True
 
     class Context:
         def __init__(self, engine):

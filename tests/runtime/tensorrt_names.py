@@ -20,6 +20,7 @@ MODULE = ""
 WORDS = {
     "module": MODULE, "builder": "Builder", "network": "INetworkDefinition", "parser": "OnnxParser", "config": "IBuilderConfig",
     "create_builder_config": "IBuilderConfig", "runtime": "Runtime", "engine": "ICudaEngine", "context": "IExecutionContext",
+    "runtime_config": "IRuntimeConfig", "create_runtime_config": "IRuntimeConfig",
     "deserialize_cuda_engine": "ICudaEngine", "create_engine_inspector": "EngineInspector", "tensor": "ITensor",
     "get_error": "ParserError", "errors": "ParserError", "named": "ParserError", "e": "ParserError",
 }  # fmt: skip

@@ -52,6 +52,15 @@ def test_the_device_says_what_a_bundle_is_checked_against(memory):
     assert memory.device == cuda_api.CudaDevice("NVIDIA GeForce RTX 5090", "sm_120", driver=(13, 0), runtime=(13, 5))
 
 
+def test_the_facts_of_a_bundle_name_the_driver_as_nvidias_tools_do(memory, monkeypatch):
+    monkeypatch.setattr(cuda_memory, "read_gpu", lambda: {"driver": "580.95.05"})
+    facts = {"name": "NVIDIA GeForce RTX 5090", "sm": "sm_120", "driver": "580.95.05", "runtime": "CUDA 13.5"}
+    assert memory.device_facts() == facts and memory.has_graphs
+    monkeypatch.setattr(cuda_memory, "read_gpu", dict)  # no nvidia-smi in this container
+    monkeypatch.setattr(cuda_memory, "read_nvidia", lambda: ("575.1", ()))
+    assert memory.device_facts() == facts | {"driver": "575.1"}
+
+
 def test_the_chosen_gpu_is_selected_in_every_thread_that_works(cuda):
     cuda.gpus = 2
     memory = CudaMemory(1)

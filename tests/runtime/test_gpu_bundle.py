@@ -1,17 +1,25 @@
 """A bundle of a GPU from compile to refusal, on a device in NumPy: graphs, warnings, and what it may not run on."""
 
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from edgewam.compile.build_options import BuildOptions
 from edgewam.compile.compile import compile_bundle
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.samples import random_inputs
 from edgewam.core.artifacts import read_manifest
-from edgewam.core.errors import ArtifactError
+from edgewam.core.errors import ArtifactError, EdgewamError, GateError, PluginError
+from edgewam.profiles import contract
+from edgewam.profiles.machine import read_machine
 from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.engine import Support
+from edgewam.runtime.tensors import load_tensors, save_tensors
 from tests.compile.toy import toy_plan
 from tests.runtime import fake_gpu_backend as gpu
+from tests.runtime.tiny_aha_wam import PROMPT, tiny_parts
 
 BACKEND = "tests.runtime.fake_gpu_backend"
 
@@ -61,3 +69,50 @@ def test_another_device_version_or_older_driver_is_refused_before_any_engine_is_
     monkeypatch.setattr(gpu, "load", lambda *arguments: pytest.fail("an engine was loaded"))
     with pytest.raises(ArtifactError, match=f"edgewam compile POLICY BUNDLE --backend {BACKEND} --device cuda"):
         Bundle.open(path, threads=1)
+
+
+def test_a_bundle_for_a_device_that_is_not_here_is_built_and_proves_itself_there(tmp_path, monkeypatch):
+    plan = replace(toy_plan(BACKEND), build_options=BuildOptions(target="rtx-4090"))  # the device here is sm_120
+    monkeypatch.setattr(gpu, "load", lambda *arguments: pytest.fail("an engine of another card was opened"))
+    path = compile_bundle(plan, tmp_path / "toy")
+    manifest = read_manifest(path)
+    device = {"target": "rtx-4090", "name": "NVIDIA GeForce RTX 4090", "sm": "sm_89", "runtime": "fake 1.0"}
+    assert manifest.config["device"] == device
+    assert "programs" not in manifest.measured and "stages" not in manifest.measured  # nothing ran, so nothing is claimed
+    with pytest.raises(ArtifactError, match="--target rtx-4090"):
+        Bundle.open(path, threads=1)
+    monkeypatch.undo()
+    gpu.device_facts.update(sm="sm_89")
+    assert Bundle.open(path, threads=1).pipeline.captured
+    constants = path / "constants.safetensors"
+    tensors = load_tensors(constants)
+    save_tensors(constants, {name: value + 1 for name, value in tensors.items()})
+    with pytest.raises(GateError, match="must not drive a robot"):
+        Bundle.open(path, threads=1, verify=False)
+
+
+def test_without_a_target_a_backend_that_cannot_run_here_is_refused(tmp_path, monkeypatch):
+    no_driver = Support(False, "no NVIDIA driver is loaded")
+    monkeypatch.setattr(gpu, "supports", lambda stage=None: Support(True) if stage else no_driver)
+    with pytest.raises(PluginError, match="no NVIDIA driver is loaded"):
+        compile_bundle(toy_plan(BACKEND), tmp_path / "toy")
+    with pytest.raises(EdgewamError, match="Unknown device 'rtx-5099'"):
+        compile_bundle(replace(toy_plan(BACKEND), build_options=BuildOptions(target="rtx-5099")), tmp_path / "toy")
+
+
+def test_a_bundle_made_on_a_gpu_says_how_fast_it_was_there_under_its_contract(tmp_path, monkeypatch):
+    machine = replace(read_machine(), gpu={"name": "NVIDIA Fake", "driver": "580.1", "sm_clock": "2000 MHz"})
+    monkeypatch.setattr(contract, "read_machine", lambda: machine)
+    model, encoder, state, action, text = tiny_parts()
+    plan = plan_policy(
+        "aha_wam", model, BACKEND, num_action_steps=2, prompts={PROMPT: text}, threads=1, host={"offset_trained": True},
+        stage_arguments={"image_encoder": encoder, "state_normalizer": state, "action_normalizer": action},
+    )  # fmt: skip
+    measured = read_manifest(compile_bundle(plan, tmp_path / "tiny")).measured
+    assert measured["graphs"] == {"prompt": "bitwise", "plan": "bitwise", "act": "bitwise"}
+    chunk = measured["timing"]["L_chunk"]
+    assert 0 < chunk["p50_ms"] <= chunk["p99_ms"] and chunk["n"] == 100
+    found = chunk["contract"]
+    assert (found["device"], found["driver"], found["engine"]) == ("NVIDIA Fake", "580.1", f"{BACKEND}+cuda_graph")
+    assert found["steps"] == 2 and found["precision"] == "fp32" and "denoise" in found["stages"]
+    assert measured["timing"]["L_compose"]["contract"]["engine"] == BACKEND  # the host alone

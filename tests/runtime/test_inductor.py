@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgewam.compile.backends import inductor as build
+from edgewam.compile.build_options import BuildOptions
 from edgewam.compile.compile import compile_bundle
 from edgewam.compile.samples import random_inputs
 from edgewam.core.errors import EdgewamError, PluginError
@@ -16,9 +17,10 @@ from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.runtime.backends import inductor
-from edgewam.runtime.backends.eager import TorchEngine
+from edgewam.runtime.backends.eager import TorchEngine, load_module
 from edgewam.runtime.backends.inductor import InductorEngine, Tuning, compiled
 from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.engine import EngineOptions
 from edgewam.runtime.pipeline import Pipeline
 from tests.compile.toy import toy_plan
 from tests.quantize.toy import toy_stages
@@ -135,6 +137,17 @@ def test_a_quantised_stage_is_refused_because_inductor_would_multiply_in_float32
     layers = {("net", "up"): quantized(find_layers(stages)["net", "up"], Scales("int8_dynamic"))}
     support = build.supports(with_layers(stages, layers)["net"])
     assert not support.ok and "'up' in int8_dynamic" in support.reason and "onnxruntime" in support.reason
+
+
+def test_a_target_is_refused_because_kernels_are_compiled_where_they_run(tmp_path):
+    with pytest.raises(PluginError, match="'inductor' builds for no particular device"):
+        build.build(toy_stages()["net"], tmp_path, BuildOptions(target="rtx-5090"))
+
+
+def test_the_program_it_compiles_lies_on_the_engines_device(tmp_path):
+    stage = toy_stages()["net"]
+    module = load_module(tmp_path, build.build(stage, tmp_path), EngineOptions(threads=1, device="meta"))
+    assert {tensor.device.type for tensor in module.state_dict().values()} == {"meta"}
 
 
 @needs_compiler

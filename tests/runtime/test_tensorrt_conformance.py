@@ -22,9 +22,10 @@ from tests.runtime.tensorrt_names import COMMON, MODULE, ROOT, SOURCES, WORDS, u
 
 FULL = ("10.16.1.11", "11.4.0.106")
 RTX = "1.7.1."
-# used in a branch of `family == "rtx"` alone: full TensorRT builds for the device it runs on
+# used in a branch of `family == "rtx"` alone: full TensorRT builds for the device it runs on, and compiles nothing there
 ONLY_RTX = {
     (MODULE, "ComputeCapability"), ("IBuilderConfig", "num_compute_capabilities"), ("IBuilderConfig", "set_compute_capability"),
+    ("IRuntimeConfig", "create_runtime_cache"), ("IRuntimeConfig", "set_runtime_cache"),
 }  # fmt: skip
 # removed by 11 or never in the other library, so that a use would pass on one and fail on another (facts/platform.md 1)
 REMOVED = (

@@ -148,6 +148,15 @@ def test_no_room_for_a_context_says_so(cuda, memory, tmp_path):
         engine.bind(buffers, {})
 
 
+@pytest.mark.parametrize(("sm", "library"), [((12, 0), "tensorrt_rtx"), ((9, 0), "tensorrt")])
+def test_the_facts_of_a_bundle_name_the_library_that_serves_the_card(cuda, monkeypatch, sm, library):
+    monkeypatch.setitem(sys.modules, "tensorrt", module_over(cuda))
+    monkeypatch.setattr(
+        cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"Card", major=sm[0], minor=sm[1]))
+    )
+    assert tensorrt.memory(OPTIONS).device_facts()["runtime"] == f"{library} {VERSION}"
+
+
 @pytest.mark.parametrize(("device", "index"), [("cpu", 0), ("cuda", 0), ("cuda:2", 2)])
 def test_a_device_is_named_as_for_torch(device, index):
     assert tensorrt.device_index(EngineOptions(device=device)) == index
@@ -190,6 +199,20 @@ def test_every_bound_call_has_its_own_context(memory, tmp_path):
     memory.synchronize()
     assert [memory.read(result).tolist() for result in results] == [(X * value + 1).tolist() for value in (2, 3)]
     assert len(engine.engine.contexts) == 2
+    assert engine.engine.num_compilations == 1  # the second context takes the kernels of the first
+
+
+def test_full_tensorrt_runs_by_the_same_code_and_shares_no_kernels(cuda, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "tensorrt", module_over(cuda))
+    monkeypatch.setattr(
+        cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"NVIDIA Thor", major=11, minor=0))
+    )
+    record = RECORD | {"library": "tensorrt", "target": "thor", "sm": "sm_110"}
+    memory, engine = tensorrt.memory(OPTIONS), opened(tmp_path, record=record)
+    for value in (2, 3):
+        result = run_engine(STEP, engine, {"x": X, "rate": np.array(value, np.float32)}, memory)
+        np.testing.assert_array_equal(result["y"], X * value + 1)
+    assert engine.engine.num_compilations == 2  # its contexts know no cache
 
 
 def test_integers_masks_and_bfloat16_pass_as_they_are(memory, tmp_path):

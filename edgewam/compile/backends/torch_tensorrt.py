@@ -18,6 +18,7 @@ from edgewam.compile.exporting import example_inputs, exporting, quiet
 from edgewam.core.errors import EdgewamError, GateError, require
 from edgewam.core.stage import Stage
 from edgewam.runtime.backends import torch_tensorrt as run
+from edgewam.runtime.backends.eager import move_program
 from edgewam.runtime.engine import EngineOptions, Support
 
 PRECISIONS = ("float32", "bf16", "fp16")
@@ -59,7 +60,7 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
     torch = require("torch", extra="train")
     device = torch.device(run.gpu(EngineOptions(device=options.device)))
     with exporting(stage), quiet():
-        program = torch.export.passes.move_to_device_pass(eager.export_program(stage), device)
+        program = move_program(eager.export_program(stage), str(device))
     inputs = tuple(tensor.to(device) for tensor in example_inputs(stage))
     file = f"{stage.name}.ep"
     try:

@@ -33,9 +33,18 @@ def supports() -> Support:
     return gpu_support()
 
 
-def memory(options: EngineOptions) -> CudaMemory:
+class TensorRTMemory(CudaMemory):
+    """Memory of a GPU whose facts name the library that serves it."""
+
+    def device_facts(self) -> dict[str, str]:
+        """See `Memory.device_facts`; MissingExtraError where the library is not installed."""
+        api = tensorrt_api.load(tensorrt_api.family_for(self.device.sm))
+        return {**super().device_facts(), "runtime": f"{api.library} {api.version}"}
+
+
+def memory(options: EngineOptions) -> TensorRTMemory:
     """Buffers on `options.device`; "cpu", the default, means the first GPU, because these engines run nowhere else."""
-    return CudaMemory(device_index(options))
+    return TensorRTMemory(device_index(options))
 
 
 def device_index(options: EngineOptions) -> int:
@@ -86,6 +95,7 @@ class TensorRTEngine:
     def __init__(self, stage: Stage, api: TensorRt, runtime: Any, engine: Any) -> None:
         self.stage, self.engine = stage, engine
         self._api, self._runtime = api, runtime  # the engine needs its runtime as long as it lives
+        self._kernels: Any = None  # what TensorRT for RTX compiled for the first context
 
     def bind(self, inputs: Mapping[str, DeviceArray], outputs: Mapping[str, DeviceArray]) -> BoundCall:
         """See `Engine.bind`.
@@ -100,7 +110,7 @@ class TensorRTEngine:
         check_binding(self.stage, inputs, outputs)
         place = _memory_of(self.stage, [*inputs.values(), *outputs.values()])
         self._api.log.clear()
-        context = self.engine.create_execution_context()
+        context = self._context()
         if context is None:
             raise EdgewamError(
                 f"{self._api.library} has no room for stage '{self.stage.name}': {_said(self._api)}. Free memory on the GPU "
@@ -125,6 +135,16 @@ class TensorRTEngine:
         for spec in self.stage.outputs:
             address(spec, outputs.get(spec.name), after, is_input=False)
         return self._call(place, context, before, after, kept)
+
+    def _context(self) -> Any:
+        if self._api.family == "full":
+            return self.engine.create_execution_context()
+        # its kernels are compiled when a context is made; a loop has one per step, and they share what the first compiled
+        runtime_config = self.engine.create_runtime_config()
+        if self._kernels is None:
+            self._kernels = runtime_config.create_runtime_cache()
+        runtime_config.set_runtime_cache(self._kernels)
+        return self.engine.create_execution_context(runtime_config)
 
     def _call(
         self, place: CudaMemory, context: Any, before: list[BoundCall], after: list[BoundCall], kept: list[DeviceArray]
