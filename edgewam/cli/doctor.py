@@ -46,6 +46,15 @@ def show(found: dict[str, Any]) -> None:
     say("extras")
     for name, extra in found["extras"].items():
         _row(name, extra["installed"], f"lacks {', '.join(extra['missing'])}; {extra['command']}", extra["note"])
+    say("engine libraries")
+    for name, library in found["engine_libraries"].items():
+        devices = ", ".join(library["devices"])
+        _row(
+            name,
+            library["installed"],
+            f"for {devices}. {library['how']}",
+            f"{library['version'] or 'version unknown'}, for {devices}",
+        )
     say("backends")
     for name, halves in found["backends"].items():
         for half, state in halves.items():

@@ -51,6 +51,19 @@ def _bundle(config: dict[str, Any] | Any) -> None:
         rows.append([stage["name"], stage["cost"]["weight_bytes"] / 1e6, stage["cost"]["flops"] / 1e6, shapes])
     say(f"  family {config['family']}, backend {config['backend']}, {config.get('num_action_steps', '?')} action steps")
     table("stages", ["stage", "weights MB", "MFLOP", "inputs"], rows)
+    if device := config.get("device"):
+        facts = ", ".join(f"{name} {device[name]}" for name in ("sm", "runtime", "driver") if device.get(name))
+        say(f"  for {device.get('name', 'a GPU')}: {facts}")
+    engines = [
+        (entry["stage"]["name"], entry["record"]["read_back"]) for entry in config["stages"] if "read_back" in entry["record"]
+    ]
+    if engines:
+        rows = [
+            [name, found["kernels"], ", ".join(f"{count} {kind}" for kind, count in found["gemms"].items()),
+             f"{found['attentions']['fused']} of {found['attentions']['found']}", found["weight_bytes"] / 1e6]
+            for name, found in engines
+        ]  # fmt: skip
+        table("engines as they were read back", ["stage", "kernels", "matrix products", "attentions fused", "weights MB"], rows)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -17,6 +17,10 @@ def command(
     plan: Annotated[
         str, typer.Option(help="int8, fp8, auto (chosen by measured error and time), or the path of a plan file.")
     ] = "auto",
+    backend: Annotated[
+        str | None,
+        typer.Option(help="What will run it: onnxruntime (int8), eager or tensorrt (int8, fp8). By default the plan's own."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default the policy's own.", min=1)] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to calibrate on, spread over the dataset.", min=1)] = None,
     frames: Annotated[int | None, typer.Option(help="Frames behind the error of all layers together.", min=1)] = None,
@@ -28,7 +32,7 @@ def command(
     from edgewam.core.artifacts import read_manifest
     from edgewam.recipes.quantization import EPISODES, FRAMES, plan_quantization, quantize_policy
 
-    chosen = plan_quantization(policy, plan, steps, threads)
+    chosen = plan_quantization(policy, plan, steps, threads, backend)
     if dry_run:
         description = chosen.describe()
         rows = [

@@ -30,7 +30,7 @@ from edgewam.compile.rewritten_stage import RewriteRefused, Stages
 from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Stage
 
-__all__ = ["REWRITES", "Rewrite", "RewriteRefused", "refusals", "rewrite"]
+__all__ = ["LAYERWISE", "REWRITES", "Rewrite", "RewriteRefused", "refusals", "rewrite"]
 
 # Of an output's maximum, in float32: up to 4e-7 was seen at golden size, and deeper stacks add up.  The comparison in float64
 # gives up to 7e-16, which shows that it is rounding and nothing else; a constant that is folded wrongly is off by more than 1e-3.
@@ -134,7 +134,7 @@ REWRITES: dict[str, Rewrite] = {
             "the queries of the last layer have no reader either", "a narrower product may sum in another order",
         ),
         _row(
-            fold_state, _NORMS, ("state",),
+            fold_state, "linear behind linear folded", ("state",),
             "two linear layers in a row are one", "W2 (W1 x) becomes (W2 W1) x",
         ),
         Rewrite(
@@ -144,6 +144,11 @@ REWRITES: dict[str, Rewrite] = {
         ),
     )
 }  # fmt: skip
+
+# Names for quantisers and for engines that know an attention by its form: every layer stays one, every attention as it is.
+LAYERWISE = tuple(
+    name for name, row in REWRITES.items() if row.function is not None and name not in ("batch_editor", "scale_cross_logits")
+)
 
 
 def rewrite(stages: Stages, names: Sequence[str] | None = None) -> dict[str, Stage]:
@@ -178,13 +183,21 @@ def refusals(stages: Stages) -> dict[str, str]:
     return _apply_all(stages)[1]
 
 
+def fitting(stages: Stages, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the rewrites that fit these stages, those of `without` aside: what `rewrite` takes by name."""
+    refused = _apply_all(stages, without)[1]
+    return tuple(name for name in _functions() if name not in refused and name not in without)
+
+
 def _functions() -> dict[str, Callable[[Stages], dict[str, Stage]]]:
     return {name: row.function for name, row in REWRITES.items() if row.function is not None}
 
 
-def _apply_all(stages: Stages) -> tuple[dict[str, Stage], dict[str, str]]:
+def _apply_all(stages: Stages, without: Sequence[str] = ()) -> tuple[dict[str, Stage], dict[str, str]]:
     out, refused = dict(stages), {}
     for name, function in _functions().items():
+        if name in without:
+            continue
         try:
             out = function(out)
         except RewriteRefused as reason:

@@ -21,7 +21,8 @@ from edgewam.compile.rewritten_stage import (
     with_modules,
 )
 from edgewam.core.stage import Stage
-from edgewam.models.aha_wam_stages import DenoiseStage, PlannerStage, StateStage, TextStage
+from edgewam.models.aha_wam_planner_stage import PlannerStage
+from edgewam.models.aha_wam_stages import DenoiseStage, StateStage, TextStage
 from edgewam.models.dit_block import NORM_EPS
 from edgewam.models.stage_layers import CrossAttention, KeyValues, QueryKeyValue, apply, attention, rms, split_heads
 
@@ -173,7 +174,8 @@ class LastKeyValue(nn.Module):
     def __init__(self, layer: QueryKeyValue) -> None:
         super().__init__()
         project, width = layer.project, layer.width
-        self.project = linear(project.weight[width:], project.bias[width:], project.weight)
+        rows = (part[width:].clone() for part in (project.weight, project.bias))  # a view would keep the queries' rows alive
+        self.project = linear(*rows, project.weight)
         self.register_buffer("gain", layer.gains[1], persistent=False)
         self.gain: Tensor
         self.turn = layer.turn

@@ -15,7 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgewam.compile.rewritten_stage import RewriteRefused, Stages, bare_norm, changed, fold_affine, module_of, with_modules
+from edgewam.compile.rewritten_stage import (
+    RewriteRefused,
+    Stages,
+    bare_norm,
+    changed,
+    fold_affine,
+    linear,
+    module_of,
+    with_modules,
+)
 from edgewam.core.stage import Stage
 from edgewam.models.aha_wam_stages import RouterStage
 from edgewam.models.stage_layers import attention, merged
@@ -209,9 +218,7 @@ def batch_editor(stages: Stages) -> dict[str, Stage]:
 def _folded(edit: LayerEdit) -> LayerEdit:
     assert edit.gates is not None
     deltas = []
-    for gate, (norm, up, activation, down) in zip(edit.gates, edit.delta_proj, strict=True):
-        plain = torch.ones_like(down.weight[0]), torch.zeros_like(down.weight[0])
-        deltas.append(
-            nn.Sequential(bare_norm(norm), fold_affine(up, norm.weight, norm.bias), activation, fold_affine(down, *plain, gate))
-        )
+    for gate, (norm, up, activation, down) in zip(edit.gates.double(), edit.delta_proj, strict=True):
+        gated = linear(gate * down.weight.detach().double(), gate * down.bias.detach().double(), down.weight)
+        deltas.append(nn.Sequential(bare_norm(norm), fold_affine(up, norm.weight, norm.bias), activation, gated))
     return changed(edit, delta_proj=nn.ModuleList(deltas), gates=None)

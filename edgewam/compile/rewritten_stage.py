@@ -74,11 +74,10 @@ def linear(weight: Tensor, bias: Tensor, like: Tensor) -> nn.Linear:
     return out
 
 
-def fold_affine(layer: nn.Linear, gain: Tensor, shift: Tensor, scale: Tensor | float = 1.0) -> nn.Linear:
-    """The layer that gives scale * layer(gain * x + shift) for x; gain and shift [in], scale [] or [out]."""
+def fold_affine(layer: nn.Linear, gain: Tensor, shift: Tensor, scale: float = 1.0) -> nn.Linear:
+    """The layer that gives scale * layer(gain * x + shift) for x; gain and shift [in]."""
     weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
-    rows = scale.double() if isinstance(scale, Tensor) else torch.tensor(scale, dtype=torch.float64, device=weight.device)
-    return linear(weight * gain.double() * rows.reshape(-1, 1), (bias + weight @ shift.double()) * rows, layer.weight)
+    return linear(scale * weight * gain.double(), scale * (bias + weight @ shift.double()), layer.weight)
 
 
 def fold_chain(first: nn.Linear, second: nn.Linear) -> nn.Linear:

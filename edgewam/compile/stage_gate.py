@@ -12,7 +12,8 @@ import numpy.typing as npt
 from edgewam.core.errors import GateError
 from edgewam.core.stage import Stage
 from edgewam.runtime.deviation import Deviation, deviation
-from edgewam.runtime.engine import BoundCall, Engine, run_engine
+from edgewam.runtime.engine import Engine, run_engine
+from edgewam.runtime.memory import BoundCall, Buffer, HostMemory, Memory
 
 Inputs = Mapping[str, npt.NDArray[Any]]
 
@@ -56,13 +57,19 @@ def compare_stages(
     engines: Mapping[str, Engine],
     samples: Mapping[str, Sequence[Inputs]],
     tolerance: float,
+    memories: tuple[Memory | None, Memory | None] = (None, None),
+    declared: Mapping[str, Stage] | None = None,
 ) -> StageReport:
-    """Run both sides of every stage on the same samples.  Stages in the given order; those without samples are skipped."""
+    """Run both sides of every stage on the same samples.  Stages in the given order; those without samples are skipped.
+
+    memories: where the buffers of the reference's and of the engines' side are; None is the host.
+    declared: the reference's stages, where their dtypes differ.
+    """
     report: dict[str, dict[str, Deviation]] = {}
     for stage in stages.values():
         for sample in samples.get(stage.name, ()):
-            expected = run_engine(stage, reference[stage.name], sample)
-            found = run_engine(stage, engines[stage.name], sample)
+            expected = run_engine((declared or stages)[stage.name], reference[stage.name], sample, memories[0])
+            found = run_engine(stage, engines[stage.name], sample, memories[1])
             for name, array in found.items():
                 now = deviation(array, expected[name])
                 worst = report.setdefault(stage.name, {}).get(name)
@@ -74,8 +81,9 @@ def compare_stages(
 class CapturingEngine:
     """Another engine that keeps the inputs of its first and its latest call, to replay the stage on real values."""
 
-    def __init__(self, inner: Engine) -> None:
+    def __init__(self, inner: Engine, memory: Memory | None = None) -> None:
         self.inner = inner
+        self._memory = memory or HostMemory()
         self._first: dict[str, npt.NDArray[Any]] | None = None
         self._latest: dict[str, npt.NDArray[Any]] | None = None
 
@@ -87,12 +95,12 @@ class CapturingEngine:
         same = all(np.array_equal(self._first[name], self._latest[name]) for name in self._first)
         return [self._first] if same else [self._first, self._latest]
 
-    def bind(self, inputs: Mapping[str, npt.NDArray[Any]], outputs: Mapping[str, npt.NDArray[Any]]) -> BoundCall:
+    def bind(self, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> BoundCall:
         """See `Engine.bind`."""
         call = self.inner.bind(inputs, outputs)
 
         def capture() -> None:
-            self._latest = {name: array.copy() for name, array in inputs.items()}
+            self._latest = {name: self._memory.read(buffer) for name, buffer in inputs.items()}
             self._first = self._first or self._latest
             call()
 

@@ -24,6 +24,16 @@ from edgewam.runtime.selftest import load_golden
 STAGE_TOLERANCE = 1e-4  # relative to each output's maximum: two exact backends, float32
 # INT8 against float32: 0.08 is the largest that a stage of `small` showed on real frames; scales of a wrong layer give 1
 QUANTIZED_STAGE_TOLERANCE = 0.25
+# 16 bits against float32, on real frames of `small`: bf16 0.009 (VAE encoder, the state's keys), fp16 0.0011; three times that
+HALF_STAGE_TOLERANCE = {"bf16": 0.03, "fp16": 0.004}
+
+
+def stage_tolerance(precision: str) -> float:
+    """Of gate 1 for a bundle of this precision ("fp32", "bf16", "int8", "fp8+bf16", ...) against its float32 policy."""
+    formats = set(precision.split("+"))
+    if formats & {"int8", "fp8"}:
+        return QUANTIZED_STAGE_TOLERANCE
+    return max([STAGE_TOLERANCE, *(HALF_STAGE_TOLERANCE[name] for name in formats & set(HALF_STAGE_TOLERANCE))])
 
 
 @dataclass(frozen=True)
@@ -75,7 +85,7 @@ def validate(
     Args:
         candidate: the bundle that is to be trusted.
         reference: for an engine the same weights compiled with `eager`; for a student the teacher's bundle.
-        stages: run gate 1; both sides must declare stages of the same inputs and outputs, whatever their precision.
+        stages: run gate 1; both sides must declare stages of the same inputs and outputs, whatever their dtypes.
         frames: for gate 2, skipped when empty.  Each is judged as the first of an episode.
         prompt: instruction instead of the frames' own.
         limits: of gate 2.
@@ -97,15 +107,20 @@ def validate(
 def _compare_stages(
     candidate: Bundle, reference: Bundle, tolerance: float, frames: list[Frame], prompt: str | None
 ) -> StageReport:
-    interfaces = [{name: (s.inputs, s.outputs) for name, s in bundle.stages.items()} for bundle in (candidate, reference)]
+    # not dtypes: keys and values have the weights' one, and samples travel as float32
+    interfaces = [
+        {name: [(spec.name, spec.shape) for spec in (*s.inputs, *s.outputs)] for name, s in bundle.stages.items()}
+        for bundle in (candidate, reference)
+    ]
     if interfaces[0] != interfaces[1]:
         names = interfaces[0].keys() | interfaces[1].keys()
         different = sorted(name for name in names if interfaces[0].get(name) != interfaces[1].get(name))
         raise ContractError(f"The bundles declare different stages ({', '.join(different)}): compare their actions only.")
     if reference.path is None or reference.manifest is None:
         raise ArtifactError("The reference must be a bundle opened from a directory: its golden vectors are the samples.")
-    capturing = {name: CapturingEngine(engine) for name, engine in reference.engines.items()}
-    pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing)
+    memory = reference.pipeline.memory
+    capturing = {name: CapturingEngine(engine, memory) for name, engine in reference.engines.items()}
+    pipeline = Pipeline(reference.pipeline.programs, reference.stages, capturing, memory)
     if frames:
         policy = replace(reference, engines=capturing, pipeline=pipeline).open_policy()
         sample = FrameSampler(policy, prompt)
@@ -115,7 +130,9 @@ def _compare_stages(
         for call in load_golden(reference.path / GOLDEN, reference.manifest.config["golden"]):
             pipeline.run(call.program, call.inputs)
     samples: dict[str, list[Mapping[str, npt.NDArray[Any]]]] = {name: [*e.samples] for name, e in capturing.items()}
-    return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance)
+    memories = memory, candidate.pipeline.memory
+    engines = reference.engines, candidate.engines
+    return compare_stages(candidate.stages, *engines, samples, tolerance, memories, reference.stages)
 
 
 def _compare_actions(candidate: Bundle, reference: Bundle, frames: list[Frame], prompt: str | None, seed: int) -> ExcessError:

@@ -79,6 +79,16 @@ class Program:
             yield from self.loop.calls
         yield from self.finish
 
+    def num_calls(self, stage: str) -> int:
+        """How often one run calls a stage; the loop's calls count once per row."""
+        once = sum(isinstance(step, Call) and step.stage == stage for step in (*self.setup, *self.finish))
+        return once + (self.loop.num_rows * sum(call.stage == stage for call in self.loop.calls) if self.loop else 0)
+
+    @staticmethod
+    def from_json(data: Mapping[str, Any]) -> Program:
+        """One entry of `Programs.to_json`, for readers that need no constants."""
+        return _program_from_json(data)
+
     def written(self) -> set[str]:
         """Names of the buffers that a run writes; rows count as their whole."""
         names: set[str] = set()

@@ -21,16 +21,15 @@ from edgewam.flow.schedule import TableDtype
 from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.aha_wam_planner_stage import PlannerStage, modulation_rows
 from edgewam.models.aha_wam_stages import (
     BeginStage,
     DenoiseStage,
     FinishStage,
     ImageStage,
-    PlannerStage,
     RouterStage,
     StateStage,
     TextStage,
-    modulation_rows,
 )
 from edgewam.models.stage_cost import make_stage
 from edgewam.models.text import pack_context

@@ -25,16 +25,6 @@ from edgewam.models.stage_layers import (
     merged,
     modulated,
 )
-from edgewam.models.wan_dit import DitStack, VideoDit
-
-
-def modulation_rows(stack: DitStack, timesteps: Tensor) -> Tensor:
-    """Rows [T, layers, 6, D] float32 of timesteps [T]: shift, 1 + scale, gate of attention, then of the FFN."""
-    with torch.no_grad():
-        time = stack.embed_time(timesteps[:, None])[1][:, 0].float()  # [T, 6, D]
-        rows = torch.stack([block.modulation[0].float() + time for block in stack.blocks], dim=1)  # type: ignore[union-attr]
-    rows[:, :, (1, 4)] += 1
-    return rows
 
 
 class ImageStage(nn.Module):
@@ -67,56 +57,6 @@ class TextStage(nn.Module):
         planner = self.planner(_mlp(self.planner_embedding, rows))
         executor = self.executor(_mlp(self.executor_embedding, rows))
         return planner, executor, torch.cat([bias, torch.zeros_like(bias[:1])])
-
-
-class PlannerStage(nn.Module):
-    """One planner refresh at timestep 0; what follows the last layer's keys and values is not computed.
-
-    latent [Cz, h, w], memory [slots, layers, 2, tokens, A], memory_bias [slots] (0 or -inf), text [layers, 2, R + 1, A],
-    text_bias [R + 2], cos and sin [tokens, K/2] -> context [layers, 2, tokens, A].
-    """
-
-    def __init__(self, model: AhaWam) -> None:
-        super().__init__()
-        planner: VideoDit = model.planner
-        self.num_heads = model.config.num_heads
-        with torch.device("meta"):
-            self.patch = nn.Linear(4 * model.config.latent_dim, model.config.video_dim)
-        self.patch.weight = nn.Parameter(planner.patch_embedding.weight.detach().flatten(1), requires_grad=False)
-        self.patch.bias = nn.Parameter(planner.patch_embedding.bias.detach(), requires_grad=False)  # type: ignore[union-attr]
-        blocks: list[DitBlock] = list(planner.blocks)  # type: ignore[arg-type]
-        self.qkv = nn.ModuleList(QueryKeyValue(block.self_attn) for block in blocks)
-        self.out = nn.ModuleList(frozen(block.self_attn.o) for block in blocks[:-1])
-        self.cross = nn.ModuleList(CrossAttention(block.norm3, block.cross_attn) for block in blocks[:-1])
-        self.ffn = nn.ModuleList(FeedForward(block.ffn) for block in blocks[:-1])
-        device = planner.patch_embedding.weight.device
-        self.register_buffer("rows", modulation_rows(planner, torch.zeros(1, device=device))[0], persistent=False)
-        self.rows: Tensor
-
-    def forward(
-        self, latent: Tensor, memory: Tensor, memory_bias: Tensor, text: Tensor, text_bias: Tensor, cos: Tensor, sin: Tensor
-    ) -> tuple[Tensor]:
-        """See the class."""
-        channels, height, width = latent.shape
-        slots, _, _, tokens, _ = memory.shape
-        patches = latent.reshape(channels, height // 2, 2, width // 2, 2).permute(1, 3, 0, 2, 4).reshape(tokens, 4 * channels)
-        x = apply(self.patch, patches).float()
-        table = Turn.prepare(cos, sin)
-        bias = torch.cat([memory_bias[:, None].expand(slots, tokens).reshape(-1), torch.zeros_like(cos[:, 0])])
-        words = text_bias[:-1]
-        context = []
-        for index, qkv in enumerate(self.qkv):
-            shift1, scale1, gate1, shift2, scale2, gate2 = self.rows[index].unbind(0)
-            q, own = qkv(modulated(x, shift1, scale1), table)
-            context.append(own)
-            if index == len(self.ffn):
-                break
-            past = memory[:, index].transpose(0, 1).flatten(1, 2)  # [2, slots * tokens, A]
-            k, v = torch.cat([past, own], dim=1).unbind(0)
-            x = x + gate1 * apply(self.out[index], attention(q, k, v, self.num_heads, bias))
-            x = x + self.cross[index](x, text[index], words)
-            x = x + gate2 * self.ffn[index](modulated(x, shift2, scale2))
-        return (torch.stack(context),)
 
 
 class RouterStage(nn.Module):

@@ -23,7 +23,7 @@ LEAST_DISK_GB = 2.0  # a dataset of 400 demonstrations, its latents and the chec
 LEAST_SHARED_GB = 0.25  # Docker's 64 MB ends PyTorch's data workers; the bridge itself uses anonymous memory
 SLOW_GOVERNORS = ("powersave", "ondemand", "conservative", "schedutil")
 APT_EGL = "apt-get install -y libegl1 libegl-mesa0 libgl1-mesa-dri"
-_COMMAND = re.compile(r"((?:pip|apt-get) install (?:-\S+ )*'?[^;()']+'?|edgewam [a-z]+ [^;()]+)")
+_COMMAND = re.compile(r"((?:pip|apt-get) install (?:-\S+ (?:https://\S+ )?)*'?[^;()']+'?|edgewam [a-z]+ [^;()]+)")
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,19 @@ def judge_host(machine: Machine, host: Host, in_use: Callable[[str], bool]) -> l
     if not {"avx2", "asimd"} & set(host.instruction_sets):
         found.append(Problem("processor without AVX2 or NEON", "float32 engines run several times slower", ""))
     return found
+
+
+def judge_engines(gpu: str, needed: str, libraries: Mapping[str, Mapping[str, Any]]) -> list[Problem]:
+    """A GPU without the library that serves it still runs bundles of other backends, only not the fastest.
+
+    gpu: its name, "" without one.  needed: the engine library that serves it, "" where that is not known.
+    libraries: name -> {installed, how, ...}.
+    """
+    if not gpu or not needed:
+        return []
+    lacking = [(name, libraries[name]["how"]) for name in (needed, "cuda-bindings") if not libraries[name]["installed"]]
+    why = f"TensorRT engines for {gpu} need it"
+    return [Problem(f"{name} is not installed", f"{why}. {how}", command_in(how, "")) for name, how in lacking]
 
 
 def judge_bundle(path: str, answer: Answer) -> list[Problem]:

@@ -12,6 +12,7 @@ from edgewam.profiles.versions import installed, satisfies
 _REQUIREMENT = re.compile(
     r"^([A-Za-z0-9][A-Za-z0-9._-]*)(?:\[[^\]]*\])?\s*\(?([^;)]*)\)?(?:;\s*extra\s*==\s*['\"]([^'\"]+)['\"])?$"
 )
+_INDEX = {"tensorrt": "--extra-index-url https://pypi.nvidia.com "}  # PyPI has only stubs of it
 NOTES = {
     "tensorrt": "its wheels come from NVIDIA's own package index, which must be reachable",
     "sim": "the simulator's models come with: pip install --no-deps gym-aloha==0.1.5",
@@ -46,4 +47,4 @@ def requirements(lines: Iterable[str] | None = None) -> list[Requirement]:
 
 def command(extra: str) -> str:
     """The command that installs an extra, or what edgewam always needs."""
-    return f"pip install 'edgewam[{extra}]'" if extra else "pip install edgewam"
+    return f"pip install {_INDEX.get(extra, '')}'edgewam[{extra}]'" if extra else "pip install edgewam"

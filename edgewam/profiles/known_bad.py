@@ -64,7 +64,8 @@ TABLE: tuple[KnownBad, ...] = (
     ),
     KnownBad(
         "tensorrt-rtx", "", "the library refuses to build for this GPU; it serves sm_75, 80, 86, 89, 120 and 121",
-        "pip install 'edgewam[tensorrt]'", "facts/platform.md 2, run with 1.7.1.116", sm=("sm_87", "sm_90", "sm_100", "sm_110"),
+        "pip install --extra-index-url https://pypi.nvidia.com 'edgewam[tensorrt]'", "facts/platform.md 2, run with 1.7.1.116",
+        sm=("sm_87", "sm_90", "sm_100", "sm_110"),
     ),
     KnownBad(
         "tensorrt-rtx", "<1.6", "sm_121 is not known to it", "pip install 'edgewam[rtx]'", "facts/platform.md 2", sm=("sm_121",)

@@ -14,10 +14,15 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Cost, Stage
 from edgewam.profiles.device import Device
 
+Formats = str | Mapping[str, float]  # of a stage's products: one format, or format -> its share of the operations
+
 
 @dataclass(frozen=True)
 class StageFloor:
-    """Floor of one stage: `memory_ms` and `compute_ms` of one call, `calls` per run of the plan."""
+    """Floor of one stage: `memory_ms` and `compute_ms` of one call, `calls` per run of the plan.
+
+    compute_format: of its products; of the largest share of them where they differ.
+    """
 
     name: str
     calls: int
@@ -72,8 +77,10 @@ class Roofline:
 def roofline(
     costs: Mapping[str, Cost],
     device: Device,
-    formats: str | Mapping[str, str] = "bf16",
+    formats: str | Mapping[str, Formats] = "bf16",
     calls: Mapping[str, int] | None = None,
+    *,
+    from_memory: bool = True,
 ) -> Roofline:
     """Floor of a plan.
 
@@ -82,6 +89,7 @@ def roofline(
         device: where it runs.
         formats: format of the products, for all stages or by stage name; one without a matrix unit there runs in bf16.
         calls: runs of a stage per run of the plan, such as {"denoise": 2}; 1 where not named.
+        from_memory: whether the bytes come from memory in every call; False where everything stays in the cache.
 
     Raises:
         EdgewamError: formats or calls name a stage that has no cost, or a stage has no format.
@@ -95,11 +103,19 @@ def roofline(
         wanted = formats if isinstance(formats, str) else formats.get(name)
         if wanted is None:
             raise EdgewamError(f"Stage '{name}' has no format. Give one format for all stages or one for each.")
-        compute_format = device.compute_format(wanted)
-        memory_ms = (cost.weight_bytes + cost.io_bytes) / device.bandwidth_gb_s.value / 1e6
-        compute_ms = cost.flops / device.peak_tflops[compute_format].value / 1e9
+        shares = {wanted: 1.0} if isinstance(wanted, str) else wanted
+        memory_ms = (cost.weight_bytes + cost.io_bytes) / device.bandwidth_gb_s.value / 1e6 if from_memory else 0.0
+        rates = {kind: device.peak_tflops[device.compute_format(kind)].value for kind in shares}
+        compute_ms = sum(cost.flops * share / rates[kind] / 1e9 for kind, share in shares.items())
+        compute_format = device.compute_format(max(shares, key=lambda kind: shares[kind]))
         floors.append(StageFloor(name, calls.get(name, 1), memory_ms, compute_ms, compute_format))
     return Roofline(device.name, tuple(floors))
+
+
+def fits_cache(costs: Mapping[str, Cost], device: Device) -> bool:
+    """Whether all weights and buffers of a plan lie in the device's last cache, so that memory sets no floor."""
+    total = sum(cost.weight_bytes + cost.io_bytes for cost in costs.values())
+    return device.cache_mb is not None and total <= device.cache_mb.value * 1e6
 
 
 def stage_costs(stages: Mapping[str, Stage]) -> dict[str, Cost]:

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 
 from edgewam.core.artifacts import Manifest, read_manifest, replaced_file, write_artifact, write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
 from edgewam.quantize.formats import FORMATS
 from edgewam.quantize.layers import LayerName, QuantizedConv2d, QuantizedLinear, Scales, find_layers, quantized, with_layers
 from edgewam.quantize.plan import PrecisionPlan
+from edgewam.quantize.steps import with_scale_rows, with_scale_tables
 
 KIND = "quantized"
 WEIGHTS, PLAN, PARENT = "weights.safetensors", "plan.json", "parent.json"
-SCALES_VERSION = 1  # of the meaning of scales and codes; another one is refused
+SCALES_VERSION = 2  # of the meaning of scales and codes: since 2 an input_scale may be [steps], one for each step of the sampler
+_READABLE = (1, 2)
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,15 @@ class QuantizedArtifact:
                 )
             parts = {part: self._get(name, part) for part in ("input_scale", "output_scale", "smooth")}
             made[name] = quantized(layer, Scales(kind, **parts), codes, scale)
-        return with_layers(stages, made)
+        return with_scale_rows(with_layers(stages, made))
+
+    def apply_programs(self, programs: Programs, stages: Mapping[str, Stage]) -> Programs:
+        """The policy's programs for the stages that `apply` made: with the table of scales where there is one per step.
+
+        Raises:
+            ContractError: programs with another number of steps than the scales.
+        """
+        return with_scale_tables(programs, stages)
 
     def _get(self, name: LayerName, part: str) -> Tensor | None:
         return self.tensors.get(f"{name[0]}.{name[1]}.{part}")
@@ -85,8 +96,8 @@ def write_quantized(
     tensors: dict[str, Tensor] = {}
     for (stage, path), layer in layers.items():
         parts = {"codes": layer.codes, "weight_scale": layer.weight_scale}
-        parts |= {name: getattr(layer, name) for name in ("input_scale", "output_scale", "smooth")}
-        tensors |= {f"{stage}.{path}.{part}": t.contiguous().clone() for part, t in parts.items() if t is not None}
+        parts |= layer.stored_scales
+        tensors |= {f"{stage}.{path}.{part}": tensor.cpu().contiguous().clone() for part, tensor in parts.items()}
     formats = [{"stage": stage, "layer": path, "format": layer.kind.name} for (stage, path), layer in layers.items()]
     config = {"scales_version": SCALES_VERSION, "layers": formats, **config}
     out = Path(out)
@@ -110,9 +121,10 @@ def read_quantized(directory: Path | str, policy: Path | None = None) -> Quantiz
     directory = Path(directory)
     manifest = read_manifest(directory, kind=KIND)
     version = manifest.config.get("scales_version")
-    if version != SCALES_VERSION:
+    if version not in _READABLE:
         raise ArtifactError(
-            f"'{directory}' has scales of version {version}; this edgewam reads {SCALES_VERSION}. Quantise the policy again."
+            f"'{directory}' has scales of version {version}; this edgewam reads {', '.join(map(str, _READABLE))}. "
+            "Quantise the policy again, or use the edgewam that wrote it."
         )
     try:
         plan = PrecisionPlan.read(directory / PLAN)

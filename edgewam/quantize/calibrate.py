@@ -3,6 +3,7 @@
 Two passes over the recording: the first finds the largest magnitude of each input channel and moves half of it into the
 weights (INT8 linear layers), the second fills a histogram of what then reaches the rounding and cuts its tail off.
 Without the cut one rare value sets the scale of everything; `PrecisionPlan.percentile` says how rare.
+With scales per step the second pass is done for the calls of each step alone.  Everything is computed on float32 copies.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import copy
 import io
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,6 +26,7 @@ from edgewam.quantize.layers import LayerName, Scales
 from edgewam.quantize.record import Progress, Recording
 
 _SMALLEST = 1e-6  # an input that is always zero still needs a scale
+_HALF = (torch.bfloat16, torch.float16)
 _BITS = {"int8": 8, "fp8": (4, 3)}  # modelopt's names: integer bits, or exponent and mantissa bits
 
 
@@ -34,16 +37,18 @@ def calibrate(
     alpha: float,
     percentile: float,
     progress: Progress | None = None,
+    per_step: bool = False,
 ) -> dict[LayerName, Scales]:
     """The scales of every layer in `formats`.
 
     Args:
-        stages: float32, with modules as functions; they stay as they are.
+        stages: of any dtype, with modules as functions; they stay as they are.
         formats: layer -> name of its format, `none` left out.
         recording: what the stages saw.
         alpha: of SmoothQuant.
         percentile: of the magnitudes of an input.
         progress: called with (passes done, passes).
+        per_step: linear layers of stages that a loop calls get one activation scale for each of its rows.
 
     Raises:
         MissingExtraError: modelopt is not installed.
@@ -57,7 +62,7 @@ def calibrate(
             raise EdgewamError(f"Calibration never ran the stages {', '.join(sorted(unseen))}, so it knows no scales for them.")
         for stage in dict.fromkeys(stage for stage, _ in names):
             _check_weights(stages[stage])
-        found |= _calibrate_format(stages, names, kind, recording, alpha, percentile)
+        found |= _calibrate_format(stages, names, kind, recording, alpha, percentile, per_step)
         if progress:
             progress(done + 1, len(groups))
     return {name: found[name] for name in formats}
@@ -68,14 +73,8 @@ def fake_quantized(
 ) -> nn.ModuleDict:
     """Copies of the stages' modules with modelopt's calibrated quantisers around the layers `names`."""
     quantization = modelopt_quantization()
-    calibrator = require("modelopt.torch.quantization.calib", extra="quant").HistogramCalibrator
-    modules = nn.ModuleDict({s: copy.deepcopy(stages[s].function) for s in dict.fromkeys(s for s, _ in names)})  # type: ignore
-
-    def loop(model: nn.Module) -> None:
-        for stage in modules:
-            for inputs in recording.calls[stage]:
-                model.get_submodule(stage)(*inputs)
-
+    copies = {stage: copy.deepcopy(stages[stage].function).float() for stage in dict.fromkeys(stage for stage, _ in names)}  # type: ignore
+    modules = nn.ModuleDict(copies)
     rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
     for stage, path in names:
         parts = {"weight_quantizer": 0, "input_quantizer": None}
@@ -84,23 +83,43 @@ def fake_quantized(
         for part, axis in parts.items():
             rules.append({"quantizer_name": f"{stage}.{path}.{part}", "cfg": {"num_bits": _BITS[kind.name], "axis": axis}})
     method: Any = {"method": "smoothquant", "alpha": alpha} if kind.name == "int8" else "max"
+    calls = {stage: recording.calls[stage] for stage in modules}
     with quietly(), torch.no_grad():
-        quantization.quantize(modules, {"quant_cfg": rules, "algorithm": method}, loop)
-        quantizers = list(_activation_quantizers(modules, names))
+        quantization.quantize(modules, {"quant_cfg": rules, "algorithm": method}, lambda model: _run(model, calls))
+    _set_ranges(modules, names, calls, percentile)
+    return modules
+
+
+def _set_ranges(modules: nn.ModuleDict, names: list[LayerName], calls: Mapping[str, Any], percentile: float) -> None:
+    """Let the activation quantisers of `names` cover what they see in `calls`, but for the tail."""
+    calibrator = require("modelopt.torch.quantization.calib", extra="quant").HistogramCalibrator
+    quantizers = list(_activation_quantizers(modules, names))
+    with quietly(), torch.no_grad():
         for _, quantizer in quantizers:
             quantizer._calibrator = calibrator(quantizer.num_bits, None, False)
             quantizer.disable_quant()
             quantizer.enable_calib()
-        loop(modules)
+        _run(modules, calls)
         for _, quantizer in quantizers:
             quantizer.load_calib_amax("percentile", percentile=percentile)
             quantizer.enable_quant()
             quantizer.disable_calib()
-    return modules
+
+
+def _run(modules: nn.Module, calls: Mapping[str, Any]) -> None:
+    for stage, inputs in calls.items():
+        for tensors in inputs:
+            modules.get_submodule(stage)(*(t.float() if t.dtype in _HALF else t for t in tensors))
 
 
 def _calibrate_format(
-    stages: Mapping[str, Stage], names: list[LayerName], kind: Format, recording: Recording, alpha: float, percentile: float
+    stages: Mapping[str, Stage],
+    names: list[LayerName],
+    kind: Format,
+    recording: Recording,
+    alpha: float,
+    percentile: float,
+    per_step: bool,
 ) -> dict[LayerName, Scales]:
     modules = fake_quantized(stages, names, kind, recording, alpha, percentile)
     found: dict[LayerName, Scales] = {}
@@ -114,7 +133,29 @@ def _calibrate_format(
             output_scale=_scale(output, kind, (stage, path)),
             smooth=None if smooth is None else smooth.detach().float().flatten().clone(),
         )
+    for stage in dict.fromkeys(stage for stage, _ in names) if per_step else ():
+        linear = [(s, path) for s, path in names if s == stage and not isinstance(modules[s].get_submodule(path), nn.Conv2d)]
+        for name, scales in _scales_per_step(modules, stage, linear, kind, recording, percentile).items():
+            found[name] = replace(found[name], input_scale=scales)
     return found
+
+
+def _scales_per_step(
+    modules: nn.ModuleDict, stage: str, names: list[LayerName], kind: Format, recording: Recording, percentile: float
+) -> dict[LayerName, torch.Tensor]:
+    """Input scales [steps] of the layers of one stage; nothing for a stage without a loop, or with one of a single row."""
+    rows = recording.rows.get(stage, ())
+    if not names or len(set(rows)) < 2:
+        return {}
+    scales: dict[LayerName, list[torch.Tensor]] = {name: [] for name in names}
+    for step in range(max(rows) + 1):
+        calls = [call for call, row in zip(recording.calls[stage], rows, strict=True) if row == step]
+        _set_ranges(modules, names, {stage: calls}, percentile)
+        for name in names:
+            scale = _scale(modules[stage].get_submodule(name[1]).input_quantizer.amax, kind, name)  # type: ignore[union-attr]
+            assert scale is not None
+            scales[name].append(scale)
+    return {name: torch.stack(values) for name, values in scales.items()}
 
 
 def _check_weights(stage: Stage) -> None:

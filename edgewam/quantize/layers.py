@@ -1,8 +1,4 @@
-"""Quantised linear layers and convolutions: what a plan puts in the place of a stage's own layers.
-
-A layer keeps its weight as float32 numbers that lie on the grid of its format, and rounds what comes in.  This is the
-reference that integer engines are compared with; `codes` gives the bytes that are stored and that engines multiply.
-"""
+"""The layers of stages that can be quantised: finding them, making quantised ones (`arithmetic`), and putting those in place."""
 
 from __future__ import annotations
 
@@ -11,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from edgewam.core.errors import ContractError
 from edgewam.core.stage import Stage
-from edgewam.quantize.formats import FORMATS, Format, encode, rounded, rounded_dynamically, weight_scales
+from edgewam.quantize.arithmetic import FloatConv2d, FloatLinear, QuantizedConv2d, QuantizedLinear, ScaleRow, per_channel
+from edgewam.quantize.formats import FORMATS, encode, weight_scales
 
 LayerName = tuple[str, str]  # stage, and the layer's path in the stage's module
 Layer = nn.Linear | nn.Conv2d
@@ -27,6 +24,7 @@ class Scales:
     """What calibration found out about one layer.
 
     input_scale and output_scale []: of one code; none for formats that measure at run time, output only of convolutions.
+    input_scale [steps]: one for every row of the loop that the layer's stage runs in (linear layers).
     smooth [in]: the input is multiplied with it, and the weight divided by it, before either is rounded (SmoothQuant).
     """
 
@@ -36,74 +34,33 @@ class Scales:
     smooth: Tensor | None = None
 
 
-class _Quantized:
-    """What both kinds share; `codes` and `weight_scale` together are the weight."""
-
-    weight: Tensor
-    weight_scale: Tensor
-    input_scale: Tensor | None
-    output_scale: Tensor | None
-    smooth: Tensor | None
-    kind: Format
-
-    @property
-    def codes(self) -> Tensor:
-        """The weight in `kind.dtype`, of its own shape."""
-        return encode(self.weight, _per_channel(self.weight_scale, self.weight), self.kind)
-
-    @property
-    def packed_bytes(self) -> int:
-        """Bytes of codes and scales as they are stored."""
-        scales = (self.weight_scale, self.input_scale, self.output_scale, self.smooth)
-        return self.weight.numel() + sum(4 * s.numel() for s in scales if s is not None)
-
-    def round_input(self, x: Tensor) -> Tensor:
-        """What the layer's product sees of its input."""
-        if self.smooth is not None:
-            x = x * self.smooth
-        if not self.kind.rounds_inputs:
-            return x
-        return rounded_dynamically(x) if self.input_scale is None else rounded(x, self.input_scale, self.kind)
-
-
-class QuantizedLinear(_Quantized, nn.Linear):
-    """[..., in] -> [..., out]."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """See the class."""
-        return F.linear(self.round_input(input), self.weight, self.bias)
-
-
-class QuantizedConv2d(_Quantized, nn.Conv2d):
-    """[B, in, H, W] -> [B, out, H', W']; the result is rounded too, since integer convolutions give integers."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """See the class."""
-        out = self._conv_forward(self.round_input(input), self.weight, self.bias)
-        assert self.output_scale is not None
-        return rounded(out, self.output_scale, self.kind)
-
-
 def quantized(layer: Layer, scales: Scales, codes: Tensor | None = None, weight_scale: Tensor | None = None) -> nn.Module:
     """A layer in the format of `scales`, with its own copy of the weight; `codes` and `weight_scale` when they are stored."""
-    kind = FORMATS[scales.format]
+    kind, device = FORMATS[scales.format], layer.weight.device
     made = copy.copy(layer)
     made.__class__ = QuantizedConv2d if isinstance(layer, nn.Conv2d) else QuantizedLinear
     made._parameters, made._buffers = dict(layer._parameters), dict(layer._buffers)
+    made.kind, made.base = kind, layer.weight.dtype  # type: ignore[assignment]
+    made.is_stepped = scales.input_scale is not None and scales.input_scale.dim() == 1  # type: ignore[assignment]
+    made.row, made.row_index = ScaleRow(), 0  # type: ignore[assignment]
+    if made.is_stepped and (isinstance(layer, nn.Conv2d) or not kind.calibrated):
+        raise ContractError(f"Scales per step exist for linear layers with static scales only, not for {scales.format} {layer}.")
     weight = layer.weight.detach().float()
     if scales.smooth is not None:
-        weight = weight / scales.smooth
+        weight = weight / scales.smooth.to(device)
     if weight_scale is None:
-        bias = layer.bias.detach().float() if layer.bias is not None else None
-        weight_scale = weight_scales(weight, bias, scales.input_scale, kind)
-    spread = _per_channel(weight_scale, weight)
+        # with one scale per step the bias is added to the scaled product, so it need not fit the integers
+        bias = layer.bias.detach().float() if layer.bias is not None and not made.is_stepped else None
+        weight_scale = weight_scales(weight, bias, None if scales.input_scale is None else scales.input_scale.to(device), kind)
+    weight_scale = weight_scale.to(device)
+    spread = per_channel(weight_scale, weight)
     if codes is None:
         codes = encode(weight, spread, kind)
-    made.weight = nn.Parameter(codes.float() * spread, requires_grad=False)
-    made.kind = kind  # type: ignore[assignment]
-    values = {"weight_scale": weight_scale, "input_scale": scales.input_scale, "output_scale": scales.output_scale}
-    for name, value in {**values, "smooth": scales.smooth}.items():
-        made.register_buffer(name, value, persistent=False)
+    made.weight = nn.Parameter(codes.to(device).float() * spread, requires_grad=False)
+    step_scales, input_scale = (scales.input_scale, torch.ones(())) if made.is_stepped else (None, scales.input_scale)
+    values = {"weight_scale": weight_scale, "input_scale": input_scale, "output_scale": scales.output_scale}
+    for name, value in {**values, "smooth": scales.smooth, "step_scales": step_scales}.items():
+        made.register_buffer(name, value if value is None else value.to(device), persistent=False)
     return made
 
 
@@ -115,7 +72,7 @@ def find_layers(stages: Mapping[str, Stage]) -> dict[LayerName, Layer]:
             for path, module in stage.function.named_modules():
                 if isinstance(module, nn.Conv2d) and (module.groups != 1 or module.padding_mode != "zeros"):
                     continue
-                if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, _Quantized):
+                if isinstance(module, nn.Linear | nn.Conv2d) and not isinstance(module, QuantizedLinear | QuantizedConv2d):
                     found[stage.name, path] = module
     return found
 
@@ -138,28 +95,48 @@ def with_layers(stages: Mapping[str, Stage], layers: Mapping[LayerName, nn.Modul
     for name in dict.fromkeys(stage for stage, _ in layers):
         if name not in stages or not isinstance(stages[name].function, nn.Module):
             raise ContractError(f"There is no stage '{name}' to quantise. Available: {', '.join(stages)}.")
-        module = copy.deepcopy(stages[name].function)
+        module = copied(stages[name].function)
         saved = 0
         for (stage, path), layer in layers.items():
             if stage == name:
-                old = module.get_submodule(path)  # type: ignore[union-attr]
-                saved += old.weight.numel() * old.weight.element_size() - layer.packed_bytes
-                _replace(module, path, layer)  # type: ignore[arg-type]
+                old = module.get_submodule(path)
+                saved += old.weight.numel() * old.weight.element_size() - layer.packed_bytes  # type: ignore[union-attr,operator]
+                replace_layer(module, path, layer)
         cost = replace(stages[name].cost, weight_bytes=stages[name].cost.weight_bytes - saved)
         out[name] = replace(stages[name], cost=cost, function=module)
     return out
 
 
-def as_float(stage: Stage) -> Stage:
-    """The stage with its quantised layers as plain float32 ones of the same names, for exporters; itself when it has none."""
+def as_float(stage: Stage, placeholders: bool = False) -> Stage:
+    """The stage with its quantised layers rounding no activations, for exporters; itself when it has none.
+
+    They keep their names and their weights, float32 on the grid: plain layers in a float32 stage, `FloatLinear` or `FloatConv2d`
+    where there is more around the product than a bias.  A backend then puts the rounding around the product that reads
+    `<layer>.weight`, with the layer's `input_scale`; a bias that is not part of that product comes after it.
+
+    placeholders: weights are one repeated zero, for a backend that replaces them by codes; a full-size stage is in memory once.
+    """
     if not (layers := quantized_layers(stage)):
         return stage
-    module = copy.deepcopy(stage.function)
-    for path in layers:
-        layer = module.get_submodule(path)  # type: ignore[union-attr]
-        layer.__class__ = nn.Conv2d if isinstance(layer, QuantizedConv2d) else nn.Linear
-        layer._buffers = {}
+    module = copied(stage.function)
+    for path, layer in layers.items():
+        # the copy's own layer, which reads the copy's own row of scales
+        made, is_conv = module.get_submodule(path), isinstance(layer, QuantizedConv2d)
+        if layer.base == torch.float32 and not layer.is_stepped:
+            made.__class__ = nn.Conv2d if is_conv else nn.Linear
+        else:
+            made.__class__ = FloatConv2d if is_conv else FloatLinear
+        made._buffers = {}
+        if placeholders:
+            made._parameters["weight"] = nn.Parameter(torch.zeros(()).expand(layer.weight.shape), requires_grad=False)
     return replace(stage, function=module)
+
+
+def copied(module: object) -> nn.Module:
+    """A module tree of its own around the same weights, which nothing here changes."""
+    assert isinstance(module, nn.Module)
+    tensors = [*module.parameters(), *module.buffers()]
+    return copy.deepcopy(module, {id(tensor): tensor for tensor in tensors})
 
 
 @contextmanager
@@ -171,17 +148,14 @@ def exchanged(stages: Mapping[str, Stage], layers: Mapping[LayerName, nn.Module]
             module = stages[stage].function
             assert isinstance(module, nn.Module)
             kept.append((module, path, module.get_submodule(path)))
-            _replace(module, path, layer)
+            replace_layer(module, path, layer)
         yield
     finally:
         for module, path, layer in reversed(kept):
-            _replace(module, path, layer)
+            replace_layer(module, path, layer)
 
 
-def _replace(module: nn.Module, path: str, layer: nn.Module) -> None:
+def replace_layer(module: nn.Module, path: str, layer: nn.Module) -> None:
+    """Put a layer at a path of a module."""
     parent, _, name = path.rpartition(".")
     setattr(module.get_submodule(parent), name, layer)
-
-
-def _per_channel(scale: Tensor, weight: Tensor) -> Tensor:
-    return scale.reshape(-1, *[1] * (weight.dim() - 1))

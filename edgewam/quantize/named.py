@@ -18,6 +18,9 @@ _NARROW_CHANNELS = 8
 _NARROW_REASON = "narrow: nothing to gain and sensitive"
 _UNSTEADY_REASON = "calibration sees too little of this stage"
 _CONVOLUTIONS = "convolutions: only worth it where it was measured, see auto"
+BACKENDS = {"int8": "onnxruntime", "fp8": "eager"}  # that a named plan is for, unless another one is asked for
+# backends that multiply W8A8 with static scales only: what calibration sees too little of stays in the base precision there
+_STATIC_ONLY = ("tensorrt",)
 
 
 def candidates(layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
@@ -37,22 +40,26 @@ def candidates(layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()
     return PrecisionPlan("auto", "onnxruntime", tuple(rule(key, layer) for key, layer in layers.items()))
 
 
-def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
+def named_plan(
+    name: str, layers: Mapping[LayerName, Layer], unsteady: Collection[str] = (), backend: str | None = None
+) -> PrecisionPlan:
     """The rules of a named plan.
 
     Args:
-        name: `int8` (static activations: ONNX Runtime) or `fp8` (static: the eager reference, until an engine computes in it).
-            Both leave convolutions alone.
+        name: `int8` or `fp8`, weights and activations, static scales.  Both leave convolutions alone.  `fp8` has a scale per step
+            in the sampler's loop; INT8 gained nothing by that (benchmarks/NOTES.md), so there a plan file has to ask for it.
         layers: what there is to quantise.
         unsteady: stages of which calibration sees too little, such as those that run once per instruction, or on a single
             row.  Their activations are measured when they come: with static ranges one unseen joint position made an error
-            of twice the policy's own spread.
+            of twice the policy's own spread.  A backend without dynamic activations leaves them as they are.
+        backend: that will run it, by default the one of `BACKENDS`.
 
     Raises:
         ContractError: another name.
     """
-    if name not in ("int8", "fp8"):
+    if name not in BACKENDS:
         raise ContractError(f"There is no plan '{name}'. Named plans: {', '.join(NAMED)}; or give the path of a plan file.")
+    backend = backend or BACKENDS[name]
     rules = [Rule(*key, NONE, _NARROW_REASON) for key, layer in layers.items() if is_narrow(layer)]
     for stage in dict.fromkeys(stage for stage, _ in layers):
         own = [layer for (s, _), layer in layers.items() if s == stage and not is_narrow(layer)]
@@ -63,13 +70,13 @@ def named_plan(name: str, layers: Mapping[LayerName, Layer], unsteady: Collectio
             rules.append(Rule(stage, "*", NONE, _CONVOLUTIONS))
             continue
         rules += [Rule(*key, NONE, _CONVOLUTIONS) for key in convolutions]
-        if name == "fp8":
-            rules.append(Rule(stage, "*", "fp8"))
-        elif stage in unsteady:
+        if stage in unsteady and backend in _STATIC_ONLY:
+            rules.append(Rule(stage, "*", NONE, _UNSTEADY_REASON))
+        elif stage in unsteady and name == "int8":
             rules.append(Rule(stage, "*", "int8_dynamic", _UNSTEADY_REASON))
         else:
-            rules.append(Rule(stage, "*", "int8"))
-    return PrecisionPlan(name, "onnxruntime" if name == "int8" else "eager", tuple(rules))
+            rules.append(Rule(stage, "*", name))
+    return PrecisionPlan(name, backend, tuple(rules), per_step=name == "fp8")
 
 
 def is_narrow(layer: Layer) -> bool:

@@ -40,6 +40,7 @@ class PrecisionPlan:
     backend: the one that will run it; formats that it would turn back into floats are refused.
     alpha: how much of the activations' outliers SmoothQuant moves into the weights, 0 (none) to 1 (all).
     percentile: of the magnitudes that calibration sees, 50 to 100; what lies beyond saturates.
+    per_step: static layers of a stage in the sampler's loop get one activation scale per step (`quantize.steps`).
     """
 
     name: str
@@ -49,6 +50,7 @@ class PrecisionPlan:
     alpha: float = 0.5
     # robot activations have few outliers, and those matter: on `small` 99.9 gave 1.4 times the error of 99.999
     percentile: float = 99.999
+    per_step: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no layer could be quantised with."""
@@ -85,14 +87,30 @@ class PrecisionPlan:
             chosen[stage, path] = rule
         return chosen
 
-    def require_formats(self, available: tuple[str, ...]) -> None:
-        """Raise ContractError when a rule asks for a format that the plan's backend does not compute in."""
+    def require_backend(self, build: Any, backend: str | None = None) -> None:
+        """Raise ContractError when a backend would undo this plan.
+
+        Args:
+            build: the build half of a backend; its FORMATS are those it computes in, STEP_SCALES says whether it takes scales
+                per step.
+            backend: its name, by default the plan's own.
+        """
+        name = backend or self.backend
+        available = tuple(getattr(build, "FORMATS", ()))
+        instead = "Compile the policy that was not quantised, or for another backend."
+        if "int8" in available:
+            instead = f"Quantise with a plan for that backend: edgewam quantize --plan int8 --backend {name}"
         for number, rule in enumerate(self.rules):
             if rule.format not in (NONE, *available):
                 raise ContractError(
-                    f"Rule {number} of plan '{self.name}' asks for {rule.format}, which the backend '{self.backend}' would turn "
-                    f"back into float32. It computes in: {', '.join(available) or 'float32 only'}."
+                    f"Rule {number} of plan '{self.name}' asks for {rule.format}, which the backend '{name}' would turn back "
+                    f"into float32. It computes in: {', '.join(available) or 'float32 only'}. {instead}"
                 )
+        if self.per_step and not getattr(build, "STEP_SCALES", False):
+            raise ContractError(
+                f"Plan '{self.name}' has one activation scale per step, which the backend '{name}' does not take. Set "
+                f"per_step to false in the plan, or use int8_dynamic where it exists: that measures the range in every call."
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain-JSON form; `from_json` is its inverse."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from edgewam.core.errors import ContractError
+from edgewam.core.program import Programs
 from edgewam.core.records import Observation
 from edgewam.core.stage import Stage
 from edgewam.data.dataset import Dataset
@@ -28,11 +29,15 @@ _CHUNKS_TO_A_STOP = 3
 
 @dataclass(frozen=True)
 class Recording:
-    """Inputs of every different call of every stage, in the order of the stage's inputs; `digest` identifies their values."""
+    """Inputs of every different call of every stage, in the order of the stage's inputs; `digest` identifies their values.
+
+    rows: of a stage that a loop calls, the table row that each call belongs to.
+    """
 
     calls: Mapping[str, Sequence[tuple[Tensor, ...]]]
     num_chunks: int
     digest: str
+    rows: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class RecordingEngine:
@@ -93,8 +98,26 @@ def chosen_episodes(dataset: Dataset, count: int) -> list[int]:
     return [int(i) for i in np.linspace(0, dataset.num_episodes - 1, count).round()]
 
 
+def loop_rows(programs: Programs, stage: Stage, calls: Sequence[tuple[Tensor, ...]]) -> list[int]:
+    """The row of the loop's tables that each call of a stage was fed from; empty for a stage that no loop calls.
+
+    A call is recognised by the values of its own inputs, so it does not matter who ran the loop, or in which order.
+    """
+    names = [spec.name for spec in stage.inputs]
+    loops = [p.loop for p in programs.programs.values() if p.loop and any(c.stage == stage.name for c in p.loop.calls)]
+    for loop in loops:
+        wired = next(call for call in loop.calls if call.stage == stage.name).inputs
+        tables = {names.index(i): programs.constants[loop.rows[b]] for i, b in wired.items() if b in loop.rows}
+        rows = [tuple(table[row].tobytes() for table in tables.values()) for row in range(loop.num_rows)]
+        seen = [tuple(call[i].numpy().tobytes() for i in tables) for call in calls]
+        if tables and all(key in rows for key in seen):
+            return [rows.index(key) for key in seen]
+    return []
+
+
 def record(
     policy: Any,
+    programs: Programs,
     engines: Mapping[str, RecordingEngine],
     dataset: Dataset,
     prompts: Sequence[str],
@@ -106,6 +129,7 @@ def record(
 
     Args:
         policy: runs `engines`; see `robot_bridge.policy.Policy`.
+        programs: that the policy runs.
         engines: by stage.
         dataset: checked by `check_dataset`.
         prompts: that the policy knows; an episode with another task is an error.
@@ -140,4 +164,5 @@ def record(
         for call in engine.calls:
             for tensor in call:
                 digest.update(tensor.numpy().tobytes())
-    return Recording({name: engine.calls for name, engine in engines.items()}, num_chunks, digest.hexdigest())
+    rows = {name: loop_rows(programs, engine.stage, engine.calls) for name, engine in engines.items()}
+    return Recording({name: engine.calls for name, engine in engines.items()}, num_chunks, digest.hexdigest(), rows)

@@ -1,26 +1,24 @@
 """What each layer costs in accuracy: one layer at a time in its format, everything else in float32, error on the actions.
 
-The error is the excess error ratio of whole chunks, which the caller measures (`Score`); here the layers are exchanged and
+The error is the excess error ratio of whole chunks, which the caller measures; here the layers are exchanged and
 everything that a layer cannot change is answered from memory instead of being computed again.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import numpy as np
 from torch import nn
 
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import LayerName, exchanged
-from edgewam.quantize.record import Progress
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.engine import Array, BoundCall
 
-Score = Callable[[], float]  # excess error ratio of the stages as they are now
+T = TypeVar("T")
 
 
 class RememberingEngine:
@@ -64,43 +62,11 @@ class RememberingEngine:
         return run
 
 
-@dataclass(frozen=True)
-class Sensitivity:
-    """Error of one layer in one format, all others in float32."""
-
-    layer: LayerName
-    format: str
-    error: float
-
-
-def measure_sensitivity(
-    stages: Mapping[str, Stage],
-    engines: Mapping[str, RememberingEngine],
-    layers: Sequence[tuple[LayerName, str, nn.Module]],
-    score: Score,
-    progress: Progress | None = None,
-) -> list[Sensitivity]:
-    """Score every (layer, format, quantised layer) alone.
-
-    Args:
-        stages: float32; `engines` run their modules.
-        engines: by stage.
-        layers: what to try.
-        score: runs the policy over fixed frames and noises on `engines`.
-        progress: called with (layers done, layers).
-    """
-    found = []
-    for done, (name, kind, layer) in enumerate(layers):
-        found.append(Sensitivity(name, kind, score_with(stages, engines, {name: layer}, score)))
-        if progress:
-            progress(done + 1, len(layers))
-    return found
-
-
 def score_with(
-    stages: Mapping[str, Stage], engines: Mapping[str, RememberingEngine], layers: Mapping[LayerName, nn.Module], score: Score
-) -> float:
-    """The score with these layers in place."""
+    stages: Mapping[str, Stage], engines: Mapping[str, RememberingEngine], layers: Mapping[LayerName, nn.Module],
+    score: Callable[[], T],
+) -> T:  # fmt: skip
+    """What `score` gives with these layers in the stages' own modules; `score` runs the policy on `engines`."""
     try:
         for stage in {stage for stage, _ in layers}:
             engines[stage].is_changed = True

@@ -30,7 +30,7 @@ def round_weights(
     """INT8 codes [out, in] and scales [out] of linear layers, for inputs as they were recorded (no SmoothQuant).
 
     Args:
-        stages: float32, with modules as functions; they stay as they are.
+        stages: of any dtype, with modules as functions; they stay as they are.
         layers: linear layers.
         recording: what the stages saw.
         progress: called with (stages done, stages).
@@ -48,7 +48,7 @@ def round_weights(
             raise EdgewamError(f"Calibration never ran the stage {stage}, so it cannot round its weights.")
         function = stages[stage].function
         assert isinstance(function, nn.Module)
-        module = _gptq(copy.deepcopy(function), names, recording.calls[stage])
+        module = _gptq(copy.deepcopy(function).float(), names, recording.calls[stage])
         for path in names:
             scale = weight_scales(function.get_submodule(path).weight.detach().float(), None, None, _INT8)
             found[stage, path] = encode(module.get_submodule(path).weight.detach().float(), scale[:, None], _INT8), scale
@@ -63,7 +63,7 @@ def _gptq(module: nn.Module, paths: list[str], calls: Any) -> nn.Module:
 
     def loop(model: nn.Module) -> None:
         for inputs in calls:
-            model(*inputs)
+            model(*(t.float() if t.dtype in (torch.bfloat16, torch.float16) else t for t in inputs))
 
     quantization = modelopt_quantization()
     with quietly(), torch.no_grad():

@@ -10,13 +10,25 @@ from typing import TYPE_CHECKING
 from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
+    from edgewam.quantize.plan import PrecisionPlan
 
+# base precision -> (torch's name, name in a bundle's manifest)
+PRECISIONS = {"float32": ("float32", "fp32"), "bf16": ("bfloat16", "bf16"), "fp16": ("float16", "fp16")}
 TEXT_ENCODER = "small"  # the frozen encoder of `models/text.py`; released policies need the embeddings of their own
 
 
 def compile_plan(
-    policy: Path, backend: str = "onnxruntime", num_action_steps: int | None = None, prompts: Sequence[str] = (), threads: int = 2
+    policy: Path,
+    backend: str = "onnxruntime",
+    num_action_steps: int | None = None,
+    prompts: Sequence[str] = (),
+    threads: int = 2,
+    precision: str = "float32",
+    target: str | None = None,
+    device: str = "cpu",
+    rewrites: Sequence[str] | bool | None = None,
+    layer_groups: int = 1,
 ) -> CompilePlan:
     """Plan of a bundle.
 
@@ -26,26 +38,52 @@ def compile_plan(
         num_action_steps: Euler steps of the action sampler; by default what the policy is meant for (10, or 2 distilled).
         prompts: instructions that go into the bundle besides those that the policy was trained on.
         threads: compute threads of the engines while the bundle proves itself.
+        precision: of weights, products, keys and values that no plan quantises, one of `PRECISIONS`.  The residual stream, norms,
+            softmax and the sampler stay float32.
+        target: name of the device that will run it (`profiles`), for backends that build for one; a format that it lacks is
+            refused before any work.
+        device: where backends that run on torch compute here, "cpu" or "cuda".
+        rewrites: names of exact rewrites, all that fit (True) or none (False); by default those that the backend gains from.  A
+            quantised policy keeps those that it was made with.
+        layer_groups: stages that the planner is split into, so that action chunks get the device between them.
 
     Raises:
-        EdgewamError: the artifact is damaged or of another kind, or a student that was never taught that number of steps.
+        EdgewamError: the artifact is damaged or of another kind, a student that was never taught that number of steps, or a
+            precision or plan that the backend or the device cannot compute in.
     """
-    from edgewam.compile.compile import plan_policy
+    import torch
+
+    from edgewam.compile.build_options import BuildOptions
+    from edgewam.compile.plan import plan_policy
     from edgewam.models import aha_wam
     from edgewam.models.text import SmallTextEncoder
     from edgewam.models.wan_vae_image import image_encoder
     from edgewam.quantize.artifact import is_quantized, read_quantized
     from edgewam.training.policy_artifact import load_policy
 
+    _check_precision(precision, backend, target)
+    options = BuildOptions(target, device)
     if is_quantized(policy):
         stored = read_quantized(policy)
-        below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads)
-        return replace(
+        _check_plan(stored.plan, policy, backend, target)
+        made_with = tuple(stored.manifest.config.get("rewrites", ()))
+        if rewrites is not None and (rewrites is True or tuple(rewrites or ()) != made_with):
+            raise EdgewamError(
+                f"'{policy}' was quantised with the rewrites {', '.join(made_with) or 'none'}, which its scales belong to. "
+                "Leave the rewrites out, or quantise again."
+            )
+        below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads, precision, rewrites=made_with)
+        stages = stored.apply(below.stages)
+        base = () if precision == "float32" else (PRECISIONS[precision][1],)
+        whole = replace(
             below,
-            stages=stored.apply(below.stages),
+            stages=stages,
+            programs=stored.apply_programs(below.programs, stages),
             parents={"quantized": stored.manifest.digest, **below.parents},
-            config={**below.config, "precision": stored.precision},
+            config={**below.config, "precision": "+".join((stored.precision, *base))},
+            build_options=options,
         )
+        return _in_groups(whole, layer_groups)
     loaded = load_policy(policy)
     config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
     steps = num_action_steps or facts.num_action_steps
@@ -54,16 +92,21 @@ def compile_plan(
             f"'{policy}' was taught to take {facts.num_action_steps} steps and no other number, so {steps} would give wrong "
             f"actions. Compile its teacher with --steps {steps}, or distil again: edgewam distill --student-steps {steps}"
         )
+    dtype = getattr(torch, PRECISIONS[precision][0])
     text = SmallTextEncoder(config.text_dim, config.text_len)
     names = dict.fromkeys((*facts.tasks, *prompts))
-    return plan_policy(
+    gains, without = backend_rewrites(backend)
+    if isinstance(rewrites, bool) or rewrites is None:
+        rewrites = None if rewrites or (gains and rewrites is None) else ()
+    plan = plan_policy(
         aha_wam.FAMILY,
-        loaded.model,
+        loaded.model.to(dtype),
         backend,
         num_action_steps=steps,
         prompts={name: text.encode(name) for name in names},
+        program_arguments={"tables": facts.sampler_tables},
         stage_arguments={
-            "image_encoder": image_encoder(loaded.vae),
+            "image_encoder": image_encoder(loaded.vae.to(dtype)),
             "state_normalizer": stats.state,
             "action_normalizer": stats.action,
         },
@@ -72,10 +115,60 @@ def compile_plan(
             "offset_trained": facts.layout.max_offset > 0,
             "text_encoder": TEXT_ENCODER,
         },
-        config={"trained_as": loaded.manifest.kind},
+        config={"trained_as": loaded.manifest.kind, "precision": PRECISIONS[precision][1], "tables": facts.sampler_tables},
         parents={loaded.manifest.kind: loaded.manifest.digest},
         threads=threads,
+        rewrites=rewrites,
+        without=without,
     )
+    return _in_groups(replace(plan, build_options=options), layer_groups)
+
+
+def backend_rewrites(backend: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a backend gains from the exact rewrites, and the names of those that it does not gain from."""
+    from edgewam.core import plugins
+
+    without = getattr(plugins.load("backend_build", backend), "REWRITES_LEFT_OUT", None)
+    return without is not None, tuple(without or ())
+
+
+def _in_groups(plan: CompilePlan, layer_groups: int) -> CompilePlan:
+    from edgewam.compile.layer_groups import in_layer_groups
+
+    if layer_groups == 1:
+        return plan
+    stages, programs = in_layer_groups(plan.stages, plan.programs, layer_groups)
+    return replace(plan, stages=stages, programs=programs, config={**plan.config, "layer_groups": layer_groups})
+
+
+def _check_precision(precision: str, backend: str, target: str | None) -> None:
+    from edgewam.core import plugins
+    from edgewam.profiles.device import load_device
+
+    if precision not in PRECISIONS:
+        raise EdgewamError(f"Unknown precision '{precision}'. Available: {', '.join(PRECISIONS)}.")
+    able = getattr(plugins.load("backend_build", backend), "PRECISIONS", ("float32",))
+    if precision not in able:
+        raise EdgewamError(
+            f"The backend '{backend}' computes in {', '.join(able)}; it would turn {precision} back. Compile with --precision "
+            f"{able[0]}, or for a backend that computes in {precision}, such as --backend eager."
+        )
+    if target is not None and precision != "float32":
+        load_device(target).require_format(PRECISIONS[precision][1])
+
+
+def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, target: str | None) -> None:
+    """Refuse a precision plan that the backend would undo, or that the device has no matrix units for."""
+    from edgewam.core import plugins
+    from edgewam.profiles.device import load_device
+
+    try:
+        plan.require_backend(plugins.load("backend_build", backend), backend)
+    except EdgewamError as error:
+        raise EdgewamError(f"'{policy}' was quantised for the backend '{plan.backend}': {error}") from error
+    if target is not None:
+        for name in sorted({rule.format.split("_")[0] for rule in plan.rules} - {"none"}):
+            load_device(target).require_format(name)
 
 
 def add_prompt(bundle: Path, instruction: str) -> None:

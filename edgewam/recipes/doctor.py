@@ -23,7 +23,8 @@ def examine(bundle: Path, limit_s: float) -> dict[str, Any]:
         limit_s: seconds after which trials that have not answered are ended.  They all run at once.
 
     Returns:
-        Plain JSON: ok, problems (worst first), machine, host, python, packages, extras, backends, render, real_time, bundle.
+        Plain JSON: ok, problems (worst first), machine, host, python, packages, extras, engine_libraries, backends, render,
+        real_time, bundle.
     """
     from edgewam.core.artifacts import versions
     from edgewam.profiles import doctor, extras, known_bad
@@ -38,7 +39,7 @@ def examine(bundle: Path, limit_s: float) -> dict[str, Any]:
         answers = run_probes(trials(bundle), limit_s)
         machine = reading.result()
     host, needed = read_host(), extras.requirements()
-    sm = _sm(machine)
+    sm, libraries = _sm(machine), engine_libraries()
     drawing = {kind: answers[f"render {kind}"] for kind in RENDERERS}
     has_simulator = installed("mujoco") is not None
     problems = [
@@ -48,6 +49,7 @@ def examine(bundle: Path, limit_s: float) -> dict[str, Any]:
         *doctor.judge_records(answers["records"]),
         *doctor.judge_rendering(drawing, has_simulator, importlib.util.find_spec("gym_aloha") is not None),
         *doctor.judge_known_bad(known_bad.known_bad(sm)),
+        *doctor.judge_engines(machine.gpu.get("name", ""), _engine_library(sm), libraries),
         *doctor.judge_host(machine, host, lambda package: installed(package) is not None),
         *doctor.judge_real_time(answers["real time"], host),
     ]
@@ -61,6 +63,7 @@ def examine(bundle: Path, limit_s: float) -> dict[str, Any]:
         "python": {"version": sys.version.split()[0], "executable": sys.executable, "prefix": sys.prefix},
         "packages": versions(),
         "extras": _extras(needed),
+        "engine_libraries": libraries,
         "backends": _backends(answers),
         "render": {kind: {"ok": answer.ok, "reason": answer.reason} for kind, answer in drawing.items()},
         "real_time": answers["real time"].value or {"refused": answers["real time"].reason},
@@ -75,6 +78,38 @@ def _sm(machine: Machine) -> str | None:
 
     device = find_device(machine.gpu["name"]) if machine.gpu else None
     return device.sm if device else None
+
+
+def engine_libraries() -> dict[str, Any]:
+    """Library -> {installed, version, how, devices}: whether it is found here, without importing it, and how to get it."""
+    from edgewam.compile.tensorrt_targets import targets
+    from edgewam.profiles.versions import installed
+    from edgewam.runtime import cuda_api, tensorrt_api
+
+    known = [target for target in targets().values() if target.sm]
+    found: dict[str, Any] = {}
+    for family, (module, how) in tensorrt_api.LIBRARIES.items():
+        packages = (module.replace("_", "-"), "tensorrt-cu13", "tensorrt-cu12")[: 1 if family == "rtx" else 3]
+        version = next(filter(None, map(installed, packages)), None)
+        devices = [target.name for target in known if target.family == family]
+        is_here = importlib.util.find_spec(module) is not None
+        found[module] = {"installed": is_here, "version": version, "how": f"{how}.", "devices": devices}
+    version = installed("cuda-bindings")
+    how = f"Install it with: {cuda_api.INSTALL}"
+    found["cuda-bindings"] = {
+        "installed": version is not None,
+        "version": version,
+        "how": how,
+        "devices": [target.name for target in known],
+    }
+    return found
+
+
+def _engine_library(sm: str | None) -> str:
+    """The library that serves a GPU, "" where no device file knows it."""
+    from edgewam.compile.tensorrt_targets import targets
+
+    return next((target.library for target in targets().values() if sm and target.sm == sm), "")
 
 
 def _extras(needed: Any) -> dict[str, Any]:

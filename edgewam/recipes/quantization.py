@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgewam.core.errors import ContractError, EdgewamError
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.choose import Choice, LayerFacts
     from edgewam.quantize.layers import Layer, LayerName
     from edgewam.quantize.plan import PrecisionPlan
@@ -56,7 +56,9 @@ class QuantizePlan:
         }
 
 
-def plan_quantization(policy: Path, plan: str, num_action_steps: int | None = None, threads: int = 2) -> QuantizePlan:
+def plan_quantization(
+    policy: Path, plan: str, num_action_steps: int | None = None, threads: int = 2, backend: str | None = None
+) -> QuantizePlan:
     """Load the policy and resolve a plan for its layers.
 
     Args:
@@ -64,32 +66,41 @@ def plan_quantization(policy: Path, plan: str, num_action_steps: int | None = No
         plan: `int8`, `fp8`, `auto`, or the path of a plan file.
         num_action_steps: of the sampler, to calibrate over all rows of its table; by default the policy's own.
         threads: of the engine that layers are timed in, and of torch for large policies.
+        backend: that a named plan is for, by default its own; a plan file names its backend itself.
 
     Raises:
         EdgewamError: a policy that is quantised already, a plan that does not fit it or that its backend cannot run.
     """
     import torch
 
+    from edgewam.compile.rewrites import fitting
     from edgewam.core import plugins
     from edgewam.quantize.artifact import is_quantized
     from edgewam.quantize.formats import NONE
     from edgewam.quantize.layers import find_layers
     from edgewam.quantize.named import NAMED, candidates, named_plan
     from edgewam.quantize.plan import PrecisionPlan
-    from edgewam.recipes.deploy import compile_plan
+    from edgewam.recipes.deploy import backend_rewrites, compile_plan
 
     if is_quantized(policy):
         raise EdgewamError(f"'{policy}' is quantised already. Give the policy or student that it was made from.")
     precision = None if plan in NAMED else PrecisionPlan.read(Path(plan)) if Path(plan).is_file() else named_plan(plan, {})
+    gains, without = backend_rewrites(backend or (precision.backend if precision else "eager"))
     source = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    if gains:  # scales belong to the stages as the backend will get them
+        source = compile_plan(policy, "eager", num_action_steps, threads=threads, rewrites=fitting(source.stages, without))
     largest = max(stage.cost.flops for stage in source.stages.values())
     torch.set_num_threads(threads if largest > _FLOPS_FOR_THREADS else 1)
     layers = find_layers(source.stages)
     if precision is None:
         unsteady = _unsteady_stages(source)
-        precision = candidates(layers, unsteady) if plan == "auto" else named_plan(plan, layers, unsteady)
-    backend = plugins.load("backend_build", precision.backend)
-    precision.require_formats(tuple(getattr(backend, "FORMATS", ())))
+        precision = candidates(layers, unsteady) if plan == "auto" else named_plan(plan, layers, unsteady, backend)
+    if backend not in (None, precision.backend):
+        raise ContractError(
+            f"The plan '{precision.name}' is for the backend '{precision.backend}', not for '{backend}'. Named plans for other "
+            "backends: int8, fp8; in a plan file change its field 'backend'."
+        )
+    precision.require_backend(plugins.load("backend_build", precision.backend))
     formats = {name: rule.format for name, rule in precision.resolve(layers).items() if rule.format != NONE}
     if not formats:
         raise ContractError(
@@ -165,6 +176,7 @@ def quantize_policy(
         "plan": plan.name,
         "policy_kind": source.config["trained_as"],
         "num_action_steps": source.config["num_action_steps"],
+        "rewrites": list(source.config.get("rewrites", ())),
         "calibration": {
             "dataset": data.digest, "episodes": num_episodes, "chunks": recording.num_chunks, "digest": recording.digest,
             "chunk_size": host["chunk_size"],
@@ -183,7 +195,7 @@ def _record(plan: QuantizePlan, data: Any, num_episodes: int, say: Report) -> Re
     engines = {name: RecordingEngine(stage) for name, stage in source.stages.items()}
     policy = eager_policy(source, engines)
     return record(
-        policy, engines, data, list(source.prompts), int(source.host["chunk_size"]), num_episodes,
+        policy, source.programs, engines, data, list(source.prompts), int(source.host["chunk_size"]), num_episodes,
         lambda done, total: say("recording what the stages see", done, total),
     )  # fmt: skip
 
@@ -193,7 +205,6 @@ def _facts(
     shapes: Mapping[LayerName, tuple[int, ...]], threads: int, say: Report,
 ) -> list[LayerFacts]:  # fmt: skip
     """Errors, bytes and, where the engine is ONNX Runtime, times of every layer and format."""
-    from edgewam.compile.compile import num_calls
     from edgewam.quantize.choose import LayerFacts
     from edgewam.quantize.named import is_narrow
 
@@ -207,7 +218,7 @@ def _facts(
         facts.append(
             LayerFacts(
                 name=name,
-                calls=sum(num_calls(programs, program, name[0]) for program in programs.programs if program != "prompt"),
+                calls=sum(programs.programs[program].num_calls(name[0]) for program in programs.programs if program != "prompt"),
                 float_ms=times.get("float32", 0.0),
                 float_bytes=4 * layer.weight.numel(),
                 errors={kind: errors[name, kind] for kind in kinds},

@@ -29,7 +29,7 @@ def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Ca
     stages = plan.source.stages
     scales = calibrate(
         stages, plan.formats, recording, plan.precision.alpha, plan.precision.percentile,
-        lambda done, total: say("calibrating", done, total),
+        lambda done, total: say("calibrating", done, total), plan.precision.per_step,
     )  # fmt: skip
     tried = {(name, found.format): found for name, found in scales.items()}
     if plan.name == "auto":

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgewam.compile.compile import CompilePlan
+    from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.layers import LayerName
 
 PAIRS = 2  # of noises per frame
@@ -44,12 +44,12 @@ class Judge:
         for engine in self.engines.values():
             engine.is_learning = False
 
-    def measure(self, frames: Sequence[Any]) -> Any:
-        """`ExcessError` of the layers that are in place."""
+    def measure(self, frames: Sequence[Any], policy: Any = None) -> Any:
+        """`ExcessError` of the layers that are in place, or of another policy."""
         from edgewam.compile.excess_error import excess_error
         from edgewam.compile.frames import FrameSampler
 
-        self.sample = FrameSampler(self.policy)  # what a layer makes of the instruction is measured too
+        self.sample = FrameSampler(policy or self.policy)  # what a layer makes of the instruction is measured too
 
         def reference(frame: Any, noise: Any) -> Any:
             key = id(frame), noise.tobytes()
@@ -61,23 +61,36 @@ class Judge:
 
     def each(self, layers: Sequence[Any], say: Report) -> dict[tuple[LayerName, str], float]:
         """Error of every (layer, format) alone."""
-        from edgewam.quantize.sensitivity import measure_sensitivity
-
-        found = measure_sensitivity(
-            self.source.stages, self.engines, layers, lambda: self.measure(self.frames[:LAYER_FRAMES]).median,
-            lambda done, total: say("one layer at a time", done, total),
-        )  # fmt: skip
-        return {(s.layer, s.format): s.error for s in found}
+        found = {}
+        for done, (name, kind, layer) in enumerate(layers):
+            found[name, kind] = float(self._with({name: layer}, self.frames[:LAYER_FRAMES]).median)
+            say("one layer at a time", done + 1, len(layers))
+        return found
 
     def together(self, layers: Mapping[LayerName, Any]) -> Any:
         """`ExcessError` with all of these layers in place."""
+        return self._with(layers, self.frames)
+
+    def _with(self, layers: Mapping[LayerName, Any], frames: Sequence[Any]) -> Any:
         from edgewam.quantize.sensitivity import score_with
 
-        results: list[Any] = []
+        if any(layer.is_stepped for layer in layers.values()):
+            return self._with_steps(layers, frames)
+        return score_with(self.source.stages, self.engines, layers, lambda: self.measure(frames))
 
-        def score() -> float:
-            results.append(self.measure(self.frames))
-            return float(results[-1].median)
+    def _with_steps(self, layers: Mapping[LayerName, Any], frames: Sequence[Any]) -> Any:
+        """Scales per step change the stage and its program, so that the policy is put together anew."""
+        from dataclasses import replace
 
-        score_with(self.source.stages, self.engines, layers, score)
-        return results[-1]
+        from edgewam.quantize.layers import with_layers
+        from edgewam.quantize.steps import with_scale_rows, with_scale_tables
+        from edgewam.runtime.backends.eager import TorchEngine
+
+        stages = with_scale_rows(with_layers(self.source.stages, layers))
+        source = replace(self.source, stages=stages, programs=with_scale_tables(self.source.programs, stages))
+        changed = {name: TorchEngine(stage) for name, stage in stages.items() if stage is not self.source.stages[name]}
+        try:
+            return self.measure(frames, eager_policy(source, {**self.engines, **changed}))
+        finally:
+            for engine in self.engines.values():
+                engine.forget()

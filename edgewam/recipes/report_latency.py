@@ -113,11 +113,10 @@ def floor_of(bundle: Bundle, program: str, contract: TimingContract) -> tuple[Ro
     On a device with a file it is its roofline.  For float32 on a processor it is the operations over the matrix rate that
     this processor reaches now: the small policies it can run lie in its caches, so that memory sets no floor.
     """
-    from edgewam.compile.compile import num_calls
     from edgewam.profiles.device import find_device
     from edgewam.profiles.roofline import roofline
 
-    counts = {name: num_calls(bundle.pipeline.programs, program, name) for name in bundle.stages}
+    counts = {name: bundle.pipeline.programs.programs[program].num_calls(name) for name in bundle.stages}
     chosen = {name: bundle.stages[name] for name, count in counts.items() if count}
     calls = {name: counts[name] for name in chosen}
     if (device := find_device(contract.device)) is not None:

@@ -21,16 +21,20 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
         MissingExtraError: torch is not installed, as on a robot.
     """
     torch = require("torch", extra="train")
+    from edgewam.quantize.steps import with_ignored_rows
     from edgewam.recipes.deploy import compile_plan
     from edgewam.runtime.backends.eager import TorchEngine
     from edgewam.runtime.pipeline import Pipeline
 
     torch.set_num_threads(threads)
     plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
-    engines = {name: TorchEngine(stage) for name, stage in plan.stages.items()}
-    pipeline = Pipeline(plan.programs, plan.stages, engines)
+    stages, programs = dict(plan.stages), plan.programs
+    if num_action_steps is not None:  # the same sampler, so both can be given the same
+        stages, programs = with_ignored_rows(stages, programs, bundle.stages, bundle.pipeline.programs.constants)
+    engines = {name: TorchEngine(stage) for name, stage in stages.items()}
+    pipeline = Pipeline(programs, stages, engines)
     return replace(
-        bundle, backend="eager", stages=plan.stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
+        bundle, backend="eager", stages=stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
     )
 
 
@@ -56,7 +60,7 @@ def validate_against(
     """
     from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
     from edgewam.compile.frames import dataset_frames
-    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
+    from edgewam.compile.validate import stage_tolerance, validate
     from edgewam.data.dataset import Dataset
     from edgewam.runtime.bundle import KIND, Bundle
     from edgewam.runtime.prompts import prompt_names
@@ -79,14 +83,16 @@ def validate_against(
             )
     opened = Bundle.open(bundle, threads=threads)
     steps = manifest.config["num_action_steps"] if is_engine else None
+    precision = str(manifest.config.get("precision", "fp32"))
+    limits = DISTILLED_LIMITS if not is_engine else ENGINE_LIMITS if precision == "fp32" else QUANTIZED_LIMITS
     report = validate(
         opened,
         eager_partner(opened, reference, steps, threads),
         stages=is_engine,
         frames=frames,
         prompt=prompt,
-        limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
-        tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+        limits=limits,
+        tolerance=stage_tolerance(precision),
         on_frames=is_quantized,
     )
     return replace(report, reference=origin.digest)

@@ -16,12 +16,13 @@ from edgewam.core.artifacts import Manifest, read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError, PluginError
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
+from edgewam.runtime.compatibility import require_device
 from edgewam.runtime.engine import Engine, EngineOptions
 from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.prompts import KIND, PROMPTS, load_prompts
 from edgewam.runtime.prompts import save_prompts as save_prompts
-from edgewam.runtime.selftest import load_golden, self_test
+from edgewam.runtime.selftest import capture_programs, load_golden, self_test
 from edgewam.runtime.tensors import load_tensors
 
 STAGES, CONSTANTS, GOLDEN = "stages", "constants.safetensors", "golden.safetensors"
@@ -50,11 +51,14 @@ class Bundle:
     manifest: Manifest | None = None
 
     @staticmethod
-    def open(path: Path | str, threads: int = 2, spinning: bool = True, verify: bool = True) -> Bundle:
+    def open(path: Path | str, threads: int = 2, spinning: bool = True, verify: bool = True, device: str | None = None) -> Bundle:
         """Load a bundle and let it test itself.  `verify=False` skips the digests (never the golden vectors).
 
+        device: "cpu", "cuda" or "cuda:<n>"; by default what the bundle was made for.  On a GPU every program becomes a graph,
+        and `plan` can run beside `act`; where that fails, a warning says why and the program runs call by call.
+
         Raises:
-            ArtifactError: missing, truncated, changed or unreadable files.
+            ArtifactError: missing, truncated, changed or unreadable files; made for another device or version.
             PluginError: an unknown backend, or one that cannot run on this machine.
             GateError: the engines do not reproduce the golden vectors.
         """
@@ -63,19 +67,25 @@ class Bundle:
         config = manifest.config
         if missing := [name for name in _FIELDS if name not in config]:
             raise ArtifactError(f"The bundle '{path}' lacks {', '.join(missing)}: another version wrote it. Compile it again.")
-        options = EngineOptions(threads, spinning)
+        made_for = config.get("device", {})
+        options = EngineOptions(threads, spinning, device or ("cuda" if made_for else "cpu"))
         backend = plugins.load("backend_run", config["backend"])
         support = backend.supports()
         if not support.ok:
             raise PluginError(f"Backend '{config['backend']}' of '{path}' cannot run here: {support.reason}.")
+        memory = backend.memory(options)
+        require_device(made_for, memory.device_facts(), str(path), _rebuild(config["backend"], made_for))
         stages = {entry["stage"]["name"]: Stage.from_json(entry["stage"]) for entry in config["stages"]}
         engines = {
             entry["stage"]["name"]: backend.load(stages[entry["stage"]["name"]], path / STAGES, entry["record"], options)
             for entry in config["stages"]
         }
         programs = Programs.from_json(config["programs"], load_tensors(path / CONSTANTS))
-        pipeline = Pipeline(programs, stages, engines)
-        self_test(pipeline, load_golden(path / GOLDEN, config["golden"]))
+        pipeline = Pipeline(programs, stages, engines, memory, overlap=memory.has_graphs)
+        golden = load_golden(path / GOLDEN, config["golden"])
+        self_test(pipeline, golden)
+        if memory.has_graphs:
+            capture_programs(pipeline, golden, str(path))
         return Bundle(
             config["family"], config["backend"], config["policy"], config["host"], stages, engines, pipeline,
             load_prompts(path / PROMPTS), options, path, manifest,
@@ -110,3 +120,9 @@ class Bundle:
         if self.policy is None:
             raise ArtifactError(f"The bundle of family '{self.family}' names no policy, so its programs can only be run by name.")
         return plugins.load("policy", self.policy).open_policy(self)
+
+
+def _rebuild(backend: str, made_for: Mapping[str, str]) -> str:
+    """The command that makes a bundle again."""
+    place = f"--target {made_for['target']}" if "target" in made_for else "--device cuda"
+    return f"edgewam compile POLICY BUNDLE --backend {backend} {place if made_for else ''}".rstrip()

@@ -73,6 +73,7 @@ def _profile_program(bundle: Bundle, name: str, inputs: Mapping[str, Array], n: 
 def contract_of(bundle: Bundle, figure: str, program: str | None, n: int, warmup: int) -> TimingContract:
     """The contract of a figure that runs a program, or only the host when there is none."""
     config = bundle.manifest.config if bundle.manifest else {}
+    memory, captured = bundle.pipeline.memory, bundle.pipeline.captured
     stages: tuple[str, ...] = (figure,)
     shapes: dict[str, tuple[int, ...]] = {}
     steps = 0
@@ -81,7 +82,8 @@ def contract_of(bundle: Bundle, figure: str, program: str | None, n: int, warmup
         stages = tuple(dict.fromkeys(step.stage for step in declared.steps() if isinstance(step, Call)))
         shapes = {spec.name: spec.shape for spec in declared.inputs}
         steps = declared.loop.num_rows if declared.loop else 0
+    engine = f"{bundle.backend}+cuda_graph" if program in captured else bundle.backend
     return TimingContract.here(
-        engine=bundle.backend, precision=config.get("precision", "fp32"), steps=steps, shapes=shapes, stages=stages,
-        host_copies=True, threads=bundle.options.threads, warmup=warmup, n=n, artifact=bundle.digest, notes=figure,
+        engine=engine, on_gpu=memory.has_graphs, precision=config.get("precision", "fp32"), steps=steps, shapes=shapes,
+        stages=stages, host_copies=True, threads=bundle.options.threads, warmup=warmup, n=n, artifact=bundle.digest, notes=figure,
     )  # fmt: skip

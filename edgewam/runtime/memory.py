@@ -42,7 +42,15 @@ class Port:
 
 
 class Memory(Protocol):
-    """One place where buffers live.  Calls that move or compute are ordered on the stream that is current when they run."""
+    """One place where buffers live.  Calls that move or compute are ordered on the stream that is current when they run.
+
+    has_graphs: whether `capture` can work at all.
+    """
+
+    has_graphs: bool
+
+    def device_facts(self) -> dict[str, str]:
+        """What a bundle must match: `name`, `sm`, `driver` and the exact `runtime` versions; empty on the processor."""
 
     def allocate(self, spec: TensorSpec) -> Buffer:
         """Zeros of a spec."""
@@ -95,6 +103,12 @@ def host_spec(spec: TensorSpec) -> TensorSpec:
 
 class HostMemory:
     """NumPy arrays.  Every call is done when it returns, so there is one stream and nothing to capture."""
+
+    has_graphs = False
+
+    def device_facts(self) -> dict[str, str]:
+        """See `Memory.device_facts`."""
+        return {}
 
     def allocate(self, spec: TensorSpec) -> Array:
         """See `Memory.allocate`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 from edgewam.core.errors import ArtifactError, GateError
 from edgewam.core.program import Programs
 from edgewam.runtime.deviation import Deviation, deviation
-from edgewam.runtime.memory import Array
+from edgewam.runtime.memory import Array, CaptureError
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.tensors import load_tensors, save_tensors
 
@@ -65,6 +66,26 @@ def self_test(pipeline: Pipeline, calls: Iterable[GoldenCall]) -> list[Deviation
     finally:
         pipeline.reset()
     return worst
+
+
+def capture_programs(pipeline: Pipeline, calls: Iterable[GoldenCall], where: str) -> dict[str, str]:
+    """Capture every program on its last golden inputs; program -> "bitwise", how near, or why it is not a graph.
+
+    A program that cannot be captured runs call by call, and a RuntimeWarning says why: slower is no reason to stand still.
+    """
+    report = {}
+    for call in {call.program: call for call in calls}.values():
+        try:
+            report[call.program] = pipeline.capture(call.program, call.inputs)
+        except CaptureError as error:
+            report[call.program] = str(error)
+            warnings.warn(
+                f"'{where}': program '{call.program}' runs without a CUDA graph, call by call and slower: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    pipeline.reset()
+    return report
 
 
 def save_golden(path: Path, calls: Sequence[GoldenCall]) -> list[dict[str, object]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError, require
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.profiles.machine import read_gpu
 from edgewam.runtime.memory import Array, BoundCall, CaptureError, Port, Stream, host_spec
 
 Tensor = Any
@@ -28,12 +29,24 @@ class TorchMemory:
     def __init__(self, device: str = "cpu") -> None:
         self.torch = torch = require("torch", extra="train")
         self.device = torch.device(device)
-        self.on_gpu = self.device.type == "cuda"
+        self.has_graphs = self.on_gpu = self.device.type == "cuda"
         if self.on_gpu and (self.device.index or 0) >= torch.cuda.device_count():
             raise EdgewamError(
                 f"torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices, so '{device}' cannot be used. "
                 "Install torch's CUDA build and look at 'edgewam doctor'."
             )
+
+    def device_facts(self) -> dict[str, str]:
+        """See `Memory.device_facts`."""
+        if not self.on_gpu:
+            return {}
+        major, minor = self.torch.cuda.get_device_capability(self.device)
+        return {
+            "name": self.torch.cuda.get_device_name(self.device),
+            "sm": f"sm_{major}{minor}",
+            "driver": read_gpu().get("driver", ""),
+            "runtime": f"torch {self.torch.__version__}, CUDA {self.torch.version.cuda}",
+        }
 
     def allocate(self, spec: TensorSpec) -> Tensor:
         """See `Memory.allocate`."""

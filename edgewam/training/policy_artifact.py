@@ -19,6 +19,7 @@ from edgewam.core.artifacts import MANIFEST, Manifest, read_manifest, write_arti
 from edgewam.core.errors import ArtifactError
 from edgewam.data.stats import DatasetStats, read_stats, write_stats
 from edgewam.data.windows import WindowLayout
+from edgewam.flow.schedule import TableDtype
 from edgewam.models import aha_wam, checkpoints
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.wan_vae import WanVae
@@ -40,6 +41,8 @@ class PolicyFacts:
     ode_metadata: Mapping[str, Any] | None = None  # of a student: teacher, its grid, its captured steps
     num_action_steps: int = 10  # sampler steps that it is meant for
     steps_are_fixed: bool = False  # of a student that was taught these steps only: with another number its actions are wrong
+    # how timesteps and deltas are rounded: released weights were trained with "bf16" ones, what edgewam trains with "float32"
+    sampler_tables: TableDtype = "float32"
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,10 @@ def test_it_tells_the_truth_in_time_and_imports_nothing_heavy():
     assert found["bundle"]["ok"] and len(found["bundle"]["value"]["digest"]) == 64
     assert found["backends"]["onnxruntime"]["run"]["ok"]
     assert set(found["backends"]) >= {"eager", "onnxruntime"} and set(found["render"]) == {"egl", "osmesa", "glfw"}
+    full, rtx = found["engine_libraries"]["tensorrt"], found["engine_libraries"]["tensorrt_rtx"]
+    assert {"thor", "orin", "h100", "h200"} <= set(full["devices"]) and {"rtx-5090", "rtx-4090", "gb10"} <= set(rtx["devices"])
+    assert "not on PyPI" in full["how"] and "https://pypi.nvidia.com" in full["how"] and "edgewam[rtx]" in rtx["how"]
+    assert "engine libraries" in done.stderr
     assert found["host"]["disk_free_gb"] > 0 and found["machine"]["num_cpus"] >= 1
     assert found["extras"]["onnx"]["installed"] and found["extras"]["rtx"]["command"] == "pip install 'edgewam[rtx]'"
     for problem in found["problems"]:

@@ -40,7 +40,6 @@ def absent(tmp_path):
 
 MISSING = [
     ("profile {bundle} -n 1", "onnxruntime", "onnx"),
-    ("profile {bundle} --against {bundle} -n 1", "torch", "train"),
     ("run {bundle} --seconds 1", "onnxruntime", "onnx"),
     ("run {bundle} --seconds 1", "mujoco", "sim"),
     ("evaluate {bundle} --seeds 1", "mujoco", "sim"),
@@ -64,9 +63,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(line, pack
     assert not (tmp_path / "out").exists() and not leftovers(tmp_path)
 
 
-def test_the_robot_side_needs_no_torch(absent, dataset):
+def test_the_robot_side_needs_no_torch(absent, shipped, dataset):
     nothing = absent("torch", "onnx", "onnxscript", "pyarrow", "av", "tensorboard")
     assert apart("profile", "-n", 1, "--warmup", 0, "--json", env=nothing).ok().json["L_chunk"]
+    assert (
+        apart("profile", shipped / "bundle", "--against", shipped / "bundle", "-n", 5, "--json", env=nothing)
+        .ok()
+        .json["measured"]
+    )
     assert apart("inspect", env=nothing).code == 0
     assert apart("run", "--seconds", 1, "--threads", 1, "--json", env=nothing).ok().json["is_complete"]
 

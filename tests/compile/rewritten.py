@@ -55,10 +55,10 @@ def as_float64(stages):
     }
 
 
-def walk(stages, dtype=torch.float32):
+def walk(stages, dtype=torch.float32, seed=3):
     """What a policy makes of fixed random inputs: planner context, routed context and the state after one solver step."""
     config = golden.config()
-    rng = np.random.default_rng(3)
+    rng = np.random.default_rng(seed)
 
     def draw(stage, name):
         return torch.from_numpy(rng.standard_normal(stages[stage].input(name).shape)).to(dtype)

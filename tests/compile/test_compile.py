@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from edgewam.compile.backends import eager as eager_build
-from edgewam.compile.compile import compile_bundle, num_calls, plan_policy
+from edgewam.compile.compile import compile_bundle
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.samples import random_inputs
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import GateError, PluginError
@@ -58,11 +59,11 @@ def test_dry_run_counts_calls_without_computing():
     assert described["stages"]["step"]["calls"] == {"act": 4, "imagine": 12}
     assert described["stages"]["context"]["calls"] == {"prompt": 1}
     assert described["weight_bytes"] == sum(stage.cost.weight_bytes for stage in plan.stages.values()) > 0
-    assert num_calls(plan.programs, "act", "start") == 1
+    assert plan.programs.programs["act"].num_calls("start") == 1
 
 
 def test_an_unknown_backend_lists_what_there_is(tmp_path):
-    with pytest.raises(PluginError, match="Available: eager, onnxruntime"):
+    with pytest.raises(PluginError, match="Available: eager, inductor, onnxruntime"):
         compile_bundle(toy_plan("tensort"), tmp_path / "b")
 
 
@@ -79,7 +80,7 @@ def test_a_wrong_export_is_caught_by_name_and_the_old_bundle_stays(tmp_path, mon
     before = read_manifest(path).digest
     right = eager_build.build
 
-    def wrong(stage, directory):
+    def wrong(stage, directory, options):
         if stage.name != "step":
             return right(stage, directory)
         return right(replace(stage, function=lambda *inputs: tuple(1.01 * value for value in stage.function(*inputs))), directory)
@@ -106,7 +107,7 @@ from edgewam.compile.backends import eager
 from edgewam.compile.compile import compile_bundle
 from tests.compile.toy import toy_plan
 right = eager.build
-def slow(stage, directory):
+def slow(stage, directory, options):
     record = right(stage, directory)
     print("built", flush=True)
     time.sleep(60)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from edgewam.cli._shipped import SMALL
-from edgewam.compile.compile import QUANTIZED_TOLERANCE
 from edgewam.compile.integer_onnx import integer_kernels, make_integer
 from edgewam.compile.layer_timing import time_layers, timing_key
+from edgewam.compile.tolerances import QUANTIZED
 from edgewam.core.errors import EdgewamError
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.runtime.backends.eager import TorchEngine
@@ -78,7 +78,7 @@ def test_the_engine_computes_what_the_eager_layers_compute(tmp_path):
     found, expected = run_engine(stage, engine, inputs), run_engine(stage, TorchEngine(stage), inputs)
     unquantised = run_engine(plain, TorchEngine(plain), inputs)
     for name in expected:
-        assert deviation(found[name], expected[name]).within(QUANTIZED_TOLERANCE)
+        assert deviation(found[name], expected[name]).within(QUANTIZED.stage)
         # closer to the quantised reference than that is to float32: the engine rounds what the layers round
         gap = np.abs(expected[name] - unquantised[name]).mean()
         assert np.abs(found[name] - expected[name]).mean() < 0.2 * gap
@@ -110,7 +110,7 @@ def test_a_wrong_scale_is_beyond_the_tolerance(tmp_path):
     onnx.save(model, tmp_path / "net.onnx")
     engine = run.load(stage.without_function(), tmp_path, {"file": "net.onnx"}, EngineOptions(threads=1))
     found, expected = run_engine(stage, engine, inputs), run_engine(stage, TorchEngine(stage), inputs)
-    assert not deviation(found["out"], expected["out"]).within(QUANTIZED_TOLERANCE)
+    assert not deviation(found["out"], expected["out"]).within(QUANTIZED.stage)
 
 
 @pytest.mark.parametrize("kind", ["fp8"])

@@ -2,12 +2,13 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from edgewam.compile.rewrites import REWRITES, RewriteRefused, refusals, rewrite
+from edgewam.compile.rewrites import LAYERWISE, REWRITES, RewriteRefused, refusals, rewrite
 from edgewam.core.errors import EdgewamError
 from edgewam.models import aha_wam, toy_three
 from edgewam.quantize.layers import Scales, quantized, with_layers
@@ -132,14 +133,18 @@ def test_dividing_logits_is_refused_where_it_saves_nothing_or_overflows(model, p
 
 
 def test_what_a_quantiser_names_stays_a_linear_layer(plain):
-    unbatched = rewrite(plain, [name for name in CHANGING if name != "batch_editor"])
+    assert set(CHANGING) - set(LAYERWISE) == {"batch_editor", "scale_cross_logits"}
+    unbatched = rewrite(plain, LAYERWISE)
     layers = {p for p, m in unbatched["router"].function.named_modules() if isinstance(m, torch.nn.Linear)}
     deltas = {f"edit.delta_proj.{i}.{j}" for i in range(golden.config().num_layers) for j in (1, 3)}
     pool = {"pool.value.1", "pool.after"}
     assert layers == {"visual.1", "visual.3", "pooled.1", "pooled.3", "ask.project", *pool, *deltas}
 
 
-def test_the_table_says_what_is_exact_and_why():
+def test_the_table_and_its_document_say_what_is_exact_and_why():
+    document = (Path(__file__).parents[2] / "docs" / "numerics.md").read_text()
     for name, row in REWRITES.items():
         assert row.name == name and row.why and row.reason and row.stages
+        held = "held: " if row.function is None else ""
+        assert f"| {held}`{name}` | {row.kind} |" in document
         assert (row.kind == "bitwise") == (row.tolerance == 0)

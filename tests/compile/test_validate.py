@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgewam.compile.compile import compile_bundle, plan_policy
+from edgewam.compile.compile import compile_bundle
 from edgewam.compile.excess_error import ExcessErrorLimits
 from edgewam.compile.frames import Frame, FrameSampler, dataset_frames
+from edgewam.compile.plan import plan_policy
 from edgewam.compile.validate import validate
 from edgewam.core.errors import ArtifactError, ContractError, GateError
 from edgewam.robot_bridge.policy import Ablatable, Policy, open_policy

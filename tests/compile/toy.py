@@ -2,7 +2,7 @@
 
 import torch
 
-from edgewam.compile.compile import CompilePlan
+from edgewam.compile.plan import CompilePlan
 from edgewam.models import toy_three
 
 

@@ -12,11 +12,14 @@ import pytest
 import torch
 from torch import nn
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.samples import random_inputs
 from edgewam.core import plugins
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError
 from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.profiles.device import find_device
+from edgewam.profiles.machine import read_machine
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.deviation import deviation
 from edgewam.runtime.engine import EngineOptions, run_engine
@@ -72,6 +75,12 @@ def wide_stage() -> Stage:
     return Stage("wide", (x,), (y,), Cost(1, 1, 7, 1), Wide())
 
 
+def build_options(build: ModuleType) -> BuildOptions:
+    """TensorRT builds for one device: the one that will run it here."""
+    device = find_device(read_machine().gpu.get("name", "")) if build.__name__.endswith(".tensorrt") else None
+    return BuildOptions(target=device.name) if device else ANY_MACHINE
+
+
 @dataclass(frozen=True)
 class Built:
     """The small stage built by one backend, and both halves."""
@@ -116,7 +125,7 @@ def built(request, tmp_path_factory):
     if device == "cuda" and isinstance(memory, HostMemory):
         pytest.skip(f"{name} runs on the CPU only")
     directory = tmp_path_factory.mktemp(f"{name}-{device}")
-    return Built(stage, directory, build.build(stage, directory), build, run, options, memory)
+    return Built(stage, directory, build.build(stage, directory, build_options(build)), build, run, options, memory)
 
 
 def test_every_backend_has_both_halves():
@@ -185,7 +194,7 @@ def test_a_bfloat16_boundary_gives_the_reference(built, tmp_path):
     support = built.build.supports(stage)
     if not support.ok:
         pytest.skip(support.reason)
-    record = built.build.build(stage, tmp_path)
+    record = built.build.build(stage, tmp_path, build_options(built.build))
     engine = built.run.load(stage.without_function(), tmp_path, record, built.options)
     inputs = random_inputs(stage.inputs, 3)
     expected = run_engine(stage, TorchEngine(stage), inputs, TorchMemory())["y"]
@@ -231,4 +240,4 @@ class Branching(nn.Module):
 def test_a_stage_that_branches_on_values_is_refused_by_name(built, tmp_path):
     specs = (TensorSpec("x", (2,)),), (TensorSpec("y", (2,)),)
     with pytest.raises(EdgewamError, match="Stage 'branching' cannot be exported"):
-        built.build.build(Stage("branching", *specs, Cost(0, 0, 1, 16), Branching()), tmp_path)
+        built.build.build(Stage("branching", *specs, Cost(0, 0, 1, 16), Branching()), tmp_path, build_options(built.build))

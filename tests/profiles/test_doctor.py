@@ -94,6 +94,28 @@ def test_a_saving_governor_is_named():
     assert "cpupower" in only(doctor.judge_host(slow, HOST, lambda package: True)).mend
 
 
+def libraries(**installed):
+    how = {"tensorrt": "It is not on PyPI: pip install --extra-index-url https://pypi.nvidia.com 'tensorrt-cu13>=10.16,<12'."}
+    names = ("tensorrt_rtx", "tensorrt", "cuda-bindings")
+    return {
+        name: {"installed": installed.get(name.replace("-", "_"), True), "how": how.get(name, f"pip install '{name}'")}
+        for name in names
+    }
+
+
+def test_an_engine_library_is_missed_only_where_the_gpu_needs_it():
+    assert doctor.judge_engines("", "", libraries(tensorrt=False)) == []  # no GPU
+    assert doctor.judge_engines("Odd card", "", libraries(tensorrt=False)) == []  # nobody knows what serves it
+    assert doctor.judge_engines("NVIDIA GeForce RTX 5090", "tensorrt_rtx", libraries(tensorrt=False)) == []
+    problem = only(doctor.judge_engines("NVIDIA Thor", "tensorrt", libraries(tensorrt=False)))
+    assert problem.what == "tensorrt is not installed" and not problem.blocks and "not on PyPI" in problem.why
+    assert problem.mend == "pip install --extra-index-url https://pypi.nvidia.com 'tensorrt-cu13>=10.16,<12'"
+    assert (
+        only(doctor.judge_engines("NVIDIA Thor", "tensorrt", libraries(cuda_bindings=False))).what
+        == "cuda-bindings is not installed"
+    )
+
+
 def test_known_bad_rows_match_only_their_versions_and_gpus():
     def bad(sm=None, **packages):
         named = {n if n == "huggingface_hub" else n.replace("_", "-"): version for n, version in packages.items()}

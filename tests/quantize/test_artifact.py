@@ -3,12 +3,16 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
+from edgewam.cli._shipped import SMALL
 from edgewam.core.artifacts import read_manifest, write_artifact
 from edgewam.core.errors import ArtifactError
+from edgewam.core.program import Call, Loop, Program, Programs
 from edgewam.quantize.artifact import WEIGHTS, read_quantized, write_quantized
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.quantize.plan import PrecisionPlan, Rule
@@ -108,6 +112,43 @@ def test_scales_of_another_version_are_refused(written):
     write_quantized(directory / "q", made(stages), PLAN, place, read_manifest(place).digest, {"scales_version": 7}, {})
     with pytest.raises(ArtifactError, match="scales of version 7"):
         read_quantized(directory / "q")
+
+
+def test_scales_of_the_first_version_still_load(written):
+    directory, _, _ = written
+    stages = toy_stages()
+    layers, place = made(stages), directory / "student"
+    write_quantized(directory / "q", layers, PLAN, place, read_manifest(place).digest, {"scales_version": 1}, {})
+    found = read_quantized(directory / "q").apply(toy_stages())["net"].function(IMAGE, ROWS)
+    for a, b in zip(found, with_layers(stages, layers)["net"].function(IMAGE, ROWS), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_shipped_artifact_still_loads():
+    artifact = read_quantized(SMALL / "quantized")
+    assert artifact.manifest.config["scales_version"] == 1 and not artifact.plan.per_step
+
+
+def test_scales_per_step_come_back_as_rows_of_a_table(written):
+    directory, _, _ = written
+    stages, place = toy_stages(), directory / "student"
+    scales = torch.tensor([0.1, 0.4])
+    layers = {("net", "up"): quantized(find_layers(stages)["net", "up"], Scales("fp8", scales))}
+    plan = replace(PLAN, per_step=True, backend="eager")
+    write_quantized(directory / "q", layers, plan, place, read_manifest(place).digest, {}, {})
+    artifact = read_quantized(directory / "q")
+    assert artifact.plan.per_step and read_manifest(directory / "q").config["scales_version"] == 2
+    stage = artifact.apply(stages)["net"]
+    for scale in scales:
+        static = {("net", "up"): quantized(find_layers(stages)["net", "up"], Scales("fp8", scale))}
+        expected = with_layers(stages, static)["net"].function(IMAGE, ROWS)[0]
+        torch.testing.assert_close(stage.function(IMAGE, ROWS, scale[None])[0], expected, rtol=1e-4, atol=1e-4)
+    loop = Loop((Call("net", {"image": "image", "rows": "row"}, {"out": "out", "map": "map"}),), {"row": "rows"}, 2)
+    program = Program("act", (stage.inputs[0],), ("out",), loop=loop)
+    programs = Programs((), {"act": program}, {"rows": np.stack([ROWS.numpy(), ROWS.numpy()])})
+    declared = artifact.apply_programs(programs, {"net": stage})
+    declared.check({"net": stage})
+    np.testing.assert_array_equal(declared.constants["scale_rows"], scales.numpy()[:, None])
 
 
 def test_layers_of_another_shape_are_refused(written):

@@ -46,6 +46,47 @@ def test_smoothing_is_for_int8_linear_layers_and_outputs_for_convolutions(modelo
     assert found["net", "down"].input_scale is None
 
 
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_each_step_has_the_range_of_its_own_calls(modelopt, kind):
+    stages, steps = toy_stages(), (1.0, 3.0, 0.5)
+    groups = [toy_recording(4, scale).calls["net"] for scale in steps]
+    calls = [call for together in zip(*groups, strict=True) for call in together]
+    recording = Recording({"net": calls}, len(calls), "", rows={"net": [0, 1, 2] * 4})
+    formats = dict.fromkeys(NAMES["fp8"], kind)
+    scales = {p: calibrate(stages, formats, recording, 0.0, 100, per_step=p) for p in (True, False)}
+    for name in formats:
+        per_step, static = scales[True][name].input_scale, scales[False][name].input_scale
+        assert per_step.shape == (3,) and static.shape == ()
+        torch.testing.assert_close(per_step.max(), static, rtol=1e-2, atol=0)  # modelopt's histogram has bins
+    up = scales[True]["net", "up"].input_scale
+    torch.testing.assert_close(up / up[0], torch.tensor(steps), rtol=1e-2, atol=0)
+    assert scales[True]["net", "up"].smooth is None or scales[True]["net", "up"].smooth.shape == (64,)
+
+
+def test_without_a_loop_there_is_one_scale(modelopt):
+    found = calibrate(toy_stages(), {("net", "up"): "fp8"}, toy_recording(), ALPHA, PERCENTILE, per_step=True)
+    assert found["net", "up"].input_scale.shape == ()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_half_stage_is_calibrated_in_float32_and_quantised_in_its_own_dtype(modelopt, dtype):
+    stages, recording = toy_stages(), toy_recording()
+    formats = {("net", "up"): "int8", ("net", "conv"): "int8"}
+    expected = calibrate(stages, formats, recording, ALPHA, 100)
+    stages["net"].function.to(dtype)
+    halves = Recording({"net": [tuple(t.to(dtype) for t in call) for call in recording.calls["net"]]}, 6, "")
+    found = calibrate(stages, formats, halves, ALPHA, 100)
+    for name, scales in found.items():
+        torch.testing.assert_close(scales.input_scale, expected[name].input_scale, rtol=0.02, atol=0)
+    torch.testing.assert_close(found["net", "up"].smooth, expected["net", "up"].smooth, rtol=0.02, atol=0)
+    layers = find_layers(stages)
+    made = {name: quantized(layers[name], scales) for name, scales in found.items()}
+    image, rows = halves.calls["net"][0]
+    for name, x in ((("net", "up"), rows), (("net", "conv"), image)):
+        exact, out = layers[name](x), made[name](x)
+        assert out.dtype == dtype and 1e-4 < (out - exact).float().norm() / exact.float().norm() < 0.05
+
+
 def test_the_percentile_cuts_the_tail(modelopt):
     stages, recording = toy_stages(), toy_recording()
     scales = [calibrate(stages, {("net", "conv"): "int8"}, recording, ALPHA, p)["net", "conv"].input_scale for p in (90, 100)]

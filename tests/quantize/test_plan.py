@@ -1,9 +1,11 @@
 """Precision plans: the first rule that matches decides, and what does not exist is refused with the nearest names."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
+from edgewam.core import plugins
 from edgewam.core.errors import ContractError
 from edgewam.quantize.layers import find_layers
 from edgewam.quantize.named import candidates, named_plan
@@ -55,7 +57,7 @@ def test_an_unknown_format_is_refused_with_the_nearest_name():
 
 def test_a_format_that_the_backend_would_turn_back_is_refused():
     with pytest.raises(ContractError, match="asks for fp8, which the backend 'onnxruntime' would turn back"):
-        plan(("net", "up", "fp8")).require_formats(("int8", "int8_dynamic"))
+        plan(("net", "up", "fp8")).require_backend(SimpleNamespace(FORMATS=("int8", "int8_dynamic")))
 
 
 @pytest.mark.parametrize(
@@ -104,3 +106,25 @@ def test_stages_that_calibration_hardly_sees_measure_when_they_run(layers):
 def test_an_unknown_name_lists_the_named_plans(layers):
     with pytest.raises(ContractError, match="Named plans: int8, fp8, auto"):
         named_plan("int4", layers)
+
+
+def test_scales_per_step_are_refused_where_a_backend_does_not_take_them(layers):
+    chosen = plan(("net", "up", "int8"), per_step=True)
+    with pytest.raises(ContractError, match="one activation scale per step, which the backend 'onnxruntime' does not take"):
+        chosen.require_backend(plugins.load("backend_build", "onnxruntime"))
+    chosen.require_backend(plugins.load("backend_build", "eager"), "eager")
+    assert PrecisionPlan.from_json(chosen.to_json()) == chosen
+
+
+def test_named_plans_follow_the_backend_that_is_asked_for(layers):
+    own = {name: named_plan(name, layers, ["net"]) for name in ("int8", "fp8")}
+    assert (own["int8"].backend, own["int8"].per_step) == ("onnxruntime", False)
+    assert (own["fp8"].backend, own["fp8"].per_step) == ("eager", True)
+    for name in own:
+        asked = named_plan(name, layers, (), "tensorrt")
+        assert (asked.backend, asked.per_step) == ("tensorrt", name == "fp8")
+        formats = {path: rule.format for (_, path), rule in asked.resolve(layers).items()}
+        assert formats == {"conv": "none", "up": name, "down": name}
+        # no engine of TensorRT measures ranges at run time, and weights alone it would turn back
+        unsteady = named_plan(name, layers, ["net"], "tensorrt").resolve(layers)
+        assert {rule.format for rule in unsteady.values()} == {"none"}

@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 
 FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8")  # rounded as the engines would, multiplied in float32
+STEP_SCALES = True  # takes one activation scale per step of the sampler
+PRECISIONS = ("float32", "bf16", "fp16")
 TOLERANCE = 2e-6  # the same operators; loaded weights may lie at another alignment, where products are summed in another order
 
 
@@ -35,8 +38,9 @@ def supports_float(stage: Stage, backend: str) -> Support:
     return supports(stage)
 
 
-def build(stage: Stage, directory: Path) -> dict[str, Any]:
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
+    options.refuse_target("eager")
     with exporting(stage), quiet():
         program = export_program(stage)
         stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump

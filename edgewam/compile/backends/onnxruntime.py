@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import as_module, example_inputs, exporting, quiet
 from edgewam.compile.integer_onnx import FORMATS, make_integer
 from edgewam.compile.onnx_weights import compact
@@ -43,8 +44,9 @@ def supports(stage: Stage) -> Support:
     return Support(True)
 
 
-def build(stage: Stage, directory: Path) -> dict[str, Any]:
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.onnx` into `directory` and return the record that the run half reads."""
+    options.refuse_target("onnxruntime")
     onnx = require("onnx", extra="onnx")
     require("onnxscript", extra="onnx")
     with exporting(stage), quiet(), contextlib.redirect_stdout(io.StringIO()):

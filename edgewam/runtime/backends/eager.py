@@ -5,6 +5,7 @@ A stage is loaded from an exported program (`.pt2`), so that running a bundle ne
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import warnings
 from collections.abc import Callable, Mapping
@@ -52,10 +53,16 @@ def load_module(directory: Path, record: Mapping[str, Any], options: EngineOptio
             warnings.simplefilter("ignore", UserWarning)
             program = torch.export.load(path)
             if options.device != "cpu":
-                program = torch.export.passes.move_to_device_pass(program, options.device)
+                program = move_program(program, options.device)
     except Exception as error:  # zip, pickle-free JSON and version errors have no common base
         raise ArtifactError(f"torch cannot open '{path}': {error}. Compile the bundle again with this torch version.") from error
     return program.module()
+
+
+def move_program(program: Any, device: str) -> Any:
+    """An exported program with its weights and every device that its operators name on another device."""
+    # a submodule that `import torch` leaves out
+    return importlib.import_module("torch.export.passes").move_to_device_pass(program, device)
 
 
 class TorchEngine:

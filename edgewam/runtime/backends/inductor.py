@@ -83,6 +83,9 @@ def compiled(function: Callable[..., Any], device: str = "cpu", tuning: Tuning |
     if device == "cpu":
         options["cpp.threads"] = torch.get_num_threads()  # part of the kernels, and so of the cache's key
     _use_own_cache()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about its own old parts
+        importlib.import_module("torch._inductor.compile_fx")
     fast = torch.compile(function, fullgraph=True, dynamic=False, options=options)
 
     def run(*tensors: Any) -> Any:
@@ -104,9 +107,7 @@ class InductorEngine(eager.TorchEngine):
         torch = require("torch", extra="train")
         call = super().bind(inputs, outputs)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, about its own old parts
-                self.function(*(torch.as_tensor(inputs[spec.name]) for spec in self.stage.inputs))  # writes to no output
+            self.function(*(torch.as_tensor(inputs[spec.name]) for spec in self.stage.inputs))  # writes to no output
         except Exception as error:  # Dynamo, Inductor, Triton and the C++ compiler have no common base
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             raise EdgewamError(

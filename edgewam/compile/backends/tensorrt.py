@@ -1,0 +1,98 @@
+"""Build half of `tensorrt`: one stage to ONNX with explicit Q/DQ, to an engine for one target, read back before it counts.
+
+TensorRT for RTX builds for its cards on any machine, full TensorRT only on the device itself (`tensorrt_targets`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
+from edgewam.compile.tensorrt_engine import build_in_child
+from edgewam.compile.tensorrt_onnx import ExportedGraph, export_onnx
+from edgewam.compile.tensorrt_qdq import FORMATS
+from edgewam.compile.tensorrt_readback import read_back
+from edgewam.compile.tensorrt_targets import Target, find_target
+from edgewam.core.stage import Stage
+from edgewam.quantize.layers import quantized_layers
+from edgewam.runtime.engine import Support
+from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
+
+__all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_graph", "runtime_of", "supports"]
+
+# Relative to the output's maximum, of a float32 stage: TF32 is off, sums come in another order, exp and tanh are a GPU's own.
+# Not measured: no engine of ours has run yet.
+TOLERANCE = 1e-4
+STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
+# eight bits need a layer of its own for every weight; and attention with divided logits is no pattern that it fuses
+REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")
+PRECISIONS = ("float32", "bf16", "fp16")
+
+
+def supports(stage: Stage) -> Support:
+    """Whether the stage can be exported and its formats are ones that TensorRT multiplies in."""
+    if stage.function is None:
+        return Support(False, f"stage '{stage.name}' was read from a manifest and has no function to export")
+    for package in ("onnx", "onnxscript"):
+        if importlib.util.find_spec(package) is None:
+            return Support(False, f"the package '{package}' is not installed; install it with: pip install 'edgewam[onnx]'")
+    if not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
+        return Support(
+            False, "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
+        )
+    for spec in (*stage.inputs, *stage.outputs):
+        if spec.dtype not in DTYPES:
+            return Support(False, f"stage '{stage.name}' has '{spec.name}' in {spec.dtype}; use one of {', '.join(DTYPES)}")
+    for path, layer in quantized_layers(stage).items():
+        if layer.kind.name not in FORMATS:
+            return Support(
+                False,
+                f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which TensorRT would turn back into a half "
+                f"type; it computes in {', '.join(FORMATS)}. Quantise with --plan int8 or --plan fp8",
+            )
+    return Support(True)
+
+
+def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
+    """Write `<stage>.engine` into `directory` and return the record that the run half reads.
+
+    Raises:
+        PluginError: no target, an unknown one, or a format that it has no matrix unit for.
+        MissingExtraError: the target's library is not installed.
+        EdgewamError: the stage cannot be exported, or the library cannot take it; names stage and node.
+        GateError: the engine does not multiply in the planned formats.
+    """
+    target = find_target(options.target)
+    for path, layer in quantized_layers(stage).items():
+        target.require_format(layer.kind.name, f"Layer '{path}' of stage '{stage.name}'")
+    target.require_here()
+    with tempfile.TemporaryDirectory(dir=directory, prefix=f".{stage.name}.") as work:
+        return build_graph(export_onnx(stage, Path(work)), stage.name, target, Path(directory))
+
+
+def runtime_of(record: Mapping[str, Any]) -> str:
+    """The library that opens an engine, with its exact version, as `CudaMemory.device_facts` says it."""
+    return f"{record['library']} {record['version']}"
+
+
+def build_graph(graph: ExportedGraph, stage: str, target: Target, directory: Path) -> dict[str, Any]:
+    """The second half of `build`, for graphs that are built for several targets; the engine is complete or not there."""
+    file = f"{stage}.engine"
+    made = graph.path.parent / file
+    built = build_in_child(graph.path, made, target.family, target.sm, stage)
+    found = read_back(built, graph)
+    found.require(graph.products, stage, target.name)
+    made.replace(directory / file)
+    return {
+        "file": file,
+        "target": target.name,
+        "sm": target.sm,
+        **{key: built[key] for key in ("library", "version", "inputs", "outputs", "engine_bytes", "peak_memory_bytes")},
+        "base": graph.base,
+        "build_seconds": built["seconds"],
+        "read_back": found.to_json(),
+    }
