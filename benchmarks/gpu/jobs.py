@@ -85,13 +85,13 @@ class Job:
         return digest.hexdigest()[:16]
 
 
-_FULL = {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor"}
-_TOY = {"size": "golden", "compiler": "eager"}
+_FULL = {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor", "layer_groups": 3}
+_TOY = {"size": "golden", "compiler": "eager", "layer_groups": 3}
 _ENGINES = (
     "benchmarks/gpu/policy.py", "benchmarks/gpu/compilers.py",
     "benchmarks/gpu/program_timing.py", "benchmarks/gpu/floors.py", "benchmarks/gpu/rates.py",
     "benchmarks/gpu/random_policy.py", "benchmarks/gpu/upstream.py", "edgewam/core/program.py", "edgewam/core/stage.py",
-    "edgewam/compile/rewrit*.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/eager.py",
+    "edgewam/compile/rewrit*.py", "edgewam/compile/layer_groups.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/eager.py",
     "edgewam/runtime/backends/inductor.py", *_MODEL,
 )  # fmt: skip
 _LOAD = {**_FULL, "steps": 2, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}

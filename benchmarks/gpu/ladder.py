@@ -99,7 +99,7 @@ class _Ladder:
     def prefill_compile(self) -> None:
         """Only the planner is compiled; the refresh runs call by call."""
         policy = self._policy
-        others = tuple(name for name in policy.stages() if name != "planner")
+        others = tuple(name for name in policy.stages() if name not in policy.planner)
         pipeline = policy.pipeline(2, released_image=True, eager=others)
         engines = policy.engines(released_image=True, eager=others)
         section = program_section(

@@ -20,6 +20,7 @@ from benchmarks.gpu.compilers import fast_function
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.random_policy import Inputs, random_inputs, random_policy
 from benchmarks.gpu.upstream import three_dimensional
+from edgewam.compile.layer_groups import in_layer_groups
 from edgewam.compile.rewrites import rewrite
 from edgewam.core.errors import EdgewamError
 from edgewam.core.observation import Normalizer
@@ -76,9 +77,13 @@ class _Ours:
 class Policy:
     """One random policy on one device."""
 
-    def __init__(self, size: str, dtype: torch.dtype, device: str, seed: int, compiler: str) -> None:
-        """Draw the weights.  compiler: "inductor", or a backend of torch.compile that makes no kernels, to try the code."""
-        self.device, self.dtype, self.compiler = device, dtype, compiler
+    def __init__(self, size: str, dtype: torch.dtype, device: str, seed: int, compiler: str, layer_groups: int) -> None:
+        """Draw the weights.
+
+        compiler: "inductor", or a backend of torch.compile that makes no kernels, to try the code.
+        layer_groups: stages that the planner is split into.  Dynamo keeps 8 compilations of one forward method and then fails.
+        """
+        self.device, self.dtype, self.compiler, self._layer_groups = device, dtype, compiler, layer_groups
         self._network: tuple[AhaWam, WanVae] | None = random_policy(size, dtype, device, seed)
         self.config: AhaWamConfig = self._network[0].config
         self.inputs: Inputs = random_inputs(self.config, device, seed)
@@ -114,7 +119,8 @@ class Policy:
         exact = rewrite(plain)
         del plain
         gc.collect()
-        return _Ours(exact, released, tables)
+        given = {steps: in_layer_groups(exact, table, self._layer_groups) for steps, table in tables.items()}
+        return _Ours(given[STEPS[0]][0], released, {steps: table for steps, (_, table) in given.items()})
 
     def stages(self, released_image: bool = False) -> dict[str, Stage]:
         """The stages; with the released image encoder in place of ours if asked for."""
@@ -182,6 +188,11 @@ class Policy:
         return np.ascontiguousarray(self.inputs.image.permute(1, 2, 0).numpy())
 
     @property
+    def planner(self) -> tuple[str, ...]:
+        """Names of the stages that the planner is split into."""
+        return tuple(name for name in self.ours.stages if name.startswith("planner"))
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """What the timing contract says of the inputs."""
         config = self.config
@@ -199,14 +210,14 @@ class Policy:
 
 
 @functools.lru_cache(maxsize=1)
-def _policy(size: str, dtype: str, device: str, seed: int, compiler: str) -> Policy:
-    return Policy(size, getattr(torch, dtype), device, seed, compiler)
+def _policy(size: str, dtype: str, device: str, seed: int, compiler: str, layer_groups: int) -> Policy:
+    return Policy(size, getattr(torch, dtype), device, seed, compiler, layer_groups)
 
 
 def shared_policy(job: Job, device: str) -> Policy:
     """The policy of a job's parameters; the one that an earlier job of this process made, if they agree."""
     p = job.params
-    return _policy(p["size"], p["dtype"], device, p["seed"], p["compiler"])
+    return _policy(p["size"], p["dtype"], device, p["seed"], p["compiler"], p["layer_groups"])
 
 
 def forget_policy() -> None:

@@ -73,7 +73,7 @@ def test_all_jobs_but_the_last_fit_one_call():
 def test_jobs_that_share_a_process_stand_together_and_ask_for_the_same_policy():
     shared = [job for job in JOBS if job.process == "full"]
     assert list(JOBS[: len(shared) - 1]) == shared[:-1]  # the full load comes last and builds its own
-    assert len({tuple(job.params[name] for name in ("size", "dtype", "seed", "compiler")) for job in shared}) == 1
+    assert len({tuple(job.params[name] for name in ("size", "dtype", "seed", "compiler", "layer_groups")) for job in shared}) == 1
 
 
 def test_the_processor_is_for_jobs_that_make_sense_there(no_gpu, capsys):
