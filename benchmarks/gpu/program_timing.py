@@ -65,6 +65,8 @@ def stage_alone(stage: Stage, engine: Engine, memory: TorchMemory, n: int, warmu
     for buffer in inputs.values():
         if buffer.is_floating_point():
             buffer.normal_()  # zeros run faster than data
+        elif buffer.dtype == torch.uint8:
+            buffer.random_()
     call = engine.bind(inputs, outputs)
     if not has_graphs(memory):
         return time_device(call, "cpu", n, warmup)
