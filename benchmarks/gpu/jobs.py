@@ -94,7 +94,7 @@ _ENGINES = (
     "edgewam/compile/rewrit*.py", "edgewam/compile/layer_groups.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/eager.py",
     "edgewam/runtime/backends/inductor.py", *_MODEL,
 )  # fmt: skip
-_LOAD = {**_FULL, "steps": 2, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}
+_LOAD = {**_FULL, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}
 _TOY_LOAD = {**_TOY, "hz": 5, "idle_chunks": 3, "chunks": 6, "saturated_chunks": 3}
 
 JOBS = (

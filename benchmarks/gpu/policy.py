@@ -90,6 +90,7 @@ class Policy:
         self.text = self.inputs.text.to(dtype)
         self.memory = TorchMemory(device)
         self.compile_s: dict[str, float] = {}
+        self.robot: tuple[Pipeline, dict[str, str]] | None = None  # see program_timing.robot_pipeline
         self._engines: dict[str, Engine] = {}
         self._refused: dict[tuple[bool, tuple[str, ...]], str] = {}
 

@@ -11,7 +11,7 @@ import time
 from benchmarks.gpu.floors import program_floor
 from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.policy import shared_policy
-from benchmarks.gpu.program_timing import capture, contract, floor_figures
+from benchmarks.gpu.program_timing import capture, contract, floor_figures, robot_pipeline
 from benchmarks.gpu.rates import measured_device
 from benchmarks.results import Section
 from edgewam.core.program import Call
@@ -38,10 +38,13 @@ def run(job: Job, device: str, emit: Emit) -> None:
     policy, p = shared_policy(job, device), job.params
     inputs, act = policy.plan_inputs(policy.config.memory_slots), policy.act_inputs()
     for name, (is_compiled, captured, one_graph) in MODES.items():
-        pipeline = policy.pipeline(2, eager=() if is_compiled else policy.planner, overlap=True)
-        graphs = {"chunk": capture(pipeline, "act", act)}
-        if captured:
-            graphs["refresh"] = capture(pipeline, "plan", inputs, one_graph)
+        if captured and not one_graph:
+            pipeline, graphs = robot_pipeline(policy)
+        else:
+            pipeline = policy.pipeline(2, eager=() if is_compiled else policy.planner, overlap=True)
+            graphs = {"act": capture(pipeline, "act", act)}
+            if captured:
+                graphs["plan"] = capture(pipeline, "plan", inputs, one_graph)
         alone = measure(lambda pipeline=pipeline: pipeline.run("plan", inputs), p["n"], p["warmup"])  # type: ignore[misc]
         chunk = measure(lambda pipeline=pipeline: pipeline.run("act", act), p["n"], p["warmup"])  # type: ignore[misc]
         for _ in range(p["warmup"]):

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.policy import Policy, shared_policy
-from benchmarks.gpu.program_timing import capture, contract
+from benchmarks.gpu.program_timing import contract, robot_pipeline
 from benchmarks.results import Section
 from edgewam.profiles.measure import Timing
 from edgewam.runtime.pipeline import Pipeline
@@ -28,15 +28,21 @@ SPIN_S = 1e-3  # before a tick the clock is watched instead of slept through
 def run(job: Job, device: str, emit: Emit) -> None:
     """Sections `idle`, `load`, `saturated`."""
     policy, p = shared_policy(job, device), job.params
-    pipeline = policy.pipeline(p["steps"], overlap=True)
-    graphs = [capture(pipeline, "act", policy.act_inputs())]
-    graphs.append(capture(pipeline, "plan", policy.plan_inputs(policy.config.memory_slots)))
-    engine = f"{policy.compiler}, CUDA graphs" if graphs[0] != graphs[1] or policy.device != "cpu" else policy.compiler
+    pipeline, graphs = robot_pipeline(policy)
     for name, chunks, every in (("idle", p["idle_chunks"], 0), ("load", p["chunks"], 2), ("saturated", p["saturated_chunks"], 1)):
         seen = _Loop(policy, pipeline, p["hz"] if name != "saturated" else 0.0, every).run(chunks)
-        figures = seen.figures() | {"hz": float(p["hz"]) if name != "saturated" else "back to back", "graph": graphs[0]}
+        figures = seen.figures() | {"hz": float(p["hz"]) if name != "saturated" else "back to back", "graph": graphs["act"]}
         notes = f"{name}: one thread, {WHAT[name]}"
-        made = contract(policy, engine, p["steps"], ("act", "plan")[: 1 + (every > 0)], len(seen.chunk_ms), 0, notes, every > 0)
+        made = contract(
+            policy,
+            f"{policy.compiler}, CUDA graphs",
+            2,
+            ("act", "plan")[: 1 + (every > 0)],
+            len(seen.chunk_ms),
+            0,
+            notes,
+            every > 0,
+        )
         emit(name, Section(made, figures, seen.timings()))
 
 

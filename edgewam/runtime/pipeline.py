@@ -22,7 +22,7 @@ from edgewam.runtime.back_buffers import BackBuffers
 from edgewam.runtime.binding import BoundProgram, bind_program
 from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array, HostMemory, Memory, host_spec
-from edgewam.runtime.replay import Replay, compose
+from edgewam.runtime.replay import REPLAY_TOLERANCE, Replay, compose
 
 StageHook = Callable[[str, int], None]
 
@@ -112,11 +112,14 @@ class Pipeline:
             raise ContractError(f"Program '{program}' was not started.")
         return self.memory.is_idle(self._streams[program])
 
-    def capture(self, program: str, inputs: Mapping[str, Array], one_graph: bool = False) -> str:
+    def capture(
+        self, program: str, inputs: Mapping[str, Array], one_graph: bool = False, tolerance: float = REPLAY_TOLERANCE
+    ) -> str:  # fmt: skip
         """Turn a program into one graph, verified on these inputs and on others: it must write what the single calls write.
 
         A program without outputs runs in the background and becomes one graph per stage (layer groups), so that urgent ones
-        get the device in between; `one_graph` makes one of it all the same.
+        get the device in between; `one_graph` makes one of it all the same.  Replay and single calls may differ by `tolerance` of
+        a result's maximum.
 
         Returns "bitwise" or how far replay and single calls differ.  State is left as it was.
 
@@ -132,7 +135,9 @@ class Pipeline:
         for number, bound in enumerate(self._plans[program]):
             watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
             replay = Replay(bound, self.memory, stream, in_groups=not (bound.outputs or one_graph))
-            found = replay.verify(watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)])  # type: ignore[misc]
+            found = replay.verify(
+                watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)], tolerance
+            )  # type: ignore[misc]
             worst = found if found != "bitwise" else worst
             calls.append(replay.calls)
         self._calls[program] = calls
