@@ -45,9 +45,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="what a run would do now")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs only")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for the whole call (default {BUDGET_S:.0f})")
-    parser.add_argument(
-        "--data", type=Path, help="packed file for jobs that take one (benchmarks.gpu.pack_dataset, .packed_frames)"
-    )
+    parser.add_argument("--data", type=Path, help="packed latents for the training job (see benchmarks.gpu.pack_dataset)")
+    parser.add_argument("--frames", type=Path, help="packed frames for VAE parity (see benchmarks.gpu.packed_frames)")
     parser.add_argument(
         "--out", type=Path, help="folder for results (default: benchmarks/results/<device>, and $OUT/records.json)"
     )
@@ -63,8 +62,9 @@ def _run(arguments: argparse.Namespace) -> int:
             print(f"recorded {path}")
         return 0
     jobs = find_jobs(arguments.only)
-    if arguments.data is not None:
-        jobs = [job.with_data(arguments.data) for job in jobs]
+    for path, kind in ((arguments.data, "latents"), (arguments.frames, "frames")):
+        if path is not None:
+            jobs = [job.with_data(path) if job.data == kind else job for job in jobs]
     if arguments.smoke:
         return _smoke(jobs, arguments)
     gpu = read_gpu().get("name", "") if arguments.device == "cuda" else ""
@@ -122,7 +122,7 @@ def _plan(jobs: Sequence[Job], folders: list[Path], arguments: argparse.Namespac
         record = recorded(job.name, job.key(), folders)
         if record:
             state = f"recorded {record.started_utc} on {record.device}"
-        elif job.data == "required" and "data" not in job.params:
+        elif job.data == "latents" and "data" not in job.params:
             state = "needs --data"
         elif left < job.expected_s:
             state = "next call (budget)"

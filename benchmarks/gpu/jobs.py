@@ -28,7 +28,7 @@ class Job:
     """One measurement: `module.run`, at most `limit_s` seconds.
 
     params set its size on the GPU, smoke the few that make it a matter of seconds on a processor.  `expected_s` is the time
-    it should take; the budget must still hold it for the job to start.  data: whether it takes the file of `--data`.
+    it should take; the budget must still hold it for the job to start.  data: what file it takes; frames it can do without.
     process: jobs after one another that name the same one share it, so that what the first builds (weights, compiled stages)
     serves all; without a name a job has a process of its own.  on_processor: it also makes sense at full size without a GPU.
     """
@@ -41,7 +41,7 @@ class Job:
     sources: tuple[str, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
-    data: Literal["none", "optional", "required"] = "none"
+    data: Literal["none", "frames", "latents"] = "none"
     process: str = ""
     on_processor: bool = False
 
@@ -50,11 +50,13 @@ class Job:
         return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, data="none")
 
     def with_data(self, path: Path) -> Job:
-        """The job on a carried data file; the file's digest is part of the key.  Jobs that need none stay as they are."""
+        """The job on a carried data file; the file's digest is part of the key.  Jobs that take none stay as they are."""
         if self.data == "none":
             return self
         if not path.is_file():
-            raise EdgewamError(f"There is no data file '{path}'. Make it with: python3 -m benchmarks.gpu.pack_dataset --help")
+            raise EdgewamError(
+                f"There is no data file '{path}'. Make it with benchmarks.gpu.pack_dataset (latents) or .packed_frames"
+            )
         return replace(self, params={**self.params, "data": str(path), "data_sha256": file_digest(path)})
 
     def to_json(self) -> dict[str, Any]:
@@ -164,7 +166,7 @@ JOBS = (
          "edgewam/models/wan_vae*.py"),
         {"frames": 1000, "precisions": ["bfloat16", "float16"], "compilers": ["inductor"], "n": 100},
         {"frames": 3, "precisions": ["bfloat16"], "compilers": ["eager"], "n": 2},
-        data="optional",
+        data="frames",
         on_processor=True,
     ),
     Job(
@@ -219,7 +221,7 @@ JOBS = (
         {"runs": [[32, 200], [256, 100]], "warmup": 20},
         {"runs": [[2, 3]], "warmup": 1, "synthetic": {"episodes": 1, "length": 60, "cell": [48, 4, 6]},
          "model": {"num_layers": 1, "image_height": 64, "image_width": 96}},
-        data="required",
+        data="latents",
     ),
     Job(
         "under_load_full",

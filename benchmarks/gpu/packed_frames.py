@@ -112,7 +112,9 @@ def main() -> int:
     ignore = a.out.parent / ".gitignore"
     if a.out.parent.name == ".gpu_data" and not ignore.exists():
         ignore.write_text("*\n")  # carried by name, never committed
-    print(f"{a.out}: {len(images)} frames, {size / 1e6:.1f} MB. Run: python3 -m benchmarks.gpu --only vae_parity --data {a.out}")
+    print(
+        f"{a.out}: {len(images)} frames, {size / 1e6:.1f} MB. Run: python3 -m benchmarks.gpu --only vae_parity --frames {a.out}"
+    )
     return 0
 
 

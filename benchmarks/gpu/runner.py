@@ -69,7 +69,7 @@ def run_jobs(
             outcomes.append(Outcome(job, found, f"recorded {found.started_utc}"))
             say(f"== {job.name}: recorded for this code on {found.started_utc}, skipped")
             continue
-        if job.data == "required" and "data" not in job.params:
+        if job.data == "latents" and "data" not in job.params:
             outcomes.append(Outcome(job, None, "needs --data"))
             say(f"== {job.name}: skipped, it needs --data FILE (python3 -m benchmarks.gpu.pack_dataset makes it)")
             continue

@@ -53,9 +53,7 @@ def test_modes_differ_in_graphs_of_the_refresh(tmp_path, replays, capsys):
     sections = play("prefill_modes", tmp_path)
     captured = {name: section.figures.get("graph_plan") for name, section in sections.items()}
     assert captured == {"eager": None, "compile": None, "one_graph": "bitwise", "groups": "bitwise"}
-    assert all(
-        section.figures["graph_act"] == "bitwise" and section.contract.concurrent_refresh for section in sections.values()
-    )
+    assert all(section.figures["graph_act"] == "bitwise" and section.contract.concurrent_refresh for section in sections.values())
     assert replays.count(1) >= 2 * 4  # both buffers: image encoder and three groups of layers, each a graph of its own
 
 

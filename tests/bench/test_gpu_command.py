@@ -98,3 +98,13 @@ def test_the_smoke_command_ends_with_a_table(tmp_path, capsys):
 def test_an_ok_without_sections_is_no_result():
     with pytest.raises(EdgewamError):
         Record.from_json(Record("a", "k", "ok", "d", "t", 1.0).to_json())
+
+
+def test_each_job_gets_the_file_that_it_takes(no_gpu, tmp_path, monkeypatch, capsys):
+    seen = {}
+    monkeypatch.setattr(command, "_plan", lambda jobs, *_: seen.update({job.name: job.params.get("data") for job in jobs}) or "")
+    for name in ("latents", "frames"):
+        (tmp_path / name).write_text(name)
+    assert command.main(["--list", "--data", str(tmp_path / "latents"), "--frames", str(tmp_path / "frames")]) == 0
+    given = {name: path for name, path in seen.items() if path}
+    assert given == {"train_small": str(tmp_path / "latents"), "vae_parity": str(tmp_path / "frames")}

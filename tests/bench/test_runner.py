@@ -104,7 +104,7 @@ def test_the_budget_cuts_a_job_before_its_own_limit(tmp_path):
 def test_the_key_follows_sources_parameters_and_data_but_not_the_path(tmp_path):
     base = job("good", "good", runs="x")
     assert base.key() == job("good", "good", runs="x").key() != job("good", "good", runs="y").key()
-    needs = Job("d", "", "tests.bench.fake_jobs.good", 1, 1, (), {}, {}, data="required")
+    needs = Job("d", "", "tests.bench.fake_jobs.good", 1, 1, (), {}, {}, data="latents")
     for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).write_text(text)
     a, b, c = (needs.with_data(tmp_path / name).key() for name in "abc")
@@ -116,7 +116,7 @@ def test_the_key_follows_sources_parameters_and_data_but_not_the_path(tmp_path):
 
 
 def test_a_job_without_its_data_is_left_out(tmp_path):
-    outcome = run([Job("d", "", "tests.bench.fake_jobs.bad", 1, 9, (), {}, {}, data="required")], tmp_path)[0]
+    outcome = run([Job("d", "", "tests.bench.fake_jobs.bad", 1, 9, (), {}, {}, data="latents")], tmp_path)[0]
     assert outcome.record is None and outcome.note == "needs --data"
 
 
