@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
+from edgewam.compile.engine_reuse import engine_key, taken_from
 from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.compile.tensorrt_engine import build_in_child
 from edgewam.compile.tensorrt_onnx import ExportedGraph, export_onnx
@@ -20,6 +21,7 @@ from edgewam.compile.tensorrt_readback import read_back
 from edgewam.compile.tensorrt_targets import Target, find_target
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
+from edgewam.runtime import tensorrt_api
 from edgewam.runtime.engine import Support
 from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
@@ -30,6 +32,7 @@ __all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_
 TOLERANCE = 1e-4
 STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
 REWRITES_LEFT_OUT = NOT_LAYERWISE
+SETTINGS_VERSION = 1  # of what the builder is told (`tensorrt_engine`); another one builds every engine again
 PRECISIONS = ("float32", "bf16", "fp16")
 
 
@@ -60,6 +63,8 @@ def supports(stage: Stage) -> Support:
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.engine` into `directory` and return the record that the run half reads.
 
+    An engine of the bundle that is being replaced is taken over when everything that it was built from is the same.
+
     Raises:
         PluginError: no target, an unknown one, or a format that it has no matrix unit for.
         MissingExtraError: the target's library is not installed.
@@ -71,7 +76,12 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
         target.require_format(layer.kind.name, f"Layer '{path}' of stage '{stage.name}'")
     target.require_here()
     with tempfile.TemporaryDirectory(dir=directory, prefix=f".{stage.name}.") as work:
-        return build_graph(export_onnx(stage, Path(work)), stage.name, target, Path(directory))
+        graph = export_onnx(stage, Path(work))
+        version = tensorrt_api.load(target.family).version
+        files = [path for path in Path(work).iterdir() if path.is_file()]
+        key = engine_key(files, target.sm, target.library, version, str(SETTINGS_VERSION))
+        same = taken_from(options.reuse, stage.name, key, Path(directory))  # it was read back when it was built
+        return same or build_graph(graph, stage.name, target, Path(directory)) | {"key": key}
 
 
 def runtime_of(record: Mapping[str, Any]) -> str:
