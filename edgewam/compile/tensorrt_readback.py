@@ -16,7 +16,7 @@ from edgewam.compile.tensorrt_onnx import ExportedGraph
 from edgewam.core.errors import GateError
 
 _CODES = {"FP8": "fp8", "Int8": "int8", "FP4": "fp4", "FP4E2M1": "fp4"}
-_FORMATS = {**_CODES, "BFloat16": "bfloat16", "Half": "float16", "Float": "float32"}
+_FLOATS = {"BFloat16": "bfloat16", "Half": "float16", "Float": "float32"}  # in the order in which they decide
 _NOT_KERNELS = ("signal", "wait", "Constant", "NoOp")  # events between streams, and what is never launched
 _PRODUCT_KINDS = ("gemm", "correlation", "MatrixMultiply", "Convolution", "CaskConvolution", "CaskGemmConvolution")
 UNKNOWN = "unknown"
@@ -58,7 +58,7 @@ class ReadBack:
         for name, wanted in planned.items():
             found = self.products.get(name, UNKNOWN)
             # a float product without a layer of its own was merged into another kernel, in the type that the graph says
-            if found == wanted or (found == UNKNOWN and wanted in ("bfloat16", "float16", "float32")):
+            if found == wanted or (found == UNKNOWN and wanted in _FLOATS.values()):
                 continue
             seen = "cannot be seen in the engine" if found == UNKNOWN else f"is multiplied in {found}"
             raise GateError(
@@ -96,9 +96,14 @@ def _product_format(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _format(row: Mapping[str, Any]) -> str:
-    """Codes on both sides, or the float type of what comes in; full TensorRT does not list weights."""
-    first = row["inputs"][0] if row["inputs"] else ""
-    if first in _CODES and row["constants"] and first not in (*row["constants"], *row["inputs"][1:]):
+    """Codes on both sides (full TensorRT does not list weights), else a half type that takes part, else float32.
+
+    The library multiplies equal types only, so one side in a half type says that of both; scalars beside them are float32.
+    """
+    inputs, constants = row["inputs"], row["constants"]
+    codes = [name for name in inputs if name in _CODES]
+    if codes:
+        return _CODES[codes[0]] if codes[0] in (*codes[1:], *constants) or not constants else UNKNOWN
+    if any(name in _CODES for name in constants):
         return UNKNOWN
-    types = [t for t in row["inputs"] if t in _CODES] or [t for t in (*row["constants"][:1], *row["inputs"]) if t in _FORMATS]
-    return _FORMATS.get(types[0], UNKNOWN) if types else UNKNOWN
+    return next((name for kind, name in _FLOATS.items() if kind in (*inputs, *constants)), UNKNOWN)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from edgewam.core.errors import MissingExtraError, PluginError
 from edgewam.profiles.device import Device, device_names, formats_of, load_device
+from edgewam.runtime.cuda_api import load_cudart, read_device
 from edgewam.runtime.tensorrt_api import LIBRARIES, family_for
 
 _ALTERNATIVE = {"fp8": "int8", "fp4": "fp8, or int8 on a card without FP8"}
@@ -38,17 +39,24 @@ class Target:
             f"Give it {_ALTERNATIVE.get(name, 'none')}; this target computes in {', '.join(self.formats)} and half types."
         )
 
-    def require_library(self) -> None:
-        """Raise MissingExtraError, saying how to get the library, when it is not installed."""
-        if importlib.util.find_spec(self.library) is not None:
-            return
-        where = (
-            " Its engines are built on the device itself, with the library that will run them." if self.family == "full" else ""
-        )
-        raise MissingExtraError(
-            f"The target '{self.name}' ({self.sm}) needs the package '{self.library}', which is not installed.{where} "
-            f"{LIBRARIES[self.family][1]}."
-        )
+    def require_here(self) -> None:
+        """Refuse a target whose engines cannot be built on this machine.
+
+        Raises:
+            MissingExtraError: its library is not installed; says how to get it.
+            PluginError: full TensorRT builds for the GPU it runs on, and that is another one.
+        """
+        if importlib.util.find_spec(self.library) is None:
+            where = " Its engines are built on the device itself, by the library that runs them." if self.family == "full" else ""
+            raise MissingExtraError(
+                f"The target '{self.name}' ({self.sm}) needs the package '{self.library}', which is not installed.{where} "
+                f"{LIBRARIES[self.family][1]}."
+            )
+        if self.family == "full" and (here := read_device(load_cudart(), 0)).sm != self.sm:
+            raise PluginError(
+                f"Full TensorRT builds for the GPU that it runs on, which is '{here.name}' ({here.sm}) and not '{self.name}' "
+                f"({self.sm}). Run the same command on the device itself."
+            )
 
 
 def as_target(device: Device) -> Target:

@@ -87,3 +87,20 @@ def test_codes_times_floats_is_not_the_planned_product():
 def test_an_attention_in_parts_is_named():
     apart = [line.replace("_gemm_mha_v2_myl0_8", "__myl_MaxrSubExpSumDivMul_myl0_8") for line in LOG]
     assert read_back({"layers": from_log(apart), **memory_bytes(LOG)}, GRAPH).unfused == ("node_softmax",)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "constants", "found"),
+    [
+        (["BFloat16"], ["Float", "BFloat16"], "bfloat16"),
+        (["Float", "Float"], ["BFloat16"], "bfloat16"),
+        (["Half", "Half"], ["Float"], "float16"),
+        (["Float"], ["Float"], "float32"),
+        (["Int8", "Int8"], ["Float"], "int8"),
+        (["Half"], ["Int8", "Half"], "unknown"),
+    ],
+)
+def test_the_types_of_both_sides_decide_and_not_those_of_scalars_beside_them(inputs, constants, found):
+    row = {"name": "up_myl0_1", "kind": "gemm", "inputs": inputs, "constants": constants, "outputs": [], "nodes": ["up"]}
+    graph = ExportedGraph(None, "bfloat16", {"up": "bfloat16"}, ())
+    assert read_back({"layers": [row], "weight_bytes": 1, "activation_bytes": 1}, graph).products == {"up": found}

@@ -12,6 +12,7 @@ from edgewam.compile.tensorrt_targets import find_target, targets
 from edgewam.core.errors import MissingExtraError, PluginError
 from edgewam.profiles.device import device_names, load_device
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
+from edgewam.runtime.cuda_api import CudaDevice
 from edgewam.runtime.tensorrt_api import RTX_SMS
 from tests.quantize.toy import toy_stages
 
@@ -63,6 +64,16 @@ def test_fp4_exists_from_sm_100_on(name, allowed):
 def test_a_target_of_full_tensorrt_says_where_to_build_and_where_to_get_it(name, tmp_path):
     with pytest.raises(MissingExtraError, match=r"on the device itself.*NVIDIA's own package index"):
         tensorrt.build(toy_stages()["net"], tmp_path, BuildOptions(name))
+
+
+def test_full_tensorrt_is_not_asked_to_build_for_another_gpu(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("edgewam.compile.tensorrt_targets.load_cudart", lambda: None)
+    here = CudaDevice("NVIDIA H100", "sm_90", (13, 0), (13, 0))
+    monkeypatch.setattr("edgewam.compile.tensorrt_targets.read_device", lambda cudart, index: here)
+    find_target("h200").require_here()
+    with pytest.raises(PluginError, match=r"'NVIDIA H100' \(sm_90\) and not 'thor' \(sm_110\).*on the device itself"):
+        find_target("thor").require_here()
 
 
 def test_formats_that_tensorrt_would_undo_are_refused_by_name():

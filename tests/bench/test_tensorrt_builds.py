@@ -1,0 +1,44 @@
+"""The stored builds of full-size engines show what they are kept for."""
+
+import json
+
+import pytest
+
+from benchmarks.results import RESULTS
+
+pytest.importorskip("torch", reason="needs the extra train")
+
+from benchmarks.tensorrt_builds import NUM_GROUPS, STAGES, TARGETS, faults
+
+BUILDS = json.loads((RESULTS / "amd-epyc" / "tensorrt_builds.json").read_text())["builds"]
+
+
+def test_formats_fusions_and_memory_are_as_asked():
+    assert faults(BUILDS) == []
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_denoise_step_was_built_in_every_precision(target):
+    for precision in STAGES["denoise"]:
+        build = BUILDS[f"denoise {precision} {target}"]
+        assert build["read_back"]["attentions"]["fused"] == 60 and build["read_back"]["blocks"] == 30
+    eight, half = (BUILDS[f"denoise {precision} {target}"]["read_back"]["weight_bytes"] for precision in ("fp8", "bfloat16"))
+    assert eight < 0.51 * half, "8-bit weights with their scales"
+
+
+@pytest.mark.parametrize("change", ["formats", "attentions", "memory"])
+def test_a_build_that_misses_is_a_fault(change):
+    build = json.loads(json.dumps(BUILDS["denoise fp8 rtx-5090"]))
+    if change == "formats":
+        build["read_back"]["formats"] = {"bfloat16": 3, "fp8": 179}
+    elif change == "attentions":
+        build["read_back"]["attentions"] = {"found": 60, "fused": 59, "unfused": ["node_softmax"]}
+    else:
+        build["peak_memory_bytes"] = 15e9
+    (fault,) = faults({"denoise fp8 rtx-5090": build})
+    assert fault.startswith("denoise fp8 rtx-5090")
+
+
+def test_one_middle_group_stands_for_all_of_them():
+    groups = [name for name in STAGES if name.startswith("planner_")]
+    assert groups == ["planner_0_5", "planner_5_10", "planner_25_30"] and NUM_GROUPS == 6
