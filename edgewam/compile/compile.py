@@ -48,6 +48,8 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         GateError: a stage or a program that differs from the eager reference.
     """
     build, run = plugins.load("backend_build", plan.backend), plugins.load("backend_run", plan.backend)
+    if hasattr(build, "check"):
+        build.check(plan.build_options)
     stages, options = plan.stages, EngineOptions(plan.threads, device=plan.build_options.device)
     place = _place(plan, run, options)
     for stage in stages.values():

@@ -44,9 +44,13 @@ def supports(stage: Stage) -> Support:
     return Support(True)
 
 
+def check(options: BuildOptions) -> None:
+    """Its stages are for any machine, so a target is refused."""
+    options.refuse_target("onnxruntime")
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.onnx` into `directory` and return the record that the run half reads."""
-    options.refuse_target("onnxruntime")
     onnx = require("onnx", extra="onnx")
     require("onnxscript", extra="onnx")
     with exporting(stage), quiet(), contextlib.redirect_stdout(io.StringIO()):

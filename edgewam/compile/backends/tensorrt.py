@@ -60,6 +60,16 @@ def supports(stage: Stage) -> Support:
     return Support(True)
 
 
+def check(options: BuildOptions) -> None:
+    """Refuse what cannot be built here before any work is done.
+
+    Raises:
+        PluginError: no target, an unknown one, or one whose engines are built on another GPU.
+        MissingExtraError: the target's library is not installed.
+    """
+    find_target(options.target).require_here()
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.engine` into `directory` and return the record that the run half reads.
 

@@ -50,6 +50,11 @@ def supports(stage: Stage) -> Support:
     return run.supports()
 
 
+def check(options: BuildOptions) -> None:
+    """Its stages are for any machine, so a target is refused."""
+    options.refuse_target("torch_tensorrt")
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.ep` into `directory` and return the record that the run half reads.
 
@@ -57,7 +62,6 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
         EdgewamError: the stage cannot be exported, or TensorRT cannot take all of it.
         GateError: a part of it stayed in PyTorch.
     """
-    options.refuse_target("torch_tensorrt")
     package = require("torch_tensorrt", extra="tensorrt")
     torch = require("torch", extra="train")
     device = torch.device(run.gpu(EngineOptions(device=options.device)))
