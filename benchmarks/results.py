@@ -1,6 +1,7 @@
 """One JSON file per result: what was run, under which key, how it ended, and its sections with their timing contracts.
 
-Files lie in `benchmarks/results/<device>/<job>.json`; on a lent machine they are written to `$OUT` and collected here later.
+Files lie in `benchmarks/results/<device>/<job>.json`.  From a lent machine few files come back, so there all records of a run
+are written to one more file, `$OUT/records.json`, which is collected here later.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -91,8 +92,13 @@ def slug(device: str) -> str:
 
 
 def output_folder(device: str) -> Path:
-    """Where new results go: `$OUT` where it is set (a lent machine), else the device's folder here."""
-    return Path(os.environ["OUT"]) if os.environ.get("OUT") else RESULTS / slug(device)
+    """Where new results go: the device's folder."""
+    return RESULTS / slug(device)
+
+
+def bundle_path() -> Path | None:
+    """Where all records of a run go together: into `$OUT`, where it is set (a lent machine)."""
+    return Path(os.environ["OUT"]) / "records.json" if os.environ.get("OUT") else None
 
 
 def write_record(folder: Path, record: Record) -> Path:
@@ -100,6 +106,11 @@ def write_record(folder: Path, record: Record) -> Path:
     path = folder / f"{record.job}.json"
     write_json(path, record.to_json())
     return path
+
+
+def write_bundle(path: Path, records: Sequence[Record]) -> None:
+    """Write several results into one file, whole or not at all."""
+    write_json(path, {"format": FORMAT, "records": [record.to_json() for record in records]})
 
 
 def read_record(path: Path) -> Record:
@@ -133,8 +144,16 @@ def collect(folder: Path) -> list[Path]:
     paths = sorted(folder.glob("*.json"))
     if not paths:
         raise EdgewamError(f"No results in '{folder}'. Give the folder that holds the .json files of a run.")
-    records = [read_record(path) for path in paths]
+    records = [record for path in paths for record in _read_all(path)]
     return [write_record(RESULTS / slug(record.device), record) for record in records]
+
+
+def _read_all(path: Path) -> list[Record]:
+    try:
+        data = json.loads(path.read_text())
+        return [Record.from_json(each) for each in data.get("records", [data])]
+    except (OSError, ValueError, TypeError, AttributeError, EdgewamError) as error:
+        raise EdgewamError(f"Cannot read result '{path}': {error}") from error
 
 
 def now_utc() -> str:

@@ -4,6 +4,7 @@ python3 -m benchmarks.gpu --list            what there is and what is recorded (
 python3 -m benchmarks.gpu --dry-run         what a run would do now (needs no GPU)
 python3 -m benchmarks.gpu                   run what is not recorded yet, 10 minutes at most, and go on next time
 python3 -m benchmarks.gpu --smoke           every job at toy size on the processor, into a temporary folder
+python3 -m benchmarks.gpu --device cpu --only vae_parity   a job that makes sense on a processor, at full size
 python3 -m benchmarks.gpu --collect DIR     put results that came back from a lent machine into benchmarks/results
 """
 
@@ -15,11 +16,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.gpu.floors import measured_device
 from benchmarks.gpu.jobs import Job, find_jobs
 from benchmarks.gpu.runner import Outcome, run_jobs
 from benchmarks.gpu.summary import summary
-from benchmarks.results import RESULTS, collect, output_folder, recorded, slug
+from benchmarks.results import RESULTS, bundle_path, collect, output_folder, recorded, slug
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_gpu, read_machine
 from edgewam.profiles.report import table
@@ -45,9 +45,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry-run", action="store_true", help="what a run would do now")
     parser.add_argument("--only", nargs="+", default=[], metavar="JOB", help="these jobs only")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help=f"seconds for the whole call (default {BUDGET_S:.0f})")
-    parser.add_argument("--data", type=Path, help="packed dataset for the training job (see benchmarks.gpu.pack_dataset)")
-    parser.add_argument("--out", type=Path, help="folder for results (default: $OUT, else benchmarks/results/<device>)")
+    parser.add_argument(
+        "--data", type=Path, help="packed file for jobs that take one (benchmarks.gpu.pack_dataset, .packed_frames)"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="folder for results (default: benchmarks/results/<device>, and $OUT/records.json)"
+    )
     parser.add_argument("--smoke", action="store_true", help="toy sizes on the processor")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: at full size, for jobs that can")
     parser.add_argument("--collect", type=Path, metavar="DIR", help="copy results of a lent machine here")
     return parser
 
@@ -62,17 +67,29 @@ def _run(arguments: argparse.Namespace) -> int:
         jobs = [job.with_data(arguments.data) for job in jobs]
     if arguments.smoke:
         return _smoke(jobs, arguments)
-    gpu = read_gpu().get("name", "")
+    gpu = read_gpu().get("name", "") if arguments.device == "cuda" else ""
     folder = arguments.out or output_folder(gpu)
     known = [RESULTS / slug(gpu)] if gpu else sorted(path for path in RESULTS.glob("*") if path.is_dir())
     if arguments.list or arguments.dry_run:
         print(_plan(jobs, [folder, *known], arguments))
         print(f"Device: {gpu}" if gpu else "No GPU here: nothing can be run, only listed and planned (or tried with --smoke).")
         return 0
+    if arguments.device == "cpu":
+        return _run_on_processor(jobs, arguments)
     _refuse_without_gpu(gpu)
-    outcomes = run_jobs(jobs, "cuda", gpu, folder, known, arguments.budget_s)
-    print(summary(outcomes, measured_device(gpu, [folder, *known])))
-    print(f"Results in {folder}")
+    outcomes = run_jobs(jobs, "cuda", gpu, folder, known, arguments.budget_s, bundle=bundle_path())
+    print(summary(outcomes))
+    print(f"Results in {bundle_path() or folder}")
+    return _status(outcomes)
+
+
+def _run_on_processor(jobs: Sequence[Job], arguments: argparse.Namespace) -> int:
+    if wrong := [job.name for job in jobs if not job.on_processor]:
+        raise EdgewamError(f"'{wrong[0]}' makes no sense on a processor. Name jobs that do, --only vae_parity, or use --smoke.")
+    cpu = read_machine().cpu
+    folder = arguments.out or output_folder(cpu)
+    outcomes = run_jobs(jobs, "cpu", cpu, folder, [folder], arguments.budget_s)
+    print(summary(outcomes))
     return _status(outcomes)
 
 
@@ -94,7 +111,7 @@ def _smoke(jobs: Sequence[Job], arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="edgewam_smoke_") as scratch:
         folder = arguments.out or Path(scratch)
         outcomes = run_jobs([job.small() for job in jobs], "cpu", read_machine().cpu, folder, [], arguments.budget_s)
-        print(summary(outcomes, None))
+        print(summary(outcomes))
         print("Toy sizes on the processor: these figures say that the code runs, and nothing else.")
     return _status(outcomes)
 
@@ -105,7 +122,7 @@ def _plan(jobs: Sequence[Job], folders: list[Path], arguments: argparse.Namespac
         record = recorded(job.name, job.key(), folders)
         if record:
             state = f"recorded {record.started_utc} on {record.device}"
-        elif job.needs_data and "data" not in job.params:
+        elif job.data == "required" and "data" not in job.params:
             state = "needs --data"
         elif left < job.expected_s:
             state = "next call (budget)"

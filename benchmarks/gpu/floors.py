@@ -1,61 +1,78 @@
-"""Floors of the full-size model for the plans that are measured: costs per stage, counted (facts/aha_wam.md 8).
+"""Floors of what ran: costs counted while the released computation runs, or declared by our stages; never typed in.
 
-`released` is the plan of `upstream_eager`; `hoisted` is what is left on the chunk path after the exact rewrites, in bf16.
-`measured_device` takes bandwidth and rates from this machine's own records, as DESIGN section 7 asks.
+Operations are those of all matrix products, bytes those of the weights and of the kept keys and values that a part reads.
+What parts hand to each other is left out, so the floor of the released plan is a little too low.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from benchmarks.results import read_record
-from edgewam.core.errors import EdgewamError
-from edgewam.core.stage import Cost
-from edgewam.profiles.device import Device, find_device
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
-_GB = 10**9
-
-
-def _cost(weight_gb: float, gflop: float, rows: int, io_gb: float = 0.0) -> Cost:
-    return Cost(round(weight_gb * _GB), round(gflop * _GB), rows, round(io_gb * _GB))
-
-
-# bytes in bf16: 2 per weight; io: planner keys and values read and written, memory of six refreshes
-RELEASED_CHUNK = {
-    "vae": _cost(0.299, 571.2, 480, 0.179),
-    "observation": _cost(0.202, 67.0, 480),
-    "editor": _cost(2.455, 230.8, 120, 0.088),
-    "denoise": _cost(2.04, 77.8, 16, 0.044),
-}
-RELEASED_PREFILL = {
-    "vae": _cost(0.299, 571.2, 480, 0.179),
-    "prefill": _cost(10.0, 1251.5, 120, 0.265),
-    "memory": _cost(0.0, 0.0, 120, 0.53),  # the release joins by copying: 265 MB read and written
-}
-HOISTED_CHUNK = {
-    "vae": _cost(0.108, 200.0, 480, 0.179),
-    "observation": _cost(0.1686, 35.9, 480),
-    "editor": _cost(2.455, 230.8, 120, 0.088),
-    "proprio": _cost(0.3878, 0.39, 1),
-    "denoise": _cost(1.6358, 27.7, 16, 0.056),
-}
+from benchmarks.gpu.upstream import Mark
+from edgewam.core.program import Call, Program
+from edgewam.core.stage import Cost, Stage
+from edgewam.profiles.device import Device
+from edgewam.profiles.roofline import Roofline, roofline
 
 
-def measured_device(device_name: str, folders: list[Path]) -> Device | None:
-    """The device with the bandwidth and the rates recorded on it; None while one is missing or the device has no file."""
-    try:
-        copy = next(read_record(path) for f in folders if (path := f / "copy_bandwidth.json").exists())
-        product = next(read_record(path) for f in folders if (path := f / "matmul_rate.json").exists())
-    except (StopIteration, EdgewamError):
-        return None
-    bandwidth = [float(s.figures["bandwidth_gb_s"]) for s in copy.sections.values() if "bandwidth_gb_s" in s.figures]
-    rates = {
-        name: float(section.figures["tflops"])
-        for name in ("bf16", "fp8")
-        if (section := product.sections.get(f"square_{name}")) and "tflops" in section.figures
-    }
-    if not bandwidth or "bf16" not in rates or {copy.device, product.device} != {device_name}:
-        return None
-    device = find_device(device_name)
-    # the largest copy: smaller ones may live in the cache
-    return device and device.with_rates("this card", bandwidth[-1], rates)
+def counted(function: Callable[[Mark], object], weights: nn.Module, kept: Iterable[Tensor] = ()) -> dict[str, Cost]:
+    """Cost of every part that `function(mark)` marks; a part that comes several times is counted once.
+
+    weights: module whose parameters it may read.  kept: other tensors that stay between calls.
+    """
+    reads = _Reads([*weights.parameters(), *kept])
+    costs: dict[str, Cost] = {}
+    # the plain attention: every product is counted, whichever fused kernel the device would choose
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops, reads:
+        before = 0
+
+        def mark(name: str) -> None:
+            nonlocal before
+            now = flops.get_total_flops()
+            costs.setdefault(name, Cost(reads.take(), now - before, 0, 0))
+            reads.take()
+            before = now
+
+        function(mark)
+    return costs
+
+
+class _Reads(TorchDispatchMode):
+    """Bytes of the watched tensors that operations were given since the last `take`, each once."""
+
+    def __init__(self, watched: Iterable[Tensor]) -> None:
+        super().__init__()
+        self._bytes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in watched}
+        self._seen: set[int] = set()
+
+    def take(self) -> int:
+        """The bytes so far; counting starts anew."""
+        seen, self._seen = self._seen, set()
+        return sum(self._bytes[pointer] for pointer in seen)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for value in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if isinstance(value, Tensor) and (pointer := value.untyped_storage().data_ptr()) in self._bytes:
+                self._seen.add(pointer)
+        return func(*args, **(kwargs or {}))
+
+
+def program_floor(program: Program, stages: Mapping[str, Stage], device: Device) -> Roofline:
+    """Floor of one run of a program from the costs of its stages."""
+    names = [step.stage for step in program.setup + program.finish if isinstance(step, Call)]
+    calls = dict.fromkeys(names, 1)
+    if program.loop is not None:
+        calls |= {call.stage: program.loop.num_rows for call in program.loop.calls}
+    return roofline({name: stages[name].cost for name in calls}, device, "bf16", calls)
+
+
+def part_floor(costs: Mapping[str, Cost], device: Device, steps: int = 1) -> Roofline:
+    """Floor of counted parts; `denoise` runs `steps` times."""
+    return roofline(costs, device, "bf16", {"denoise": steps} if "denoise" in costs else None)

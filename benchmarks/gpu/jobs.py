@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.results import ROOT, Section
 from edgewam.core.artifacts import file_digest
@@ -19,16 +19,18 @@ from edgewam.core.errors import EdgewamError
 Emit = Callable[[str, Section], None]
 
 _MODEL = ("edgewam/models/aha_wam*.py", "edgewam/models/wan_*.py", "edgewam/models/dit_block.py", "edgewam/models/ovcr.py",
-          "edgewam/models/rope.py", "edgewam/flow/*.py")  # fmt: skip
+          "edgewam/models/rope.py", "edgewam/models/stage_*.py", "edgewam/flow/*.py")  # fmt: skip
 _COMMON = ("benchmarks/gpu/gpu_clock.py", "edgewam/profiles/measure.py")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One measurement: `module.run` in a process of its own, at most `limit_s` seconds.
+    """One measurement: `module.run`, at most `limit_s` seconds.
 
-    params set its size on the GPU, smoke the few that make it a matter of a second on a processor.  `expected_s` is the time
-    it should take; the budget must still hold it for the job to start.
+    params set its size on the GPU, smoke the few that make it a matter of seconds on a processor.  `expected_s` is the time
+    it should take; the budget must still hold it for the job to start.  data: whether it takes the file of `--data`.
+    process: jobs after one another that name the same one share it, so that what the first builds (weights, compiled stages)
+    serves all; without a name a job has a process of its own.  on_processor: it also makes sense at full size without a GPU.
     """
 
     name: str
@@ -39,15 +41,17 @@ class Job:
     sources: tuple[str, ...]
     params: Mapping[str, Any] = field(default_factory=dict)
     smoke: Mapping[str, Any] = field(default_factory=dict)
-    needs_data: bool = False
+    data: Literal["none", "optional", "required"] = "none"
+    process: str = ""
+    on_processor: bool = False
 
     def small(self) -> Job:
         """The same code path at a size for a processor: what CI runs, so that no GPU minute is lost to a typo."""
-        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, needs_data=False)
+        return replace(self, name=f"{self.name}_smoke", params={**self.params, **self.smoke}, data="none")
 
     def with_data(self, path: Path) -> Job:
         """The job on a carried data file; the file's digest is part of the key.  Jobs that need none stay as they are."""
-        if not self.needs_data:
+        if self.data == "none":
             return self
         if not path.is_file():
             raise EdgewamError(f"There is no data file '{path}'. Make it with: python3 -m benchmarks.gpu.pack_dataset --help")
@@ -81,12 +85,93 @@ class Job:
         return digest.hexdigest()[:16]
 
 
+_FULL = {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor", "layer_groups": 3}
+_TOY = {"size": "golden", "compiler": "eager", "layer_groups": 3}
+_ENGINES = (
+    "benchmarks/gpu/policy.py", "benchmarks/gpu/compilers.py",
+    "benchmarks/gpu/program_timing.py", "benchmarks/gpu/floors.py", "benchmarks/gpu/rates.py",
+    "benchmarks/gpu/random_policy.py", "benchmarks/gpu/upstream.py", "edgewam/core/program.py", "edgewam/core/stage.py",
+    "edgewam/compile/rewrit*.py", "edgewam/compile/layer_groups.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/eager.py",
+    "edgewam/runtime/backends/inductor.py", *_MODEL,
+)  # fmt: skip
+_LOAD = {**_FULL, "steps": 2, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}
+_TOY_LOAD = {**_TOY, "hz": 5, "idle_chunks": 3, "chunks": 6, "saturated_chunks": 3}
+
 JOBS = (
     Job(
+        "ladder",
+        "Table 8 for this card, full size: released eager, + graph, + memory/context, + prefill compile, + hot path, + VAE",
+        "benchmarks.gpu.ladder",
+        200,
+        420,
+        ("benchmarks/gpu/hoisted.py", "benchmarks/gpu/released_graph.py", *_ENGINES),
+        {**_FULL, "steps": [10, 2], "n_eager": 20, "refreshes": 20, "n": 100, "denoise_gflop": 77.8},
+        {**_TOY, "steps": [2], "n_eager": 2, "refreshes": 2, "n": 2, "denoise_gflop": None},
+        process="full",
+    ),
+    Job(
+        "steps",
+        "Table 11 for this card: 10, 4, 2, 1 steps of the best rung, L_prefill, and the gates 4x and 3x their floors",
+        "benchmarks.gpu.steps",
+        20,
+        240,
+        _ENGINES,
+        {**_FULL, "steps": [2, 10, 4, 1], "n": 300, "refreshes": 100, "warmup": 10},
+        {**_TOY, "steps": [2, 1], "n": 2, "refreshes": 2, "warmup": 1},
+        process="full",
+    ),
+    Job(
+        "capture_checks",
+        "captured programs: replay equals single calls, no allocation, no wait on the host",
+        "benchmarks.gpu.capture_checks",
+        12,
+        240,
+        _ENGINES,
+        {**_FULL, "n": 50},
+        {**_TOY, "n": 2},
+        process="full",
+    ),
+    Job(
+        "prefill_modes",
+        "Table 9 for this card: refresh eager, compiled, one graph, graphs in groups; each alone and beside a chunk",
+        "benchmarks.gpu.prefill_modes",
+        35,
+        240,
+        _ENGINES,
+        {**_FULL, "n": 50, "warmup": 5},
+        {**_TOY, "n": 2, "warmup": 1},
+        process="full",
+    ),
+    Job(
+        "under_load",
+        "L_chunk at 2 steps, 50 chunks a second: alone, with a refresh every second chunk, and saturated; 2000 chunks",
+        "benchmarks.gpu.under_load",
+        80,
+        300,
+        _ENGINES,
+        _LOAD,
+        _TOY_LOAD,
+        process="full",
+    ),
+    Job(
+        "vae_parity",
+        "Table 10: the image encoder in bf16 and fp16, compiled, against float32 on 1000 frames",
+        "benchmarks.gpu.vae_parity",
+        45,
+        480,
+        ("benchmarks/gpu/packed_frames.py", "benchmarks/gpu/compilers.py",
+         "edgewam/runtime/backends/inductor.py", "edgewam/assets/small/vae/model.safetensors",
+         "edgewam/models/wan_vae*.py"),
+        {"frames": 1000, "precisions": ["bfloat16", "float16"], "compilers": ["inductor"], "n": 100},
+        {"frames": 3, "precisions": ["bfloat16"], "compilers": ["eager"], "n": 2},
+        data="optional",
+        on_processor=True,
+    ),
+    Job(
         "copy_bandwidth",
-        "device-to-device copies, 64 MB to 8 GB: the bandwidth that floors use",
+        "device-to-device copies, 64 MB to 8 GB",
         "benchmarks.gpu.copy_bandwidth",
-        15,
+        10,
         60,
         (),
         {"sizes_mb": [64, 256, 1024, 4096, 8192], "n": 20, "warmup": 3},
@@ -94,9 +179,9 @@ JOBS = (
     ),
     Job(
         "matmul_rate",
-        "bf16 and fp8 products on random data: the rates that floors use, and the shapes of the chunk path",
+        "bf16 and fp8 products on random data: a large square, and the shapes of the chunk path",
         "benchmarks.gpu.matmul_rate",
-        25,
+        20,
         90,
         (),
         {"square": 8192, "n": 30, "warmup": 5, "rows": [16, 120, 480], "weights": [[1024, 3072], [3072, 1024], [1024, 4096],
@@ -107,22 +192,22 @@ JOBS = (
         "graph_nodes",
         "latency of dependent nodes in a CUDA graph, and of eager launches",
         "benchmarks.gpu.graph_nodes",
-        15,
+        10,
         60,
         (),
         {"chains": [500, 4000], "elements": [1, 16384], "n": 50, "warmup": 5},
         {"chains": [5, 20], "elements": [4], "n": 3, "warmup": 1},
     ),
     Job(
-        "upstream_eager",
-        "full-size AHA-WAM, random bf16 weights, as released: L_chunk at 2 and 10 steps, L_prefill, per stage",
-        "benchmarks.gpu.upstream_eager",
-        120,
-        300,
-        ("benchmarks/gpu/upstream.py", *_MODEL),
-        {"size": "full", "steps": [2, 10], "n": 50, "warmup": 5, "refreshes": 30, "dtype": "bfloat16",
-         "denoise_gflop": 77.8, "seed": 0},
-        {"size": "golden", "steps": [2], "n": 2, "warmup": 1, "refreshes": 2, "denoise_gflop": None},
+        "precision_rates",
+        "the matrix products of one denoise step as a chain in one graph, bf16 and fp8",
+        "benchmarks.gpu.precision_rates",
+        15,
+        90,
+        ("benchmarks/gpu/rates.py",),
+        {"rows": 16, "layers": 30, "shapes": [[1024, 9216], [3072, 1024], [1024, 3072], [3072, 1024], [1024, 4096], [4096, 1024]],
+         "n": 100, "warmup": 5},
+        {"rows": 16, "layers": 2, "shapes": [[32, 96], [32, 32]], "n": 2, "warmup": 1},
     ),
     Job(
         "train_small",
@@ -134,7 +219,18 @@ JOBS = (
         {"runs": [[32, 200], [256, 100]], "warmup": 20},
         {"runs": [[2, 3]], "warmup": 1, "synthetic": {"episodes": 1, "length": 60, "cell": [48, 4, 6]},
          "model": {"num_layers": 1, "image_height": 64, "image_width": 96}},
-        needs_data=True,
+        data="required",
+    ),
+    Job(
+        "under_load_full",
+        "`under_load` with the 10 000 chunks of the timing contract: 200 s of load",
+        "benchmarks.gpu.under_load",
+        400,
+        480,
+        _ENGINES,
+        {**_LOAD, "chunks": 10000},
+        _TOY_LOAD,
+        process="full",
     ),
 )  # fmt: skip
 

@@ -9,7 +9,7 @@ What cannot be known from outside (the release builds its masks with host synchr
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_blocks import CausalConv3d
 
 Mark = Callable[[str], None]  # called with a stage's name when its work has been issued
+Words = Tensor | Sequence[KeyValue]  # rows of text, or what a subclass has made of them
 Angles = tuple[Tensor, Tensor]  # float64 cos and sin [tokens, head_dim / 2]
 
 
@@ -40,7 +41,7 @@ class UpstreamEager:
 
     def __init__(self, model: AhaWam, vae: WanVae) -> None:
         self.model = model
-        self.vae = _three_dimensional(vae)
+        self.vae = three_dimensional(vae)
         self.dtype = model.proprio_encoder.weight.dtype
         self.device = model.proprio_encoder.weight.device
         self.memory: list[KeyValue] | None = None
@@ -49,12 +50,13 @@ class UpstreamEager:
     @torch.no_grad()
     def refresh(self, image: Tensor, text: Tensor, frame_id: int, mark: Mark = no_mark) -> None:
         """Planner refresh from a composed image uint8 [3, H, W] and text rows [1, Lt, Dt] at temporal position `frame_id`."""
-        pixels = self._upload(image, mark)
-        latent = self.vae.encode(pixels[:, :, None])
+        image = image.to(self.device)
+        mark("upload")
+        latent = self.encode(image)
         mark("vae")
-        self.context = self._prefill(latent, text, frame_id)
+        self.context = self.prefill(latent, text, frame_id)
         mark("prefill")
-        self._remember(self.context)
+        self.remember(self.context)
         mark("memory")
 
     @torch.no_grad()
@@ -65,60 +67,86 @@ class UpstreamEager:
 
         image uint8 [3, H, W] and normalised proprio [1, P] come from the host; noise [1, T, action_dim] is the chunk's own.
         """
-        pixels = self._upload(image, mark)
-        state = proprio.to(self.device, self.dtype)
-        latent = self.vae.encode(pixels[:, :, None])[:, :, 0]
-        mark("vae")
-        queries = self.model.chunk_obs_query_encoder(self.model.visual_tokens(latent))
-        mark("observation")
-        routed = self.model.editor(self.context, queries)
-        mark("editor")
-        words = torch.cat([text, self.model.proprio_encoder(state)[:, None]], dim=1)
-        table = step_table(steps, self.model.config.shift, "bf16" if self.dtype == torch.bfloat16 else "float32")
+        image, state = image.to(self.device), proprio.to(self.device, self.dtype)
         x = noise.to(self.device, self.dtype)
-        for timestep, delta in zip(
-            table.timesteps.to(self.device, self.dtype), table.deltas.to(self.device, self.dtype), strict=True
-        ):
-            x = x + delta * self.velocity(x, timestep[None], chunk, routed, words)
-            mark("denoise")
-        actions = x[0].float().cpu()
+        mark("upload")
+        actions = self.sample(image, state, text, x, chunk, self.table(steps), mark).cpu()
         mark("download")
         return actions
 
+    def table(self, steps: int) -> tuple[Tensor, Tensor]:
+        """Timesteps and deltas [steps] on the device."""
+        table = step_table(steps, self.model.config.shift, "bf16" if self.dtype == torch.bfloat16 else "float32")
+        return table.timesteps.to(self.device, self.dtype), table.deltas.to(self.device, self.dtype)
+
     @torch.no_grad()
-    def velocity(self, actions: Tensor, timestep: Tensor, chunk: int, routed: Sequence[KeyValue], words: Tensor) -> Tensor:
-        """One denoise step: velocity of actions [1, T, action_dim] at timestep [1]; words are text rows and the proprio token."""
+    def sample(
+        self, image: Tensor, state: Tensor, text: Tensor, noise: Tensor, chunk: int, table: tuple[Tensor, Tensor],
+        mark: Mark = no_mark,
+    ) -> Tensor:  # fmt: skip
+        """`act` with everything on the device; normalised actions [T, action_dim] float32."""
+        latent = self.encode(image)[:, :, 0]
+        mark("vae")
+        queries = self.observe(latent)
+        mark("observation")
+        routed = self.model.editor(self.context, queries)
+        mark("editor")
+        words = self.words(text, state)
+        mark("words")
+        x = noise
+        for timestep, delta in zip(*table, strict=True):
+            x = x + delta * self.velocity(x, timestep[None], chunk, routed, words)
+            mark("denoise")
+        return x[0].float()
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Latent [1, Cz, 1, h, w] of an image uint8 [3, H, W]."""
+        return self.vae.encode((image[None].to(self.dtype) * (2 / 255) - 1)[:, :, None])
+
+    def observe(self, latent: Tensor) -> Tensor:
+        """Routing queries of a latent [1, Cz, h, w]."""
+        return self.model.chunk_obs_query_encoder(self.model.visual_tokens(latent))
+
+    def words(self, text: Tensor, state: Tensor) -> Words:
+        """What the executor's cross-attention reads: here the rows themselves, text and the state's token."""
+        return torch.cat([text, self.model.proprio_encoder(state)[:, None]], dim=1)
+
+    def word_keys(self, stack: DitStack, words: Words) -> Iterable[KeyValue]:
+        """Cross-attention keys and values per layer, made from the rows when each layer needs them."""
+        assert isinstance(words, Tensor)
+        embedded = stack.text_embedding(words)
+        return ((block.cross_attn.norm_k(block.cross_attn.k(embedded)), block.cross_attn.v(embedded)) for block in stack.blocks)  # type: ignore[union-attr,operator]
+
+    @torch.no_grad()
+    def velocity(self, actions: Tensor, timestep: Tensor, chunk: int, routed: Sequence[KeyValue], words: Words) -> Tensor:
+        """One denoise step: velocity of actions [1, T, action_dim] at timestep [1]."""
         executor, config = self.model.executor, self.model.config
-        embedded = executor.text_embedding(words)
         x = executor.action_encoder(actions) + self.model.branch
         _, time = executor.embed_time(timestep[:, None])
         positions = chunk * config.chunk_size + torch.arange(actions.shape[1], device=actions.device)
         angles = _cos_sin(axis_angles(positions, config.head_dim, config.rope_theta))
         self_mask = torch.ones(x.shape[1], routed[0][0].shape[1] + x.shape[1], dtype=torch.bool, device=x.device)
-        for block, before in zip(executor.blocks, routed, strict=True):
-            x, _ = _block(block, x, embedded, time, angles, before, self_mask)
+        keys = self.word_keys(executor, words)
+        for block, before, layer_words in zip(executor.blocks, routed, keys, strict=True):
+            x, _ = _block(block, x, layer_words, time, angles, before, self_mask)
         return executor.head(x)
 
-    def _upload(self, image: Tensor, mark: Mark) -> Tensor:
-        pixels = image.to(self.device)[None].to(self.dtype) * (2 / 255) - 1
-        mark("upload")
-        return pixels
-
-    def _prefill(self, latent: Tensor, text: Tensor, frame_id: int) -> list[KeyValue]:
+    def prefill(self, latent: Tensor, text: Words, frame_id: int) -> list[KeyValue]:
+        """Keys and values per layer of a latent [1, Cz, 1, h, w]."""
         planner, config = self.model.planner, self.model.config
         x = planner.patchify(latent)
         time = _time_of_clean_tokens(planner, x)
-        embedded = planner.text_embedding(text)
         ids = torch.tensor([frame_id], device=x.device)
         angles = _cos_sin(video_angles(ids, config.grid, config.rope_dims, config.rope_theta))
         context = []
-        for layer, block in enumerate(planner.blocks):
+        for layer, (block, words) in enumerate(zip(planner.blocks, self.word_keys(planner, text), strict=True)):
             before = self.memory[layer] if self.memory is not None else None
-            x, own = _block(block, x, embedded, time, angles, before, None)
+            x, own = _block(block, x, words, time, angles, before, None)
             context.append(own)
         return context
 
-    def _remember(self, context: Sequence[KeyValue]) -> None:
+    def remember(self, context: Sequence[KeyValue]) -> None:
+        """Join the context of a refresh to the memory, and let the oldest go."""
         keep = self.model.config.memory_slots * self.model.config.frame_tokens
         if self.memory is None:
             self.memory = [(k.clone(), v.clone()) for k, v in context]
@@ -127,7 +155,7 @@ class UpstreamEager:
             self.memory = [tuple(torch.cat([a, b], 1)[:, -keep:] for a, b in zip(*p, strict=True)) for p in pairs]  # type: ignore[misc]
 
 
-def _three_dimensional(vae: WanVae) -> WanVae:
+def three_dimensional(vae: WanVae) -> WanVae:
     """The VAE with every causal convolution over time even for one frame, where all earlier taps meet padding."""
     for module in vae.modules():
         if isinstance(module, CausalConv3d):
@@ -145,9 +173,9 @@ def _time_of_clean_tokens(stack: DitStack, x: Tensor) -> Tensor:
 
 
 def _block(
-    block: DitBlock, x: Tensor, embedded: Tensor, time: Tensor, angles: Angles, before: KeyValue | None, mask: Tensor | None
+    block: DitBlock, x: Tensor, words: KeyValue, time: Tensor, angles: Angles, before: KeyValue | None, mask: Tensor | None
 ) -> tuple[Tensor, KeyValue]:
-    """One layer over tokens x [1, S, D] with embedded text [1, Lt, D]; keys and values of `before` come first."""
+    """One layer over tokens x [1, S, D] with keys and values of the text; keys and values of `before` come first."""
     shift1, scale1, gate1, shift2, scale2, gate2 = block.modulations(time)
     attention, cross = block.self_attn, block.cross_attn
     h = layer_norm(x) * (1 + scale1) + shift1
@@ -155,8 +183,7 @@ def _block(
     own = (_rotate(attention.norm_k(attention.k(h)), angles, attention.num_heads), attention.v(h))
     seen = own if before is None else (torch.cat([before[0], own[0]], 1), torch.cat([before[1], own[1]], 1))
     x = x + gate1 * _attend(attention, query, seen, mask)
-    words = (cross.norm_k(cross.k(embedded)), cross.v(embedded))
-    all_words = torch.ones(x.shape[1], embedded.shape[1], dtype=torch.bool, device=x.device)
+    all_words = torch.ones(x.shape[1], words[0].shape[1], dtype=torch.bool, device=x.device)
     x = x + _attend(cross, cross.norm_q(cross.q(block.norm3(x))), words, all_words)
     x = x + gate2 * block.ffn(layer_norm(x) * (1 + scale2) + shift2)
     return x, own

@@ -1,6 +1,7 @@
-"""One job in a process of its own: runs it and rewrites its sections after each one, so that a job cut short keeps them.
+"""Runs jobs in a process of its own and rewrites a job's sections after each one, so that a job cut short keeps them.
 
-Called by the runner: `python -m benchmarks.gpu.worker JOB_JSON DEVICE SECTIONS_FILE`.
+Called by the runner: `python -m benchmarks.gpu.worker DEVICE`.  Orders come on stdin, one a line: {"job": ..., "sections": PATH};
+the end of each is a line `END ok` or `END failed` on stdout.  What one job built stays for the next one of the same process.
 """
 
 from __future__ import annotations
@@ -8,11 +9,14 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+import traceback
 from pathlib import Path
 
 from benchmarks.gpu.jobs import Job
 from benchmarks.results import Section
 from edgewam.core.artifacts import write_json
+
+END = "\x1e end"  # no job prints this
 
 
 def work(job: Job, device: str, path: Path) -> dict[str, Section]:
@@ -30,5 +34,35 @@ def work(job: Job, device: str, path: Path) -> dict[str, Section]:
     return sections
 
 
+def serve(device: str) -> int:
+    """Work through the orders; ends early, with status 1, when a job left the device unusable."""
+    for line in sys.stdin:
+        order = json.loads(line)
+        try:
+            work(Job.from_json(order["job"]), device, Path(order["sections"]))
+        except Exception:  # one bad job must not cost the next ones what was built
+            traceback.print_exc(file=sys.stdout)
+            print(f"{END} failed", flush=True)
+            if not _usable(device):
+                return 1
+        else:
+            print(f"{END} ok", flush=True)
+    return 0
+
+
+def _usable(device: str) -> bool:
+    """Whether the device still answers: an illegal access spoils a CUDA context for good."""
+    if device == "cpu":
+        return True
+    import torch
+
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError:
+        return False
+    return True
+
+
 if __name__ == "__main__":
-    work(Job.from_json(json.loads(sys.argv[1])), sys.argv[2], Path(sys.argv[3]))
+    sys.exit(serve(sys.argv[1]))

@@ -85,6 +85,9 @@ class Memory(Protocol):
     def synchronize(self, stream: Stream | None = None) -> None:
         """Wait for the work of a stream, or of all."""
 
+    def is_idle(self, stream: Stream) -> bool:
+        """Whether a stream has no work left, without waiting."""
+
     def capture(self, calls: Sequence[BoundCall], stream: Stream) -> BoundCall:
         """One replayable graph of the calls, which are issued but not run; it is launched on the current stream.
 
@@ -164,6 +167,10 @@ class HostMemory:
 
     def synchronize(self, stream: Stream | None = None) -> None:
         """Nothing is ever pending."""
+
+    def is_idle(self, stream: Stream) -> bool:
+        """See `Memory.is_idle`."""
+        return True
 
     def capture(self, calls: Sequence[BoundCall], stream: Stream) -> BoundCall:
         """See `Memory.capture`."""

@@ -106,11 +106,17 @@ class Pipeline:
         self._back.swap(program, variant)
         return {name: port.host.copy() for name, port in self._plans[program][variant].outputs.items()}
 
-    def capture(self, program: str, inputs: Mapping[str, Array]) -> str:
+    def is_done(self, program: str) -> bool:
+        """Whether a launched program has nothing left to do, so that `finish` would not wait."""
+        if program not in self._running:
+            raise ContractError(f"Program '{program}' was not started.")
+        return self.memory.is_idle(self._streams[program])
+
+    def capture(self, program: str, inputs: Mapping[str, Array], one_graph: bool = False) -> str:
         """Turn a program into one graph, verified on these inputs and on others: it must write what the single calls write.
 
         A program without outputs runs in the background and becomes one graph per stage (layer groups), so that urgent ones
-        get the device in between.
+        get the device in between; `one_graph` makes one of it all the same.
 
         Returns "bitwise" or how far replay and single calls differ.  State is left as it was.
 
@@ -125,7 +131,7 @@ class Pipeline:
         calls, worst = [], "bitwise"
         for number, bound in enumerate(self._plans[program]):
             watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
-            replay = Replay(bound, self.memory, stream, in_groups=not bound.outputs)
+            replay = Replay(bound, self.memory, stream, in_groups=not (bound.outputs or one_graph))
             found = replay.verify(watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)])  # type: ignore[misc]
             worst = found if found != "bitwise" else worst
             calls.append(replay.calls)

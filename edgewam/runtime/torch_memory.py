@@ -110,6 +110,10 @@ class TorchMemory:
             else:
                 stream.synchronize()
 
+    def is_idle(self, stream: Stream) -> bool:
+        """See `Memory.is_idle`."""
+        return not self.on_gpu or bool(stream.query())
+
     def capture(self, calls: Sequence[BoundCall], stream: Stream) -> BoundCall:
         """See `Memory.capture`."""
         if not self.on_gpu:

@@ -3,13 +3,14 @@
 import json
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu.jobs import Job
 from benchmarks.gpu.runner import run_jobs
-from benchmarks.results import Record, collect, output_folder, read_record, slug, write_record
+from benchmarks.results import Record, bundle_path, collect, output_folder, read_record, slug, write_record
 from edgewam.core.errors import EdgewamError
 from tests.bench.fake_jobs.good import section
 
@@ -103,7 +104,7 @@ def test_the_budget_cuts_a_job_before_its_own_limit(tmp_path):
 def test_the_key_follows_sources_parameters_and_data_but_not_the_path(tmp_path):
     base = job("good", "good", runs="x")
     assert base.key() == job("good", "good", runs="x").key() != job("good", "good", runs="y").key()
-    needs = Job("d", "", "tests.bench.fake_jobs.good", 1, 1, (), {}, {}, needs_data=True)
+    needs = Job("d", "", "tests.bench.fake_jobs.good", 1, 1, (), {}, {}, data="required")
     for name, text in (("a", "1"), ("b", "1"), ("c", "2")):
         (tmp_path / name).write_text(text)
     a, b, c = (needs.with_data(tmp_path / name).key() for name in "abc")
@@ -115,16 +116,43 @@ def test_the_key_follows_sources_parameters_and_data_but_not_the_path(tmp_path):
 
 
 def test_a_job_without_its_data_is_left_out(tmp_path):
-    outcome = run([Job("d", "", "tests.bench.fake_jobs.bad", 1, 9, (), {}, {}, needs_data=True)], tmp_path)[0]
+    outcome = run([Job("d", "", "tests.bench.fake_jobs.bad", 1, 9, (), {}, {}, data="required")], tmp_path)[0]
     assert outcome.record is None and outcome.note == "needs --data"
 
 
-def test_results_go_to_out_when_it_is_set(tmp_path, monkeypatch):
+def test_all_records_of_a_run_go_to_one_file_in_out(tmp_path, monkeypatch):
     monkeypatch.setenv("OUT", str(tmp_path))
-    assert output_folder("NVIDIA H200") == tmp_path
+    assert bundle_path() == tmp_path / "records.json"
     monkeypatch.delenv("OUT")
+    assert bundle_path() is None
     assert output_folder("NVIDIA H200").parts[-3:] == ("benchmarks", "results", "nvidia-h200")
     assert slug("NVIDIA GeForce RTX 5090 D") == "nvidia-geforce-rtx-5090-d"
+
+
+def test_a_bundle_of_records_is_collected_job_by_job(tmp_path, monkeypatch):
+    monkeypatch.setattr("benchmarks.results.RESULTS", tmp_path / "results")
+    jobs = [job("bad", "bad"), job("good", "good", runs=str(tmp_path / "runs"))]
+    run_jobs(jobs, "cpu", "Some Card", tmp_path / "here", [], 120, say=lambda _: None, bundle=tmp_path / "out" / "records.json")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["records.json"]
+    assert [read_record(path).status for path in collect(tmp_path / "out")] == ["failed", "ok"]
+
+
+def test_jobs_of_one_process_share_what_the_first_built_and_survive_a_bad_one(tmp_path):
+    runs, names = tmp_path / "runs", ("one", "bad", "two", "apart")
+    jobs = [replace(job(name, "bad" if name == "bad" else "good", runs=str(runs)), process="shared") for name in names]
+    jobs[3] = replace(jobs[3], process="")
+    records = [outcome.record for outcome in run(jobs, tmp_path)]
+    assert [record.status for record in records] == ["ok", "failed", "ok", "ok"]
+    one, two, apart = (line.split()[1] for line in runs.read_text().splitlines())
+    assert one == two != apart  # process ids
+
+
+def test_a_process_that_died_is_replaced_for_the_next_job(tmp_path):
+    runs = tmp_path / "runs"
+    jobs = [replace(job(name, module, runs=str(runs)), process="shared") for name, module in (("dies", "dies"), ("good", "good"))]
+    first, second = (outcome.record for outcome in run(jobs, tmp_path))
+    assert first.status == "failed" and "exit status 7" in first.error and list(first.sections) == ["before"]
+    assert second.status == "ok"
 
 
 def test_collected_results_are_checked_first(tmp_path, monkeypatch):

@@ -92,7 +92,7 @@ def test_no_tensor_of_a_training_step_stays_on_the_processor(packed_file):
 
 def test_the_job_trains_on_a_packed_file(packed_file, tmp_path, capsys):
     (job,) = find_jobs(["train_small"])
-    assert job.needs_data
+    assert job.data == "required"
     job = job.with_data(packed_file)
     params = {**job.params, "runs": [[2, 4]], "warmup": 1, "model": {"num_layers": 1}}
     sections = work(type(job)(**{**vars(job), "params": params}), "cpu", tmp_path / "sections.json")

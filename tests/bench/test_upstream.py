@@ -88,14 +88,14 @@ def full_size_gflop() -> dict[str, float]:
 
         counted = {
             "vae": gflop(lambda: policy.vae.encode(zeros(1, 3, 1, c.image_height, c.image_width))),
-            "prefill_cold": gflop(lambda: policy._prefill(latent, text, 0)),
+            "prefill_cold": gflop(lambda: policy.prefill(latent, text, 0)),
             "observation": gflop(lambda: policy.model.chunk_obs_query_encoder(policy.model.visual_tokens(latent[:, :, 0]))),
             "editor": gflop(lambda: policy.model.editor(context, zeros(1, c.num_queries, c.text_dim))),
             "denoise": gflop(lambda: policy.velocity(actions, zeros(1), 0, context, words)),
         }
         tokens = c.memory_slots * c.frame_tokens
         policy.memory = [(zeros(1, tokens, c.attention_dim),) * 2] * c.num_layers
-        return counted | {"prefill": gflop(lambda: policy._prefill(latent, text, 0))}
+        return counted | {"prefill": gflop(lambda: policy.prefill(latent, text, 0))}
 
 
 @pytest.mark.parametrize("stage", COUNTED_GFLOP)

@@ -46,6 +46,9 @@ class FakeDevice(HostMemory):
             while queue:
                 queue.pop(0)()
 
+    def is_idle(self, stream) -> bool:
+        return not stream
+
     def capture(self, calls, stream):
         if self.forbid:
             raise CaptureError("operation not permitted when stream is capturing")

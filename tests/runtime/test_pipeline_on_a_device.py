@@ -150,6 +150,24 @@ def test_the_background_program_is_one_graph_per_layer_group_and_the_urgent_one_
     assert device.num_graphs == 1 + 5  # two uploads, three stages; the push looks at its slot and stays outside
 
 
+def test_a_background_program_can_be_one_graph_when_it_is_asked_for():
+    device = FakeDevice()
+    pipeline = make(device, overlap=False)
+    assert pipeline.capture("plan", image(9), one_graph=True) == "bitwise"
+    assert device.num_graphs == 1  # uploads and stages; the push stays outside
+
+
+def test_a_program_is_done_when_its_stream_has_nothing_left():
+    pipeline = make(FakeDevice())
+    pipeline.start("plan", image(1))
+    assert not pipeline.is_done("plan")
+    pipeline.memory.synchronize()
+    assert pipeline.is_done("plan")
+    pipeline.finish("plan")
+    with pytest.raises(ContractError, match="was not started"):
+        pipeline.is_done("plan")
+
+
 def test_capturing_leaves_the_state_as_it_was():
     pipeline = make(FakeDevice())
     episode(pipeline)

@@ -1,5 +1,7 @@
 """Emits one section per name in its parameters, and counts its runs in a file."""
 
+import os
+
 from benchmarks.results import Section
 from edgewam.profiles.contract import TimingContract
 from edgewam.profiles.measure import measure
@@ -14,6 +16,6 @@ def section(n=3):
 
 def run(job, device, emit):
     with open(job.params["runs"], "a") as file:
-        file.write("run\n")
+        file.write(f"run {os.getpid()}\n")
     for name in job.params.get("names", ["first"]):
         emit(name, section())
