@@ -4,7 +4,7 @@
 
 Both are calibrated on the same recording and judged on the same frames: excess error ratio of whole chunks against float32,
 FP8 and INT8 (SmoothQuant) W8A8, all layers of the denoise stage but the narrow ones, everything else float32.  One table and
-benchmarks/results/<device>/step-scales.json.
+benchmarks/results/<device>/step_scales.json.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append([name, kind, *errors, f"{ratios[len(ratios) // 2]:.2f}", f"{ratios[-1]:.2f}"])
     sys.stdout.write(table(rows) + "\n")
     machine = read_machine()
-    out = RESULTS / slug(machine.cpu) / "step-scales.json"
-    write_json(out, {"made": now_utc(), "command": "python3 -m benchmarks.step_scales", "dataset": data.digest,
-                     "episodes": chosen.episodes, "frames": chosen.frames, "versions": versions(), "results": results})  # fmt: skip
+    out = RESULTS / slug(machine.cpu) / "step_scales.json"
+    facts = {"made": now_utc(), "command": "python3 -m benchmarks.step_scales", "versions": versions(), "dataset": data.digest}
+    write_json(out, {**facts, "episodes": chosen.episodes, "frames": chosen.frames, "results": results})
     sys.stdout.write(f"{out}\n")
     return 0
 

@@ -13,11 +13,25 @@ from edgewam.cli._output import Json, emit, say, table
 def command(
     policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
     out: Annotated[Path, typer.Argument(help="Bundle directory to write.")],
-    backend: Annotated[str, typer.Option(help="onnxruntime, or eager.")] = "onnxruntime",
+    backend: Annotated[
+        str, typer.Option(help="onnxruntime, eager, inductor, tensorrt, torch_tensorrt, or the dotted name of another.")
+    ] = "onnxruntime",
+    target: Annotated[
+        str | None,
+        typer.Option(help="Device to build for, which need not be here (tensorrt): rtx-5090, gb10, thor, ..."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where eager and inductor compute here: cpu, or cuda.")] = "cpu",
     steps: Annotated[
         int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.", min=1)
     ] = None,
     precision: Annotated[str, typer.Option(help="Of what no plan quantises: float32, bf16 or fp16.")] = "float32",
+    rewrites: Annotated[
+        bool | None,
+        typer.Option("--rewrites/--no-rewrites", help="Exact rewrites; by default where the backend gains."),
+    ] = None,
+    layer_groups: Annotated[
+        int, typer.Option(help="Split the planner into so many stages, so that chunks get the device between them.", min=1)
+    ] = 1,
     prompt: Annotated[list[str] | None, typer.Option(help="A further instruction to embed; repeatable.")] = None,
     threads: Annotated[int, typer.Option(help="Compute threads while the bundle proves itself.", min=1)] = 2,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print stages, sizes and memory, and write nothing.")] = False,
@@ -28,7 +42,7 @@ def command(
     from edgewam.core.artifacts import read_manifest
     from edgewam.recipes.deploy import compile_plan
 
-    plan = compile_plan(policy, backend, steps, tuple(prompt or ()), threads, precision)
+    plan = compile_plan(policy, backend, steps, tuple(prompt or ()), threads, precision, target, device, rewrites, layer_groups)
     description = plan.describe()
     rows = [
         [name, stage["weight_bytes"] / 1e6, stage["flops"] / 1e6, ", ".join(f"{n} x{c}" for n, c in stage["calls"].items())]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
-from edgewam.compile.rewrites import rewrite
+from edgewam.compile.rewrites import fitting, rewrite
 from edgewam.core import plugins
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
@@ -82,6 +82,7 @@ def plan_policy(
     parents: Mapping[str, str] | None = None,
     threads: int = 2,
     rewrites: Sequence[str] | None = (),
+    without: Sequence[str] = (),
 ) -> CompilePlan:
     """A compile plan from a family's own functions.
 
@@ -99,17 +100,23 @@ def plan_policy(
         parents: role -> digest of the artifacts that the model came from.
         threads: CPU threads of the engines in the checks.
         rewrites: exact rewrites to apply, by name (`compile/rewrites.py`); None for all that fit the stages.
+        without: names that None leaves out.
     """
     module = plugins.load("family", family)
+    stages = module.stages(model, **(stage_arguments or {}))
+    chosen = fitting(stages, without) if rewrites is None else tuple(rewrites)
     return CompilePlan(
         family=family,
-        stages=rewrite(module.stages(model, **(stage_arguments or {})), rewrites),
+        stages=rewrite(stages, chosen),
         programs=module.programs(model, num_action_steps, **(program_arguments or {})),
         backend=backend,
         host={**module.host_config(model.config), **(host or {})},
         policy=family if family in plugins.names("policy") else None,
         prompts={prompt: module.prompt_inputs(model.config, embedding) for prompt, embedding in prompts.items()},
-        config={"num_action_steps": num_action_steps, "precision": "fp32", **(config or {})},
+        config={
+            "num_action_steps": num_action_steps, "precision": "fp32", **({"rewrites": list(chosen)} if chosen else {}),
+            **(config or {}),
+        },
         parents=parents or {},
         threads=threads,
-    )
+    )  # fmt: skip

@@ -134,7 +134,7 @@ REWRITES: dict[str, Rewrite] = {
             "the queries of the last layer have no reader either", "a narrower product may sum in another order",
         ),
         _row(
-            fold_state, _NORMS, ("state",),
+            fold_state, "linear behind linear folded", ("state",),
             "two linear layers in a row are one", "W2 (W1 x) becomes (W2 W1) x",
         ),
         Rewrite(
@@ -183,13 +183,21 @@ def refusals(stages: Stages) -> dict[str, str]:
     return _apply_all(stages)[1]
 
 
+def fitting(stages: Stages, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of the rewrites that fit these stages, those of `without` aside: what `rewrite` takes by name."""
+    refused = _apply_all(stages, without)[1]
+    return tuple(name for name in _functions() if name not in refused and name not in without)
+
+
 def _functions() -> dict[str, Callable[[Stages], dict[str, Stage]]]:
     return {name: row.function for name, row in REWRITES.items() if row.function is not None}
 
 
-def _apply_all(stages: Stages) -> tuple[dict[str, Stage], dict[str, str]]:
+def _apply_all(stages: Stages, without: Sequence[str] = ()) -> tuple[dict[str, Stage], dict[str, str]]:
     out, refused = dict(stages), {}
     for name, function in _functions().items():
+        if name in without:
+            continue
         try:
             out = function(out)
         except RewriteRefused as reason:

@@ -24,7 +24,7 @@ from edgewam.runtime.selftest import load_golden
 STAGE_TOLERANCE = 1e-4  # relative to each output's maximum: two exact backends, float32
 # INT8 against float32: 0.08 is the largest that a stage of `small` showed on real frames; scales of a wrong layer give 1
 QUANTIZED_STAGE_TOLERANCE = 0.25
-# 16 bits against float32, on real frames of `small`: bf16 0.009 (the VAE encoder, the state's keys), fp16 0.0011; three times that
+# 16 bits against float32, on real frames of `small`: bf16 0.009 (VAE encoder, the state's keys), fp16 0.0011; three times that
 HALF_STAGE_TOLERANCE = {"bf16": 0.03, "fp16": 0.004}
 
 
@@ -131,7 +131,8 @@ def _compare_stages(
             pipeline.run(call.program, call.inputs)
     samples: dict[str, list[Mapping[str, npt.NDArray[Any]]]] = {name: [*e.samples] for name, e in capturing.items()}
     memories = memory, candidate.pipeline.memory
-    return compare_stages(candidate.stages, reference.engines, candidate.engines, samples, tolerance, memories)
+    engines = reference.engines, candidate.engines
+    return compare_stages(candidate.stages, *engines, samples, tolerance, memories, reference.stages)
 
 
 def _compare_actions(candidate: Bundle, reference: Bundle, frames: list[Frame], prompt: str | None, seed: int) -> ExcessError:

@@ -46,8 +46,8 @@ def named_plan(
     """The rules of a named plan.
 
     Args:
-        name: `int8` or `fp8`, weights and activations, static scales.  Both leave convolutions alone.  Layers in the sampler's
-            loop get a scale per step, but for ONNX Runtime: their activations change with the noise that is left.
+        name: `int8` or `fp8`, weights and activations, static scales.  Both leave convolutions alone.  `fp8` has a scale per step
+            in the sampler's loop; INT8 gained nothing by that (benchmarks/NOTES.md), so there a plan file has to ask for it.
         layers: what there is to quantise.
         unsteady: stages of which calibration sees too little, such as those that run once per instruction, or on a single
             row.  Their activations are measured when they come: with static ranges one unseen joint position made an error
@@ -76,7 +76,7 @@ def named_plan(
             rules.append(Rule(stage, "*", "int8_dynamic", _UNSTEADY_REASON))
         else:
             rules.append(Rule(stage, "*", name))
-    return PrecisionPlan(name, backend, tuple(rules), per_step=backend != "onnxruntime")
+    return PrecisionPlan(name, backend, tuple(rules), per_step=name == "fp8")
 
 
 def is_narrow(layer: Layer) -> bool:

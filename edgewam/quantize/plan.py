@@ -97,17 +97,19 @@ class PrecisionPlan:
         """
         name = backend or self.backend
         available = tuple(getattr(build, "FORMATS", ()))
+        instead = "Compile the policy that was not quantised, or for another backend."
+        if "int8" in available:
+            instead = f"Quantise with a plan for that backend: edgewam quantize --plan int8 --backend {name}"
         for number, rule in enumerate(self.rules):
             if rule.format not in (NONE, *available):
                 raise ContractError(
-                    f"Rule {number} of plan '{self.name}' asks for {rule.format}, which the backend '{name}' would turn back into "
-                    f"float32. It computes in: {', '.join(available) or 'float32 only'}. Quantise with a plan for that backend: "
-                    f"edgewam quantize --plan int8 --backend {name}"
+                    f"Rule {number} of plan '{self.name}' asks for {rule.format}, which the backend '{name}' would turn back "
+                    f"into float32. It computes in: {', '.join(available) or 'float32 only'}. {instead}"
                 )
         if self.per_step and not getattr(build, "STEP_SCALES", False):
             raise ContractError(
-                f"Plan '{self.name}' has one activation scale per step, which the backend '{name}' does not take. Set per_step to "
-                f"false in the plan, or use int8_dynamic where it exists: that measures the range in every call."
+                f"Plan '{self.name}' has one activation scale per step, which the backend '{name}' does not take. Set "
+                f"per_step to false in the plan, or use int8_dynamic where it exists: that measures the range in every call."
             )
 
     def to_json(self) -> dict[str, Any]:

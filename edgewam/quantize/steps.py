@@ -1,7 +1,7 @@
 """One activation scale per layer and solver step: the scales are rows of a table, as everything else that differs per step.
 
-A stage with such layers gets one more input, `scale_row`, and its program's loop the table `scale_rows` that feeds it: one engine,
-as many scales as there are steps (DESIGN section 3).
+A stage with such layers gets one more input, `scale_row`, and its program's loop the table `scale_rows` that feeds it: one
+engine, as many scales as there are steps (DESIGN section 3).
 """
 
 from __future__ import annotations
@@ -64,27 +64,35 @@ def with_scale_tables(programs: Programs, stages: Mapping[str, Stage]) -> Progra
     Raises:
         ContractError: scales for another number of steps, for a stage outside a loop, or for two stages.
     """
-    stepped = [stage for stage in stages.values() if any(spec.name == SCALE_ROW for spec in stage.inputs)]
-    if not stepped:
+    if not (stage := _takes_row(stages)):
         return programs
-    if len(stepped) > 1:
-        names = ", ".join(stage.name for stage in stepped)
-        raise ContractError(f"The stages {names} all have scales per step; one stage can. Give the others one static scale.")
-    layers = quantized_layers(stepped[0])
-    scales = [layers[path].step_scales for path in _stepped(stepped[0])]
+    layers = quantized_layers(stage)
+    scales = [layers[path].step_scales for path in _stepped(stage)]
     table = torch.stack([scale for scale in scales if scale is not None], dim=1).cpu().numpy()
-    changed = {name: _with_table(program, stepped[0].name, programs, len(table)) for name, program in programs.programs.items()}
-    return replace(programs, programs=changed, constants={**programs.constants, SCALE_ROWS: table})
+    return _with_table(programs, stage.name, table)
 
 
-def with_ignored_rows(stages: Mapping[str, Stage], like: Mapping[str, Stage]) -> dict[str, Stage]:
-    """Unquantised stages that take the `scale_row` of their quantised forms `like` and leave it, so that both run in one program."""
-    out = dict(stages)
-    for name, stage in stages.items():
-        rows = tuple(spec for spec in like[name].inputs if spec.name == SCALE_ROW) if name in like else ()
-        if rows:
-            out[name] = replace(stage, inputs=(*stage.inputs, *rows), function=_without_last(stage.function))
-    return out
+def with_ignored_rows(
+    stages: Mapping[str, Stage], programs: Programs, like: Mapping[str, Stage], constants: Mapping[str, Any]
+) -> tuple[dict[str, Stage], Programs]:
+    """An unquantised policy whose stages take the `scale_row` of their quantised forms `like` and leave it.
+
+    So both can be given the same inputs.  constants: of the quantised form's programs.
+    """
+    if not (quantised := _takes_row(like)):
+        return dict(stages), programs
+    stage = stages[quantised.name]
+    inputs = (*stage.inputs, quantised.input(SCALE_ROW))
+    changed = replace(stage, inputs=inputs, function=_without_last(stage.function))
+    return {**stages, stage.name: changed}, _with_table(programs, stage.name, constants[SCALE_ROWS])
+
+
+def _takes_row(stages: Mapping[str, Stage]) -> Stage | None:
+    found = [stage for stage in stages.values() if any(spec.name == SCALE_ROW for spec in stage.inputs)]
+    if len(found) > 1:
+        names = ", ".join(stage.name for stage in found)
+        raise ContractError(f"The stages {names} all have scales per step; one stage can. Give the others one static scale.")
+    return found[0] if found else None
 
 
 def _without_last(function: Any) -> Any:
@@ -98,7 +106,12 @@ def _stepped(stage: Stage) -> list[str]:
     return [path for path, layer in quantized_layers(stage).items() if layer.is_stepped]
 
 
-def _with_table(program: Program, stage: str, owner: Programs, num_rows: int) -> Program:
+def _with_table(programs: Programs, stage: str, table: Any) -> Programs:
+    changed = {name: _reading(program, stage, programs, len(table)) for name, program in programs.programs.items()}
+    return replace(programs, programs=changed, constants={**programs.constants, SCALE_ROWS: table})
+
+
+def _reading(program: Program, stage: str, owner: Programs, num_rows: int) -> Program:
     if any(isinstance(step, Call) and step.stage == stage for step in (*program.setup, *program.finish)):
         raise ContractError(f"Stage '{stage}' has scales per step, but program '{program.name}' calls it outside its loop.")
     loop = program.loop

@@ -26,6 +26,9 @@ def compile_plan(
     threads: int = 2,
     precision: str = "float32",
     target: str | None = None,
+    device: str = "cpu",
+    rewrites: Sequence[str] | bool | None = None,
+    layer_groups: int = 1,
 ) -> CompilePlan:
     """Plan of a bundle.
 
@@ -37,7 +40,12 @@ def compile_plan(
         threads: compute threads of the engines while the bundle proves itself.
         precision: of weights, products, keys and values that no plan quantises, one of `PRECISIONS`.  The residual stream, norms,
             softmax and the sampler stay float32.
-        target: name of the device that will run it (`profiles`); a format that it lacks is refused before any work.
+        target: name of the device that will run it (`profiles`), for backends that build for one; a format that it lacks is
+            refused before any work.
+        device: where backends that run on torch compute here, "cpu" or "cuda".
+        rewrites: names of exact rewrites, all that fit (True) or none (False); by default those that the backend gains from.  A
+            quantised policy keeps those that it was made with.
+        layer_groups: stages that the planner is split into, so that action chunks get the device between them.
 
     Raises:
         EdgewamError: the artifact is damaged or of another kind, a student that was never taught that number of steps, or a
@@ -45,6 +53,7 @@ def compile_plan(
     """
     import torch
 
+    from edgewam.compile.build_options import BuildOptions
     from edgewam.compile.plan import plan_policy
     from edgewam.models import aha_wam
     from edgewam.models.text import SmallTextEncoder
@@ -53,19 +62,28 @@ def compile_plan(
     from edgewam.training.policy_artifact import load_policy
 
     _check_precision(precision, backend, target)
+    options = BuildOptions(target, device)
     if is_quantized(policy):
         stored = read_quantized(policy)
         _check_plan(stored.plan, policy, backend, target)
-        below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads, precision)
+        made_with = tuple(stored.manifest.config.get("rewrites", ()))
+        if rewrites is not None and (rewrites is True or tuple(rewrites or ()) != made_with):
+            raise EdgewamError(
+                f"'{policy}' was quantised with the rewrites {', '.join(made_with) or 'none'}, which its scales belong to. "
+                "Leave the rewrites out, or quantise again."
+            )
+        below = compile_plan(stored.policy, backend, num_action_steps, prompts, threads, precision, rewrites=made_with)
         stages = stored.apply(below.stages)
         base = () if precision == "float32" else (PRECISIONS[precision][1],)
-        return replace(
+        whole = replace(
             below,
             stages=stages,
             programs=stored.apply_programs(below.programs, stages),
             parents={"quantized": stored.manifest.digest, **below.parents},
             config={**below.config, "precision": "+".join((stored.precision, *base))},
+            build_options=options,
         )
+        return _in_groups(whole, layer_groups)
     loaded = load_policy(policy)
     config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
     steps = num_action_steps or facts.num_action_steps
@@ -77,7 +95,10 @@ def compile_plan(
     dtype = getattr(torch, PRECISIONS[precision][0])
     text = SmallTextEncoder(config.text_dim, config.text_len)
     names = dict.fromkeys((*facts.tasks, *prompts))
-    return plan_policy(
+    gains, without = backend_rewrites(backend)
+    if isinstance(rewrites, bool) or rewrites is None:
+        rewrites = None if rewrites or (gains and rewrites is None) else ()
+    plan = plan_policy(
         aha_wam.FAMILY,
         loaded.model.to(dtype),
         backend,
@@ -97,7 +118,27 @@ def compile_plan(
         config={"trained_as": loaded.manifest.kind, "precision": PRECISIONS[precision][1], "tables": facts.sampler_tables},
         parents={loaded.manifest.kind: loaded.manifest.digest},
         threads=threads,
+        rewrites=rewrites,
+        without=without,
     )
+    return _in_groups(replace(plan, build_options=options), layer_groups)
+
+
+def backend_rewrites(backend: str) -> tuple[bool, tuple[str, ...]]:
+    """Whether a backend gains from the exact rewrites, and the names of those that it does not gain from."""
+    from edgewam.core import plugins
+
+    without = getattr(plugins.load("backend_build", backend), "REWRITES_LEFT_OUT", None)
+    return without is not None, tuple(without or ())
+
+
+def _in_groups(plan: CompilePlan, layer_groups: int) -> CompilePlan:
+    from edgewam.compile.layer_groups import in_layer_groups
+
+    if layer_groups == 1:
+        return plan
+    stages, programs = in_layer_groups(plan.stages, plan.programs, layer_groups)
+    return replace(plan, stages=stages, programs=programs, config={**plan.config, "layer_groups": layer_groups})
 
 
 def _check_precision(precision: str, backend: str, target: str | None) -> None:

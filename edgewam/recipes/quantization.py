@@ -73,18 +73,22 @@ def plan_quantization(
     """
     import torch
 
+    from edgewam.compile.rewrites import fitting
     from edgewam.core import plugins
     from edgewam.quantize.artifact import is_quantized
     from edgewam.quantize.formats import NONE
     from edgewam.quantize.layers import find_layers
     from edgewam.quantize.named import NAMED, candidates, named_plan
     from edgewam.quantize.plan import PrecisionPlan
-    from edgewam.recipes.deploy import compile_plan
+    from edgewam.recipes.deploy import backend_rewrites, compile_plan
 
     if is_quantized(policy):
         raise EdgewamError(f"'{policy}' is quantised already. Give the policy or student that it was made from.")
     precision = None if plan in NAMED else PrecisionPlan.read(Path(plan)) if Path(plan).is_file() else named_plan(plan, {})
+    gains, without = backend_rewrites(backend or (precision.backend if precision else "eager"))
     source = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    if gains:  # scales belong to the stages as the backend will get them
+        source = compile_plan(policy, "eager", num_action_steps, threads=threads, rewrites=fitting(source.stages, without))
     largest = max(stage.cost.flops for stage in source.stages.values())
     torch.set_num_threads(threads if largest > _FLOPS_FOR_THREADS else 1)
     layers = find_layers(source.stages)
@@ -172,6 +176,7 @@ def quantize_policy(
         "plan": plan.name,
         "policy_kind": source.config["trained_as"],
         "num_action_steps": source.config["num_action_steps"],
+        "rewrites": list(source.config.get("rewrites", ())),
         "calibration": {
             "dataset": data.digest, "episodes": num_episodes, "chunks": recording.num_chunks, "digest": recording.digest,
             "chunk_size": host["chunk_size"],

@@ -28,10 +28,9 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
 
     torch.set_num_threads(threads)
     plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
-    stages, programs = plan.stages, plan.programs
-    if num_action_steps is not None:  # the same sampler, so both can be fed from the bundle's tables
-        stages = with_ignored_rows(stages, bundle.stages)
-        programs = programs if stages == plan.stages else bundle.pipeline.programs
+    stages, programs = dict(plan.stages), plan.programs
+    if num_action_steps is not None:  # the same sampler, so both can be given the same
+        stages, programs = with_ignored_rows(stages, programs, bundle.stages, bundle.pipeline.programs.constants)
     engines = {name: TorchEngine(stage) for name, stage in stages.items()}
     pipeline = Pipeline(programs, stages, engines)
     return replace(
@@ -84,14 +83,16 @@ def validate_against(
             )
     opened = Bundle.open(bundle, threads=threads)
     steps = manifest.config["num_action_steps"] if is_engine else None
+    precision = str(manifest.config.get("precision", "fp32"))
+    limits = DISTILLED_LIMITS if not is_engine else ENGINE_LIMITS if precision == "fp32" else QUANTIZED_LIMITS
     report = validate(
         opened,
         eager_partner(opened, reference, steps, threads),
         stages=is_engine,
         frames=frames,
         prompt=prompt,
-        limits=QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS if is_engine else DISTILLED_LIMITS,
-        tolerance=stage_tolerance(str(manifest.config.get("precision", "fp32"))),
+        limits=limits,
+        tolerance=stage_tolerance(precision),
         on_frames=is_quantized,
     )
     return replace(report, reference=origin.digest)

@@ -83,6 +83,21 @@ def test_validate_judges_the_bundle_against_the_unquantised_student(bundle, data
     assert stages["passed"] and stages["stages"]["denoise"]["x_next"]["relative"] > 1e-4  # it did quantise
 
 
+def test_scales_per_step_in_a_bf16_bundle_are_validated_against_the_float32_student(shipped, dataset, tmp_path):
+    pytest.importorskip("modelopt", reason="needs edgewam[quant]")
+    rules = [{"stage": "denoise", "layer": "ffn.*.up", "format": "fp8"}]
+    plan = plan_file(tmp_path / "plan.json", rules, backend="eager", per_step=True)
+    here("quantize", shipped / "student", dataset, tmp_path / "fp8", "--plan", plan, *QUICK).ok()
+    here("compile", tmp_path / "fp8", tmp_path / "b", "--backend", "eager", "--precision", "bf16", "--threads", 1).ok()
+    config = read_manifest(tmp_path / "b").config
+    assert config["precision"] == "fp8+bf16" and "scale_rows" in config["programs"]["constants"]
+    done = here("validate", tmp_path / "b", shipped / "student", dataset, "--frames", 2, "--threads", 1, "--json")
+    assert done.out, done.err
+    found = done.json
+    assert found["stages"]["passed"] and found["stages"]["stages"]["denoise"]["x_next"]["relative"] > 1e-4
+    assert 0 < found["actions"]["median"] < BOUND
+
+
 def test_a_bundle_with_wrong_scales_does_not_open(bundle, tmp_path):
     import shutil
 

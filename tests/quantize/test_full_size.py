@@ -1,4 +1,4 @@
-"""The named plans at full size, on the meta device: which layers become eight bits for TensorRT, and what is left of the bytes."""
+"""The named plans at full size, on the meta device: which layers become eight bits for TensorRT, and which bytes are left."""
 
 import re
 from collections import Counter

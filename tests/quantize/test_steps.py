@@ -1,4 +1,4 @@
-"""One activation scale per solver step: every row computes what a layer with that one scale would, and wrong tables are refused."""
+"""One activation scale per solver step: a row computes what a layer with that one scale would; wrong tables are refused."""
 
 from dataclasses import replace
 
@@ -196,11 +196,19 @@ def test_a_layer_in_a_half_stage_rounds_once_to_its_dtype(kind, dtype):
 def test_unquantised_partners_ignore_the_row():
     stages, programs = stage_and_programs()
     made = with_scale_rows(with_layers(stages, layers_with(stages, "int8", SCALES)))
-    partners = with_ignored_rows(stages, made)
+    declared = with_scale_tables(programs, made)
+    partners, shared = with_ignored_rows(stages, programs, made, declared.constants)
     assert partners["net"].inputs == made["net"].inputs and partners["start"] is stages["start"]
     assert torch.equal(call(partners["net"], X, GAIN, torch.zeros(2)), call(stages["net"], X, GAIN))
-    assert with_ignored_rows(stages, stages) == stages
-    with_scale_tables(programs, made).check(partners)
+    shared.check(partners)
+    assert with_ignored_rows(stages, programs, stages, {}) == (stages, programs)
+
+
+def test_two_stages_with_scales_per_step_are_refused():
+    stages, programs = stage_and_programs()
+    made = with_scale_rows(with_layers(stages, layers_with(stages, "int8", SCALES)))["net"]
+    with pytest.raises(ContractError, match="stages net, other all have scales per step"):
+        with_scale_tables(programs, {"net": made, "other": replace(made, name="other")})
 
 
 def test_recorded_calls_are_recognised_by_the_row_that_fed_them():

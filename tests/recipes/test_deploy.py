@@ -74,7 +74,7 @@ def test_tables_are_rounded_as_the_policy_says(monkeypatch):
 
 
 def test_precisions_that_do_not_exist_or_that_a_backend_would_turn_back_are_refused():
-    with pytest.raises(EdgewamError, match="Unknown precision 'fp4'. Available: float32, bf16, fp16"):
+    with pytest.raises(EdgewamError, match="Unknown precision 'fp4'"):
         compile_plan(STUDENT, "eager", precision="fp4")
     with pytest.raises(EdgewamError, match="'onnxruntime' computes in float32; it would turn bf16 back"):
         compile_plan(STUDENT, "onnxruntime", precision="bf16")
@@ -117,5 +117,4 @@ def test_a_plan_file_is_not_bent_to_another_backend(tmp_path):
 
 def test_a_named_plan_is_made_for_the_backend_that_is_asked_for():
     assert plan_quantization(STUDENT, "int8").precision.backend == "onnxruntime"
-    asked = plan_quantization(STUDENT, "int8", backend="eager").precision
-    assert asked.backend == "eager" and asked.per_step
+    assert plan_quantization(STUDENT, "int8", backend="eager").precision.backend == "eager"

@@ -28,6 +28,8 @@ __all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_
 # Not measured: no engine of ours has run yet.
 TOLERANCE = 1e-4
 STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
+# eight bits need a layer of its own for every weight; and attention with divided logits is no pattern that it fuses
+REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")
 PRECISIONS = ("float32", "bf16", "fp16")
 
 

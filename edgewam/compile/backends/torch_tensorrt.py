@@ -22,6 +22,7 @@ from edgewam.runtime.backends.eager import move_program
 from edgewam.runtime.engine import EngineOptions, Support
 
 PRECISIONS = ("float32", "bf16", "fp16")
+REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")  # as `tensorrt`
 TOLERANCE = 1e-4  # float32 without TF32: sums in another order, and TensorRT may reorder them over whole chains of products
 # Read in `torch_tensorrt.dynamo.compile` of 2.11 to 2.14.
 SETTINGS = {
