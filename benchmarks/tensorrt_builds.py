@@ -110,13 +110,12 @@ def quantise_in_place(stage: Stage, kind: str) -> None:
 
 
 def small_stages(dtype: torch.dtype) -> dict[str, Stage]:
-    """Every stage of the policy that ships with the repository, in a half type."""
+    """Every stage of the policy that ships with the repository, in a half type, as `edgewam compile` plans it for TensorRT."""
     from edgewam.cli._shipped import shipped
-    from edgewam.training.policy_artifact import load_policy
+    from edgewam.recipes.deploy import compile_plan
 
-    loaded = load_policy(shipped("student"))
-    arguments = (image_encoder(loaded.vae.to(dtype)), loaded.stats.state, loaded.stats.action)
-    return aha_wam.stages(loaded.model.to(dtype).requires_grad_(False), *arguments)
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    return dict(compile_plan(shipped("student"), "tensorrt", precision=precision, target=TARGETS[0]).stages)
 
 
 def run(stage: Stage, names: list[str]) -> dict[str, dict[str, Any]]:
