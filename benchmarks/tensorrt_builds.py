@@ -165,6 +165,11 @@ def faults(builds: dict[str, Any]) -> list[str]:
     return found
 
 
+def stored(path: Path) -> dict[str, Any]:
+    """Figures of the builds that a results file holds."""
+    return json.loads(path.read_text())["builds"] if path.exists() else {}
+
+
 def todo(results: dict[str, Any], a: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
     """(stage, precision, targets) that are asked for and not in the results."""
     small = {
@@ -191,8 +196,7 @@ def main() -> int:
     a = parser.parse_args()
     cpu = read_machine().cpu
     path = (a.out or RESULTS / slug(cpu)) / "tensorrt_builds.json"
-    results = json.loads(path.read_text())["builds"] if path.exists() else {}
-    left = todo(results, a)
+    left = todo(stored(path), a)
     if a.list:
         print("\n".join(f"{stage} {precision} {', '.join(names)}" for stage, precision, names in left))
         return 0
@@ -201,11 +205,9 @@ def main() -> int:
         ended = [subprocess.run([*own, "--only", stage, "--precision", precision]).returncode for stage, precision, _ in left]
         return 1 if any(ended) else 0
     torch.set_num_threads(1)
-    made = {
-        f"{stage} {kind} {target}": figures for stage, kind, names in left for target, figures in one(stage, kind, names).items()
-    }
+    made = {f"{stage} {kind} {name}": done for stage, kind, names in left for name, done in one(stage, kind, names).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"cpu": cpu, "versions": versions(), "builds": {**results, **made}})
+    write_json(path, {"cpu": cpu, "versions": versions(), "builds": {**stored(path), **made}})  # read again: others write too
     print(json.dumps(made, indent=1), *(missed := faults(made)), sep="\n")
     return 1 if missed else 0
 
