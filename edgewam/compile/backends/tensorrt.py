@@ -13,6 +13,7 @@ from typing import Any
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.onnx_export import can_export
+from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.compile.tensorrt_engine import build_in_child
 from edgewam.compile.tensorrt_onnx import ExportedGraph, export_onnx
 from edgewam.compile.tensorrt_qdq import FORMATS
@@ -29,8 +30,7 @@ __all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_
 # Not measured: no engine of ours has run yet.
 TOLERANCE = 1e-4
 STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
-# eight bits need a layer of its own for every weight; and attention with divided logits is no pattern that it fuses
-REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")
+REWRITES_LEFT_OUT = NOT_LAYERWISE
 PRECISIONS = ("float32", "bf16", "fp16")
 
 

@@ -15,6 +15,7 @@ from torch import fx
 from edgewam.compile.backends import eager
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import example_inputs, exporting, quiet
+from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.core.errors import EdgewamError, GateError, require
 from edgewam.core.stage import Stage
 from edgewam.runtime.backends import torch_tensorrt as run
@@ -22,7 +23,7 @@ from edgewam.runtime.backends.eager import move_program
 from edgewam.runtime.engine import EngineOptions, Support
 
 PRECISIONS = ("float32", "bf16", "fp16")
-REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")  # as `tensorrt`
+REWRITES_LEFT_OUT = NOT_LAYERWISE
 TOLERANCE = 1e-4  # float32 without TF32: sums in another order, and TensorRT may reorder them over whole chains of products
 # Read in `torch_tensorrt.dynamo.compile` of 2.11 to 2.14.
 SETTINGS = {
