@@ -13,6 +13,7 @@ from typing import Any
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.engine_reuse import engine_key, taken_from
+from edgewam.compile.onnx_export import can_export
 from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.compile.tensorrt_engine import build_in_child
 from edgewam.compile.tensorrt_onnx import ExportedGraph, export_onnx
@@ -38,26 +39,12 @@ PRECISIONS = ("float32", "bf16", "fp16")
 
 def supports(stage: Stage) -> Support:
     """Whether the stage can be exported and its formats are ones that TensorRT multiplies in."""
-    if stage.function is None:
-        return Support(False, f"stage '{stage.name}' was read from a manifest and has no function to export")
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            return Support(False, f"the package '{package}' is not installed; install it with: pip install 'edgewam[onnx]'")
-    if not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
-        return Support(
-            False, "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
-        )
-    for spec in (*stage.inputs, *stage.outputs):
-        if spec.dtype not in DTYPES:
-            return Support(False, f"stage '{stage.name}' has '{spec.name}' in {spec.dtype}; use one of {', '.join(DTYPES)}")
-    for path, layer in quantized_layers(stage).items():
-        if layer.kind.name not in FORMATS:
-            return Support(
-                False,
-                f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which TensorRT would turn back into a half "
-                f"type; it computes in {', '.join(FORMATS)}. Quantise with --plan int8 or --plan fp8",
-            )
-    return Support(True)
+    undone, advice = "TensorRT would turn back into a half type", "Quantise with --plan int8 or --plan fp8"
+    support = can_export(stage, (), DTYPES, FORMATS, undone, advice)
+    if support.ok and not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
+        how = "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
+        return Support(False, how)
+    return support
 
 
 def check(options: BuildOptions) -> None:
