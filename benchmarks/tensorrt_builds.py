@@ -24,8 +24,9 @@ import torch
 from torch import nn
 
 from benchmarks.results import RESULTS, now_utc, slug
-from edgewam.compile.backends.tensorrt import build_graph
+from edgewam.compile.backends.tensorrt import REWRITES_LEFT_OUT, build_graph
 from edgewam.compile.layer_groups import in_layer_groups
+from edgewam.compile.rewrites import fitting, rewrite
 from edgewam.compile.tensorrt_engine import peak_memory_bytes
 from edgewam.compile.tensorrt_onnx import export_onnx
 from edgewam.compile.tensorrt_targets import find_target
@@ -58,6 +59,10 @@ STAGES: dict[str, tuple[str, ...]] = {
     "planner_25_30": ("bfloat16", "fp8", "int8"),
     "text": ("bfloat16", "fp8", "int8"),
     "state": ("bfloat16",),
+    # with the exact rewrites that `compile` gives TensorRT (`compile/rewrites.py`)
+    "rewritten/denoise": ("fp8", "bfloat16", "int8"),
+    "rewritten/planner_5_10": ("fp8", "bfloat16", "int8"),
+    "rewritten/router": ("fp8", "bfloat16", "int8"),
 }
 SMALL = ("text", "image_encoder", "planner", "router", "state", "begin", "denoise", "finish")
 
@@ -70,6 +75,9 @@ def full_stage(name: str, dtype: torch.dtype) -> Stage:
         model = aha_wam.build(config).to(dtype)
         vae = WanVae(WanVaeConfig()).to(dtype)
     stages = aha_wam.stages(model, image_encoder(vae), unit, unit)
+    if name.startswith("rewritten/"):
+        stages = rewrite(stages, fitting(stages, REWRITES_LEFT_OUT))
+    name = name.removeprefix("rewritten/")
     if name.startswith("planner"):
         stages, _ = in_layer_groups(stages, Programs((), {"plan": Program("plan", (), ())}, {}), NUM_GROUPS)
     stage = stages[name]
@@ -104,13 +112,12 @@ def quantise_in_place(stage: Stage, kind: str) -> None:
 
 
 def small_stages(dtype: torch.dtype) -> dict[str, Stage]:
-    """Every stage of the policy that ships with the repository, in a half type."""
+    """Every stage of the policy that ships with the repository, in a half type, as `edgewam compile` plans it for TensorRT."""
     from edgewam.cli._shipped import shipped
-    from edgewam.training.policy_artifact import load_policy
+    from edgewam.recipes.deploy import compile_plan
 
-    loaded = load_policy(shipped("student"))
-    arguments = (image_encoder(loaded.vae.to(dtype)), loaded.stats.state, loaded.stats.action)
-    return aha_wam.stages(loaded.model.to(dtype).requires_grad_(False), *arguments)
+    precision = {torch.bfloat16: "bf16", torch.float16: "fp16"}[dtype]
+    return dict(compile_plan(shipped("student"), "tensorrt", precision=precision, target=TARGETS[0]).stages)
 
 
 def run(stage: Stage, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -153,11 +160,16 @@ def faults(builds: dict[str, Any]) -> list[str]:
         kept = sum(seen.values()) - seen.get(precision, 0) - seen.get("unknown", 0)
         if kept > len(KEPT):
             found.append(f"{name}: products in {seen}")
-        if len(attentions["unfused"]) > WIDE_HEADS.get(stage.removeprefix("small/"), 0):
+        if len(attentions["unfused"]) > WIDE_HEADS.get(stage.rpartition("/")[2], 0):
             found.append(f"{name}: attentions {attentions}")
         if (used := figures["export_peak_memory_bytes"] + figures["peak_memory_bytes"]) > MAX_MEMORY_BYTES:
             found.append(f"{name}: {used / 1e9:.1f} GB of memory")
     return found
+
+
+def stored(path: Path) -> dict[str, Any]:
+    """Figures of the builds that a results file holds."""
+    return json.loads(path.read_text())["builds"] if path.exists() else {}
 
 
 def todo(results: dict[str, Any], a: argparse.Namespace) -> list[tuple[str, str, list[str]]]:
@@ -186,8 +198,7 @@ def main() -> int:
     a = parser.parse_args()
     cpu = read_machine().cpu
     path = (a.out or RESULTS / slug(cpu)) / "tensorrt_builds.json"
-    results = json.loads(path.read_text())["builds"] if path.exists() else {}
-    left = todo(results, a)
+    left = todo(stored(path), a)
     if a.list:
         print("\n".join(f"{stage} {precision} {', '.join(names)}" for stage, precision, names in left))
         return 0
@@ -196,11 +207,9 @@ def main() -> int:
         ended = [subprocess.run([*own, "--only", stage, "--precision", precision]).returncode for stage, precision, _ in left]
         return 1 if any(ended) else 0
     torch.set_num_threads(1)
-    made = {
-        f"{stage} {kind} {target}": figures for stage, kind, names in left for target, figures in one(stage, kind, names).items()
-    }
+    made = {f"{stage} {kind} {name}": done for stage, kind, names in left for name, done in one(stage, kind, names).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"cpu": cpu, "versions": versions(), "builds": {**results, **made}})
+    write_json(path, {"cpu": cpu, "versions": versions(), "builds": {**stored(path), **made}})  # read again: others write too
     print(json.dumps(made, indent=1), *(missed := faults(made)), sep="\n")
     return 1 if missed else 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from edgewam.core.errors import PluginError
 from edgewam.profiles.device import load_device
@@ -13,11 +14,13 @@ from edgewam.runtime.memory import Memory
 class BuildOptions:
     """target: name of the device that the engine is for; only backends that build machine code for one have targets.
 
-    device: where backends that run on torch compute here, "cpu" or "cuda".
+    device: where backends that run on torch compute here, "cpu" or "cuda".  reuse: the bundle that is being replaced, for
+    backends whose engines take long to build.
     """
 
     target: str | None = None
     device: str = "cpu"
+    reuse: Path | None = None
 
     def made_for(self, place: Memory | None) -> dict[str, str]:
         """What the bundle's manifest says of its device: facts of the memory it was proved in, else of the target's file.

@@ -7,6 +7,7 @@ vectors of the eager reference, and only then renamed into place.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         GateError: a stage or a program that differs from the eager reference.
     """
     build, run = plugins.load("backend_build", plan.backend), plugins.load("backend_run", plan.backend)
+    if hasattr(build, "check"):
+        build.check(plan.build_options)
     stages, options = plan.stages, EngineOptions(plan.threads, device=plan.build_options.device)
     place = _place(plan, run, options)
     for stage in stages.values():
@@ -68,8 +71,9 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     allowed = allowed_deviation(stages, build.TOLERANCE)
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
+        building = replace(plan.build_options, reuse=Path(out) if Path(out).is_dir() else None)
         for stage in stages.values():
-            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, plan.build_options)})
+            records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, building)})
         if place is None:
             made_for["runtime"] = build.runtime_of(records[0]["record"])
         tolerance = allowed.program

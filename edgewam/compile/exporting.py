@@ -42,11 +42,6 @@ def example_inputs(stage: Stage, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return tuple(torch.from_numpy(arrays[spec.name]).to(getattr(torch, spec.dtype)) for spec in stage.inputs)
 
 
-def example_tensors(stage: Stage) -> tuple[torch.Tensor, ...]:
-    """Zeros in declared order, also of dtypes that NumPy does not have."""
-    return tuple(torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype)) for spec in stage.inputs)
-
-
 @contextmanager
 def exporting(stage: Stage) -> Iterator[None]:
     """Say which stage cannot be exported; the exporters' own errors only know operators."""

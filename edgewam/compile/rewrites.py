@@ -30,7 +30,7 @@ from edgewam.compile.rewritten_stage import RewriteRefused, Stages
 from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Stage
 
-__all__ = ["LAYERWISE", "REWRITES", "Rewrite", "RewriteRefused", "refusals", "rewrite"]
+__all__ = ["LAYERWISE", "NOT_LAYERWISE", "REWRITES", "Rewrite", "RewriteRefused", "fitting", "refusals", "rewrite"]
 
 # Of an output's maximum, in float32: up to 4e-7 was seen at golden size, and deeper stacks add up.  The comparison in float64
 # gives up to 7e-16, which shows that it is rounding and nothing else; a constant that is folded wrongly is off by more than 1e-3.
@@ -145,10 +145,9 @@ REWRITES: dict[str, Rewrite] = {
     )
 }  # fmt: skip
 
-# Names for quantisers and for engines that know an attention by its form: every layer stays one, every attention as it is.
-LAYERWISE = tuple(
-    name for name, row in REWRITES.items() if row.function is not None and name not in ("batch_editor", "scale_cross_logits")
-)
+# Left out for quantisers, which want a layer for every weight, and for engines that know an attention by its form.
+NOT_LAYERWISE = ("batch_editor", "scale_cross_logits")
+LAYERWISE = tuple(name for name, row in REWRITES.items() if row.function is not None and name not in NOT_LAYERWISE)
 
 
 def rewrite(stages: Stages, names: Sequence[str] | None = None) -> dict[str, Stage]:

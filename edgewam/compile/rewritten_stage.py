@@ -33,7 +33,9 @@ def module_of(stages: Stages, name: str, *kinds: type[Module]) -> Module:
         RewriteRefused: there is no such stage, it is of another kind, or a layer of it is quantised already.
     """
     if name not in stages:
-        raise RewriteRefused(f"there is no stage '{name}' (stages: {', '.join(stages)}); this rewrite is for AHA-WAM policies")
+        raise RewriteRefused(
+            f"there is no stage '{name}' among {', '.join(stages)}; AHA-WAM has it, before its planner is split into groups"
+        )
     stage = stages[name]
     if not isinstance(stage.function, kinds):
         known = " or ".join(kind.__name__ for kind in kinds)

@@ -6,8 +6,6 @@ just as well as from opset 23, and float32 graphs of opset 23 do not build at al
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgewam.compile.exporting import as_module, example_tensors, exporting, quiet
+from edgewam.compile.exporting import exporting, quiet
+from edgewam.compile.onnx_export import to_onnx
 from edgewam.compile.tensorrt_qdq import make_explicit
 from edgewam.core.errors import require
 from edgewam.core.stage import Stage
@@ -65,22 +64,10 @@ def export_onnx(stage: Stage, directory: Path) -> ExportedGraph:
         EdgewamError: the stage cannot be exported, or a quantised layer has no single product in the graph.
     """
     ir = require("onnx_ir", extra="onnx")
-    require("onnxscript", extra="onnx")
     base = base_dtype(stage)
     layers = quantized_layers(stage)
-    with exporting(stage), quiet(), contextlib.redirect_stdout(io.StringIO()):
-        program = torch.export.export(as_module(as_float(stage, placeholders=True)), example_tensors(stage), strict=False)
-        exported = torch.onnx.export(
-            program,
-            input_names=[spec.name for spec in stage.inputs],
-            output_names=[spec.name for spec in stage.outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            external_data=False,
-            verbose=False,
-        )
-        assert exported is not None, "the exporter returns a program unless it is given a file"
-        model = exported.model
+    with exporting(stage), quiet():
+        model = to_onnx(as_float(stage, placeholders=True), OPSET).model
         _cast_bytes(ir, model.graph)
         base_name = str(base).removeprefix("torch.")
         products = _name_products(model.graph, base_name)

@@ -29,17 +29,18 @@ def compare(
         action's std, over frames, noises and joints.  spread: median difference of the reference between two noises.
     """
     from edgewam.compile.excess_error import DISTILLED_LIMITS, ENGINE_LIMITS, QUANTIZED_LIMITS
-    from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, validate
+    from edgewam.compile.validate import stage_tolerance, validate
 
     is_teacher, is_quantized = name == "teacher", "quantized" in (candidate.manifest.parents if candidate.manifest else ())
-    limits = DISTILLED_LIMITS if is_teacher else QUANTIZED_LIMITS if is_quantized else ENGINE_LIMITS
+    precision = str(candidate.manifest.config.get("precision", "fp32")) if candidate.manifest else "fp32"
+    limits = DISTILLED_LIMITS if is_teacher else ENGINE_LIMITS if precision == "fp32" else QUANTIZED_LIMITS
     report = validate(
         candidate,
         reference,
         stages=not is_teacher,
         frames=frames,
         limits=limits,
-        tolerance=QUANTIZED_STAGE_TOLERANCE if is_quantized else STAGE_TOLERANCE,
+        tolerance=stage_tolerance(precision),
         on_frames=is_quantized,
     ).to_json()
     gate1 = report["stages"]

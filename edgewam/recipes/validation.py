@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
     """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
 
+    With the bundle's number of steps its stages are those of the bundle: the same exact rewrites and layer groups.
+
     Raises:
         MissingExtraError: torch is not installed, as on a robot.
     """
@@ -27,7 +29,11 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
     from edgewam.runtime.pipeline import Pipeline
 
     torch.set_num_threads(threads)
-    plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    config = bundle.manifest.config if bundle.manifest and num_action_steps is not None else {}
+    plan = compile_plan(
+        policy, "eager", num_action_steps, threads=threads, rewrites=tuple(config.get("rewrites", ())),
+        layer_groups=config.get("layer_groups", 1),
+    )  # fmt: skip
     stages, programs = dict(plan.stages), plan.programs
     if num_action_steps is not None:  # the same sampler, so both can be given the same
         stages, programs = with_ignored_rows(stages, programs, bundle.stages, bundle.pipeline.programs.constants)

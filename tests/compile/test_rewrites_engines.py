@@ -3,17 +3,19 @@
 import pytest
 import torch
 
+from edgewam.compile.layer_groups import in_layer_groups
 from edgewam.compile.plan import plan_policy
-from edgewam.compile.rewrites import rewrite
+from edgewam.compile.rewrites import RewriteRefused, rewrite
 from edgewam.compile.rewritten_router import BatchEdit, LayerEdit, Router
 from edgewam.compile.samples import random_inputs
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
+from edgewam.models import aha_wam
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.deviation import deviation as compared
 from edgewam.runtime.engine import EngineOptions, run_engine
-from tests.compile.rewritten import as_float64, in_float64, lively_model, stages_of, walk
+from tests.compile.rewritten import BUCKET, as_float64, in_float64, lively_model, stages_of, walk
 from tests.contracts.test_family import ACTIONS, STATES
 from tests.models import aha_wam_golden as golden
 
@@ -53,6 +55,21 @@ def test_onnxruntime_gives_the_eager_result_of_a_rewritten_stage(plain, name, tm
     expected, found = run_engine(stage, TorchEngine(stage), inputs), run_engine(stage, engine, inputs)
     for output, value in expected.items():
         assert compared(found[output], value).within(build.TOLERANCE), output
+
+
+@torch.no_grad()
+def test_a_rewritten_planner_splits_into_layer_groups_bit_for_bit(plain):
+    model = lively_model()
+    changed = rewrite(plain)
+    groups, _ = in_layer_groups(changed, aha_wam.programs(model, 1, text_bucket=BUCKET), 2)
+    first, second = (stage for name, stage in groups.items() if name.startswith("planner_"))
+    latent, *others = (torch.from_numpy(array) for array in random_inputs(changed["planner"].inputs, seed=2).values())
+    (whole,) = changed["planner"].function(latent, *others)
+    hidden, upper = first.function(latent, *others)
+    (lower,) = second.function(hidden, *others)
+    assert torch.equal(torch.cat([upper, lower]), whole)
+    with pytest.raises(RewriteRefused, match="before its planner is split"):
+        rewrite(groups, ["rotate_pairs"])
 
 
 def test_a_compile_plan_rewrites_what_it_is_told_and_nothing_otherwise():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from benchmarks.gpu.upstream import UpstreamEager
 from edgewam.compile.rewrites import REWRITES
 from edgewam.core.observation import CLAMP
-from edgewam.models.aha_wam_stages import modulation_rows
+from edgewam.models.aha_wam_planner_stage import modulation_rows
 from edgewam.models.dit_block import attend
 from edgewam.models.stage_layers import QueryKeyValue, Turn, attention
 from edgewam.models.text import pack_context

@@ -9,7 +9,7 @@ from edgewam.compile.compile import compile_bundle
 from edgewam.compile.excess_error import ExcessErrorLimits
 from edgewam.compile.frames import Frame, FrameSampler, dataset_frames
 from edgewam.compile.plan import plan_policy
-from edgewam.compile.validate import validate
+from edgewam.compile.validate import QUANTIZED_STAGE_TOLERANCE, STAGE_TOLERANCE, stage_tolerance, validate
 from edgewam.core.errors import ArtifactError, ContractError, GateError
 from edgewam.robot_bridge.policy import Ablatable, Policy, open_policy
 from edgewam.runtime.bundle import Bundle
@@ -172,3 +172,10 @@ def test_the_bridge_opens_a_bundle_by_its_dotted_factory(bundles):
         one.reset(PROMPT, 2)
         chunks.append(one.infer(synthetic_observation(policy.host, 0)).actions)
     assert np.abs(chunks[0] - chunks[1]).max() > 1e-3 and np.abs(chunks[0] - chunks[2]).max() > 1e-3
+
+
+def test_gate_1_allows_what_the_number_formats_cost():
+    assert stage_tolerance("fp32") == STAGE_TOLERANCE
+    assert STAGE_TOLERANCE < stage_tolerance("fp16") < stage_tolerance("bf16") < QUANTIZED_STAGE_TOLERANCE
+    for precision in ("int8", "fp8+int8", "int8+bf16"):
+        assert stage_tolerance(precision) == QUANTIZED_STAGE_TOLERANCE

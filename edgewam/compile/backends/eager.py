@@ -38,9 +38,13 @@ def supports_float(stage: Stage, backend: str) -> Support:
     return supports(stage)
 
 
+def check(options: BuildOptions) -> None:
+    """Its stages are for any machine, so a target is refused."""
+    options.refuse_target("eager")
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
-    options.refuse_target("eager")
     with exporting(stage), quiet():
         program = export_program(stage)
         stored = io.BytesIO()  # torch's own file writer turns a full disk into a stack dump

@@ -20,7 +20,11 @@ def supports(stage: Stage) -> Support:
     return eager.supports_float(stage, "Inductor")
 
 
+def check(options: BuildOptions) -> None:
+    """Its stages are for any machine, so a target is refused."""
+    options.refuse_target("inductor")
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.pt2` into `directory` and return the record that the run half reads."""
-    options.refuse_target("inductor")
     return eager.build(stage, directory, options)

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
+from edgewam.compile.engine_reuse import engine_key, taken_from
+from edgewam.compile.onnx_export import can_export
+from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.compile.tensorrt_engine import build_in_child
 from edgewam.compile.tensorrt_onnx import ExportedGraph, export_onnx
 from edgewam.compile.tensorrt_qdq import FORMATS
@@ -19,6 +22,7 @@ from edgewam.compile.tensorrt_readback import read_back
 from edgewam.compile.tensorrt_targets import Target, find_target
 from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
+from edgewam.runtime import tensorrt_api
 from edgewam.runtime.engine import Support
 from edgewam.runtime.tensorrt_api import DTYPES, LIBRARIES
 
@@ -28,37 +32,35 @@ __all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_
 # Not measured: no engine of ours has run yet.
 TOLERANCE = 1e-4
 STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
-# eight bits need a layer of its own for every weight; and attention with divided logits is no pattern that it fuses
-REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")
+REWRITES_LEFT_OUT = NOT_LAYERWISE
+SETTINGS_VERSION = 1  # of what the builder is told (`tensorrt_engine`); another one builds every engine again
 PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def supports(stage: Stage) -> Support:
     """Whether the stage can be exported and its formats are ones that TensorRT multiplies in."""
-    if stage.function is None:
-        return Support(False, f"stage '{stage.name}' was read from a manifest and has no function to export")
-    for package in ("onnx", "onnxscript"):
-        if importlib.util.find_spec(package) is None:
-            return Support(False, f"the package '{package}' is not installed; install it with: pip install 'edgewam[onnx]'")
-    if not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
-        return Support(
-            False, "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
-        )
-    for spec in (*stage.inputs, *stage.outputs):
-        if spec.dtype not in DTYPES:
-            return Support(False, f"stage '{stage.name}' has '{spec.name}' in {spec.dtype}; use one of {', '.join(DTYPES)}")
-    for path, layer in quantized_layers(stage).items():
-        if layer.kind.name not in FORMATS:
-            return Support(
-                False,
-                f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which TensorRT would turn back into a half "
-                f"type; it computes in {', '.join(FORMATS)}. Quantise with --plan int8 or --plan fp8",
-            )
-    return Support(True)
+    undone, advice = "TensorRT would turn back into a half type", "Quantise with --plan int8 or --plan fp8"
+    support = can_export(stage, (), DTYPES, FORMATS, undone, advice)
+    if support.ok and not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
+        how = "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
+        return Support(False, how)
+    return support
+
+
+def check(options: BuildOptions) -> None:
+    """Refuse what cannot be built here before any work is done.
+
+    Raises:
+        PluginError: no target, an unknown one, or one whose engines are built on another GPU.
+        MissingExtraError: the target's library is not installed.
+    """
+    find_target(options.target).require_here()
 
 
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.engine` into `directory` and return the record that the run half reads.
+
+    An engine of the bundle that is being replaced is taken over when everything that it was built from is the same.
 
     Raises:
         PluginError: no target, an unknown one, or a format that it has no matrix unit for.
@@ -71,7 +73,12 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
         target.require_format(layer.kind.name, f"Layer '{path}' of stage '{stage.name}'")
     target.require_here()
     with tempfile.TemporaryDirectory(dir=directory, prefix=f".{stage.name}.") as work:
-        return build_graph(export_onnx(stage, Path(work)), stage.name, target, Path(directory))
+        graph = export_onnx(stage, Path(work))
+        version = tensorrt_api.load(target.family).version
+        files = [path for path in Path(work).iterdir() if path.is_file()]
+        key = engine_key(files, target.sm, target.library, version, str(SETTINGS_VERSION))
+        same = taken_from(options.reuse, stage.name, key, Path(directory))  # it was read back when it was built
+        return same or build_graph(graph, stage.name, target, Path(directory)) | {"key": key}
 
 
 def runtime_of(record: Mapping[str, Any]) -> str:

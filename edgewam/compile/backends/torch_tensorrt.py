@@ -15,6 +15,7 @@ from torch import fx
 from edgewam.compile.backends import eager
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import example_inputs, exporting, quiet
+from edgewam.compile.rewrites import NOT_LAYERWISE
 from edgewam.core.errors import EdgewamError, GateError, require
 from edgewam.core.stage import Stage
 from edgewam.runtime.backends import torch_tensorrt as run
@@ -22,7 +23,7 @@ from edgewam.runtime.backends.eager import move_program
 from edgewam.runtime.engine import EngineOptions, Support
 
 PRECISIONS = ("float32", "bf16", "fp16")
-REWRITES_LEFT_OUT = ("batch_editor", "scale_cross_logits")  # as `tensorrt`
+REWRITES_LEFT_OUT = NOT_LAYERWISE
 TOLERANCE = 1e-4  # float32 without TF32: sums in another order, and TensorRT may reorder them over whole chains of products
 # Read in `torch_tensorrt.dynamo.compile` of 2.11 to 2.14.
 SETTINGS = {
@@ -49,6 +50,11 @@ def supports(stage: Stage) -> Support:
     return run.supports()
 
 
+def check(options: BuildOptions) -> None:
+    """Its stages are for any machine, so a target is refused."""
+    options.refuse_target("torch_tensorrt")
+
+
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:
     """Write `<stage>.ep` into `directory` and return the record that the run half reads.
 
@@ -56,7 +62,6 @@ def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) ->
         EdgewamError: the stage cannot be exported, or TensorRT cannot take all of it.
         GateError: a part of it stayed in PyTorch.
     """
-    options.refuse_target("torch_tensorrt")
     package = require("torch_tensorrt", extra="tensorrt")
     torch = require("torch", extra="train")
     device = torch.device(run.gpu(EngineOptions(device=options.device)))
