@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 
@@ -131,13 +132,12 @@ class Pipeline:
         others = {name: np.roll(array, 1) for name, array in inputs.items()}
         written = sorted(self.programs.programs[program].written() & self._states.keys())
         stream = self._streams[program]
+        prepare = [partial(_copy_inputs, plan, given) for given in (inputs, others)]
         calls, worst = [], "bitwise"
         for number, bound in enumerate(self._plans[program]):
             watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
             replay = Replay(bound, self.memory, stream, in_groups=not (bound.outputs or one_graph))
-            found = replay.verify(
-                watched, [lambda given=given: _copy_inputs(plan, given) for given in (inputs, others)], tolerance
-            )  # type: ignore[misc]
+            found = replay.verify(watched, prepare, tolerance)
             worst = found if found != "bitwise" else worst
             calls.append(replay.calls)
         self._calls[program] = calls
