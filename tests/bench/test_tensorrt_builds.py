@@ -1,10 +1,11 @@
 """The stored builds of full-size engines show what they are kept for."""
 
+import itertools
 import json
 
 import pytest
 
-from benchmarks.results import RESULTS
+from benchmarks.results import RESULTS, ROOT
 
 pytest.importorskip("torch", reason="needs the extra train")
 
@@ -42,3 +43,19 @@ def test_a_build_that_misses_is_a_fault(change):
 def test_one_middle_group_stands_for_all_of_them():
     groups = [name for name in STAGES if name.startswith("planner_")]
     assert groups == ["planner_0_5", "planner_5_10", "planner_25_30"] and NUM_GROUPS == 6
+
+
+def test_the_table_of_the_docs_is_what_was_built():
+    lines = (ROOT / "docs" / "hardware.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| stage | weights"))
+    rows = list(itertools.takewhile(lambda line: line.startswith("|"), lines[start + 2 :]))
+    assert len(rows) >= 5
+    for row in rows:
+        stage, *numbers, fused = (cell.strip() for cell in row.strip("|").split("|"))
+        for precision, weights, kernels in zip(("bfloat16", "fp8", "int8"), numbers[:3], numbers[3:], strict=True):
+            if weights == "-":
+                continue
+            for target in TARGETS:
+                found = BUILDS[f"{stage} {precision} {target}"]["read_back"]
+                assert (f"{found['weight_bytes'] / 1e6:.0f}", str(found["kernels"])) == (weights, kernels), (stage, precision)
+                assert f"{found['attentions']['fused']} of {found['attentions']['found']}" == fused
