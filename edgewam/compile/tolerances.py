@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from edgewam.core.stage import Stage
+from edgewam.core.stage import Stage, has_half_types
 from edgewam.quantize.layers import quantized_layers
 
 
@@ -36,5 +36,4 @@ def allowed_deviation(stages: Mapping[str, Stage], exact: float) -> Allowed:
     """exact: what the backend allows for a float32 stage."""
     if any(quantized_layers(stage) for stage in stages.values()):
         return QUANTIZED
-    dtypes = {spec.dtype for stage in stages.values() for spec in (*stage.inputs, *stage.outputs)}
-    return HALF if dtypes & {"bfloat16", "float16"} else Allowed(exact, _FLOAT32_PROGRAM, _MARGIN)
+    return HALF if has_half_types(stages) else Allowed(exact, _FLOAT32_PROGRAM, _MARGIN)

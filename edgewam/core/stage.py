@@ -72,6 +72,11 @@ class Stage:
         )
 
 
+def has_half_types(stages: Mapping[str, Stage]) -> bool:
+    """Whether stages hand 16-bit floats to each other, as policies with bf16 or fp16 weights do with keys and values."""
+    return any(spec.dtype in ("bfloat16", "float16") for s in stages.values() for spec in (*s.inputs, *s.outputs))
+
+
 def _by_name(specs: tuple[TensorSpec, ...], name: str, what: str) -> TensorSpec:
     for spec in specs:
         if spec.name == name:

@@ -17,13 +17,13 @@ import numpy as np
 
 from edgewam.core.errors import ContractError
 from edgewam.core.program import Lifetime, Program, Programs
-from edgewam.core.stage import Stage
+from edgewam.core.stage import Stage, has_half_types
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.runtime.back_buffers import BackBuffers
 from edgewam.runtime.binding import BoundProgram, bind_program
 from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array, HostMemory, Memory, host_spec
-from edgewam.runtime.replay import REPLAY_TOLERANCE, Replay, compose
+from edgewam.runtime.replay import HALF_REPLAY_TOLERANCE, REPLAY_TOLERANCE, Replay, compose
 
 StageHook = Callable[[str, int], None]
 
@@ -114,13 +114,13 @@ class Pipeline:
         return self.memory.is_idle(self._streams[program])
 
     def capture(
-        self, program: str, inputs: Mapping[str, Array], one_graph: bool = False, tolerance: float = REPLAY_TOLERANCE
+        self, program: str, inputs: Mapping[str, Array], one_graph: bool = False, tolerance: float | None = None
     ) -> str:  # fmt: skip
         """Turn a program into one graph, verified on these inputs and on others: it must write what the single calls write.
 
         A program without outputs runs in the background and becomes one graph per stage (layer groups), so that urgent ones
         get the device in between; `one_graph` makes one of it all the same.  Replay and single calls may differ by `tolerance` of
-        a result's maximum.
+        a result's maximum, by default what their dtypes allow.
 
         Returns "bitwise" or how far replay and single calls differ.  State is left as it was.
 
@@ -129,6 +129,8 @@ class Pipeline:
                 the program goes on running call by call.
         """
         plan = self._require(program, inputs)
+        if tolerance is None:
+            tolerance = HALF_REPLAY_TOLERANCE if has_half_types(self._stages) else REPLAY_TOLERANCE
         others = {name: np.roll(array, 1) for name, array in inputs.items()}
         written = sorted(self.programs.programs[program].written() & self._states.keys())
         stream = self._streams[program]
