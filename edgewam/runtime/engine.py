@@ -88,6 +88,7 @@ def run_engine(stage: Stage, engine: Engine, inputs: Mapping[str, Array], memory
             given[name] = memory.allocate(stage.input(name))
             memory.write(given[name], array)
     outputs = {spec.name: place.allocate(spec) for spec in stage.outputs}
+    place.synchronize()  # zeroing the outputs must not come after the engine on its own stream
     with place.on(place.stream()):
         engine.bind(given, outputs)()
     place.synchronize()

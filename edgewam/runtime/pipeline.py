@@ -65,6 +65,7 @@ class Pipeline:
         self._calls = {name: [compose(bound) for bound in variants] for name, variants in self._plans.items()}
         self._captured: set[str] = set()
         self._running: dict[str, int] = {}  # program -> the variant that was launched
+        self.memory.synchronize()  # buffers are zeroed and constants there before any stream of ours begins
 
     def run(self, program: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run one program and return copies of its outputs.
