@@ -130,7 +130,11 @@ def capture(function: Callable[[], object], device: str) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         function()
-    return graph.replay
+
+    def replay(kept: object = function) -> None:  # the graph holds addresses only
+        graph.replay()
+
+    return replay
 
 
 @functools.lru_cache(maxsize=1)

@@ -105,7 +105,7 @@ JOBS = (
         "Table 8 for this card, full size: released eager, + graph, + memory/context, + prefill compile, + hot path, + VAE",
         "benchmarks.gpu.ladder",
         200,
-        420,
+        470,
         ("benchmarks/gpu/hoisted.py", "benchmarks/gpu/released_graph.py", *_ENGINES),
         {**_FULL, "steps": [10, 2], "n_eager": 20, "refreshes": 20, "n": 100, "denoise_gflop": 77.8},
         {**_TOY, "steps": [2], "n_eager": 2, "refreshes": 2, "n": 2, "denoise_gflop": None},

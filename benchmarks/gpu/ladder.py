@@ -23,7 +23,7 @@ from benchmarks.gpu.gpu_clock import time_device, time_stages
 from benchmarks.gpu.hoisted import HoistedEager
 from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.policy import CHUNK, STD, Policy, forget_policy, shared_policy
-from benchmarks.gpu.program_timing import capture, contract, floor_figures, peak, program_section, relative
+from benchmarks.gpu.program_timing import capture, contract, floor_figures, peak, program_section, relative, reset_peak
 from benchmarks.gpu.rates import measured_device
 from benchmarks.gpu.released_graph import ReleasedGraph
 from benchmarks.gpu.upstream import Mark, UpstreamEager, no_mark
@@ -52,6 +52,7 @@ def run(job: Job, device: str, emit: Emit) -> None:
     failed = []
     for rung in (ladder.eager, ladder.memory_context, ladder.let_go, ladder.prefill_compile, ladder.hot_path, ladder.vae):
         try:
+            reset_peak(device)
             rung()
         except Exception as error:  # each rung stands for itself
             traceback.print_exc()
@@ -140,12 +141,17 @@ class _Ladder:
             self._emit(f"{rung}_prefill", section)
 
     def _graph(self, rung: str, upstream: UpstreamEager, costs: dict[str, Cost]) -> None:
-        policy = self._policy
-        alone = self._parts_alone(upstream)
+        policy, whole = self._policy, {}
         for steps in self._p["steps"]:
             graph = ReleasedGraph(upstream, policy.text, CHUNK, steps)
             error = self._same(graph(policy.inputs), steps)
-            wall = measure(lambda graph=graph: graph(policy.inputs) * STD, self._p["n"], 3)  # type: ignore[misc]
+            whole[steps] = measure(lambda graph=graph: graph(policy.inputs) * STD, self._p["n"], 3), error  # type: ignore[misc]
+        try:
+            alone = self._parts_alone(upstream)
+        except Exception:  # the figures of the whole must not be lost for its parts
+            traceback.print_exc()
+            alone = {}
+        for steps, (wall, error) in whole.items():
             self._released(rung, wall, alone, costs, steps, error, "one CUDA graph")
 
     def _parts_alone(self, upstream: UpstreamEager) -> dict[str, Timing]:

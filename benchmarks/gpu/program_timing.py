@@ -70,9 +70,12 @@ def program_section(
     floor = program_floor(declared, stages, measured_device(policy.device))
     names = tuple(dict.fromkeys(step.stage for step in declared.steps() if isinstance(step, Call)))
     timings = {FIGURES[program]: wall}
-    if engines is not None:
-        timings |= {name: stage_alone(stages[name], engines[name], policy.memory, n, warmup) for name in names}
     figures = floor_figures(floor, wall) | {"graph": captured or "not captured"} | peak(policy.device)
+    for name in names if engines is not None else ():
+        try:
+            timings[name] = stage_alone(stages[name], engines[name], policy.memory, n, warmup)
+        except Exception as error:  # the figure of the whole must not be lost for one of its parts
+            figures[f"{name}_alone_failed"] = f"{type(error).__name__}: {error}"[:200]
     return Section(contract(policy, engine, steps, names, wall.n, warmup, notes), figures, timings)
 
 
@@ -105,8 +108,18 @@ def floor_figures(floor: Roofline, wall: Timing) -> dict[str, float | int | str 
 
 
 def peak(device: str) -> dict[str, float | int | str | bool | None]:
-    """Most memory that tensors took so far in this process."""
-    return {} if device == "cpu" else {"memory_peak_gib": torch.cuda.max_memory_allocated() / GIB}
+    """Most memory since `reset_peak`: of tensors, and of everything that torch holds, graphs included."""
+    if device == "cpu":
+        return {}
+    taken, held = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+    return {"memory_peak_gib": taken / GIB, "memory_reserved_gib": held / GIB}
+
+
+def reset_peak(device: str) -> None:
+    """Give back what nothing uses, and count peaks anew."""
+    if device != "cpu":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
 
 
 def contract(

@@ -154,6 +154,7 @@ class _Worker:
         if self._process is None:
             environment = {
                 **os.environ,
+                "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as nvidia-smi counts, whose name and clocks go into the record
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
             }

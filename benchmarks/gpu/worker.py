@@ -42,9 +42,10 @@ def serve(device: str) -> int:
             work(Job.from_json(order["job"]), device, Path(order["sections"]))
         except Exception:  # one bad job must not cost the next ones what was built
             traceback.print_exc(file=sys.stdout)
-            print(f"{END} failed", flush=True)
+            sys.stdout.flush()
             if not _usable(device):
-                return 1
+                return 1  # without an END: whoever gives orders sees the process end, and starts another one
+            print(f"{END} failed", flush=True)
         else:
             print(f"{END} ok", flush=True)
     return 0

@@ -68,7 +68,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
     made_for = plan.build_options.made_for(place)
     if made_for:
         config["device"] = made_for
-    allowed = allowed_deviation(stages, build.TOLERANCE)
+    allowed = allowed_deviation(stages, build.TOLERANCE, on_gpu=place is None or place.has_graphs)
     with write_artifact(out, KIND, config=config, parents=plan.parents, measured=measured) as directory:
         (directory / STAGES).mkdir()
         building = replace(plan.build_options, reuse=Path(out) if Path(out).is_dir() else None)

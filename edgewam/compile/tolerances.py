@@ -32,8 +32,14 @@ QUANTIZED = Allowed(0.1, 0.1, 3.0)  # the deviation from eager is made of such b
 HALF = Allowed(0.05, 0.1, 3.0)
 
 
-def allowed_deviation(stages: Mapping[str, Stage], exact: float) -> Allowed:
-    """exact: what the backend allows for a float32 stage."""
+# A GPU sums in another order than the processor of the reference, and its exp and tanh are its own.  Not measured yet.
+_FLOAT32_ON_A_GPU = 1e-4
+
+
+def allowed_deviation(stages: Mapping[str, Stage], exact: float, on_gpu: bool = False) -> Allowed:
+    """exact: what the backend allows for a float32 stage on the processor; on_gpu: of engines only, the reference never is."""
     if any(quantized_layers(stage) for stage in stages.values()):
         return QUANTIZED
-    return HALF if has_half_types(stages) else Allowed(exact, _FLOAT32_PROGRAM, _MARGIN)
+    if has_half_types(stages):
+        return HALF
+    return Allowed(*((max(exact, _FLOAT32_ON_A_GPU), 10 * _FLOAT32_PROGRAM) if on_gpu else (exact, _FLOAT32_PROGRAM)), _MARGIN)

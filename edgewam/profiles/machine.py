@@ -164,8 +164,13 @@ def read_machine(timeout_s: float = 20.0) -> Machine:
 
 
 def read_gpu(timeout_s: float = 20.0) -> dict[str, str]:
-    """Name, driver, clocks and limits of the first GPU as nvidia-smi prints them (with units); empty without one."""
-    line = _run("nvidia-smi", f"--query-gpu={','.join(_GPU_FIELDS)}", "--format=csv,noheader", "--id=0", timeout_s=timeout_s)
+    """Name, driver, clocks and limits of the first GPU that this process may use, as nvidia-smi prints them (with units).
+
+    Empty without one.  nvidia-smi itself does not look at CUDA_VISIBLE_DEVICES.
+    """
+    first = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0].strip() or "0"
+    query = f"--query-gpu={','.join(_GPU_FIELDS)}"
+    line = _run("nvidia-smi", query, "--format=csv,noheader", f"--id={first}", timeout_s=timeout_s)
     values = [value.strip() for value in (line or "").split(",")]
     if len(values) != len(_GPU_FIELDS):
         return {}

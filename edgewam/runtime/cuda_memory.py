@@ -201,6 +201,14 @@ class CudaMemory:
         else:
             checked(self.rt, self.rt.cudaStreamSynchronize(stream.handle), "waiting for a stream")
 
+    def is_idle(self, stream: CudaStream) -> bool:
+        """See `Memory.is_idle`."""
+        answer = self.rt.cudaStreamQuery(stream.handle)
+        if answer[0] == self.rt.cudaError_t.cudaErrorNotReady:
+            return False
+        checked(self.rt, answer, "looking at a stream")
+        return True
+
     def capture(self, calls: Sequence[BoundCall], stream: CudaStream) -> CudaGraph:
         """See `Memory.capture`.  Every call must have run once before: an engine's first run does what no graph can hold."""
         with self.on(stream):

@@ -6,10 +6,12 @@ Capture is probed, never assumed: the graph must write what the single calls wri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 
 import numpy as np
 
+from edgewam.core.tensor_spec import TensorSpec
 from edgewam.runtime.binding import BoundProgram, Step
 from edgewam.runtime.deviation import deviation
 from edgewam.runtime.memory import Array, BoundCall, Buffer, CaptureError, Memory, Stream
@@ -23,6 +25,11 @@ HALF_REPLAY_TOLERANCE = 2e-2  # the same in bfloat16 or float16: 2^-9 of every v
 def compose(plan: BoundProgram) -> tuple[BoundCall, ...]:
     """All calls of one run in order: inputs to the device, the steps, outputs to the host."""
     return tuple(step.call for step in _steps(plan))
+
+
+def capture_steps(plan: BoundProgram, memory: Memory, stream: Stream) -> tuple[Step, ...]:
+    """The steps, each that a graph can hold as a graph of its own."""
+    return tuple(replace(s, call=memory.capture([s.call], stream)) if s.is_fixed else s for s in plan.steps)
 
 
 class Replay:
@@ -52,7 +59,7 @@ class Replay:
         Raises:
             CaptureError: no graph, or one that computes something else.
         """
-        before = {name: self._memory.read(buffer) for name, buffer in states.items()}
+        before = {name: self._kept(name, buffer) for name, buffer in states.items()}
         try:
             expected = self._runs(compose(self._plan), states, before, prepare)
             calls = self._capture()
@@ -79,7 +86,7 @@ class Replay:
         return tuple(calls)
 
     def _runs(
-        self, calls: tuple[BoundCall, ...], states: Mapping[str, Buffer], before: Mapping[str, Array],
+        self, calls: tuple[BoundCall, ...], states: Mapping[str, Buffer], before: Mapping[str, Buffer],
         prepare: Sequence[Callable[[], None]],
     ) -> list[dict[str, Array]]:  # fmt: skip
         """What the calls write for each of the inputs, always from the state `before`."""
@@ -97,9 +104,18 @@ class Replay:
             results.append(outputs | {f"state {name}": self._memory.read(buffer) for name, buffer in states.items()})
         return results
 
-    def _restore(self, states: Mapping[str, Buffer], before: Mapping[str, Array]) -> None:
+    def _kept(self, name: str, buffer: Buffer) -> Buffer:
+        """A copy of a state on the device: the memory of a full-size planner would take seconds to the host and back."""
+        spec = TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."))
+        spare = self._memory.allocate(spec)
+        self._memory.copy(spare, buffer)()
+        self._memory.synchronize()
+        return spare
+
+    def _restore(self, states: Mapping[str, Buffer], before: Mapping[str, Buffer]) -> None:
         for name, buffer in states.items():
-            self._memory.write(buffer, before[name])
+            self._memory.copy(buffer, before[name])()
+        self._memory.synchronize()
 
 
 def _steps(plan: BoundProgram) -> list[Step]:

@@ -14,6 +14,7 @@ from edgewam.core.errors import EdgewamError, require
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.profiles.machine import read_gpu
 from edgewam.runtime.memory import Array, BoundCall, CaptureError, Port, Stream, host_spec
+from edgewam.runtime.torch_graph import capture_graph
 
 Tensor = Any
 _DTYPES = {"float8_e4m3": "float8_e4m3fn"}  # torch's other names
@@ -35,6 +36,9 @@ class TorchMemory:
                 f"torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices, so '{device}' cannot be used. "
                 "Install torch's CUDA build and look at 'edgewam doctor'."
             )
+        if self.on_gpu:
+            # float32 is what a stage computes in on purpose; cuDNN's default, TF32, is 2e-4 off on the image encoder
+            torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
     def device_facts(self) -> dict[str, str]:
         """See `Memory.device_facts`."""
@@ -118,14 +122,4 @@ class TorchMemory:
         """See `Memory.capture`."""
         if not self.on_gpu:
             raise CaptureError("torch has CUDA graphs only, and this is its CPU device")
-        torch = self.torch
-        graph = torch.cuda.CUDAGraph()
-        try:
-            # thread local: another thread may go on allocating, as the planner's does
-            with torch.inference_mode(), torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-                for call in calls:
-                    call()
-        except Exception as error:  # torch raises its own types, RuntimeError among them, for what a graph cannot hold
-            raise CaptureError(f"{type(error).__name__}: {error}") from error
-        replay: BoundCall = graph.replay
-        return replay
+        return capture_graph(self.torch, self.device, calls, stream)

@@ -1,5 +1,6 @@
 """What every memory must do: zeros, exact round trips, views, copies and ports, and graphs that replay where there are any."""
 
+import inspect
 import sys
 
 import numpy as np
@@ -9,7 +10,7 @@ from edgewam.core.errors import ContractError
 from edgewam.core.tensor_spec import DTYPE_BYTES, TensorSpec
 from edgewam.runtime.cuda_api import gpu_support
 from edgewam.runtime.cuda_memory import CudaMemory
-from edgewam.runtime.memory import CaptureError, HostMemory, host_spec
+from edgewam.runtime.memory import CaptureError, HostMemory, Memory, host_spec
 from edgewam.runtime.torch_memory import TorchMemory
 from tests.runtime.fake_cuda import FakeCudart
 
@@ -42,6 +43,23 @@ def place(request, monkeypatch):
 @pytest.fixture
 def memory(place):
     return place[1]
+
+
+def test_every_memory_has_everything_that_a_pipeline_may_ask_for(memory):
+    wanted = {name for name, value in vars(Memory).items() if inspect.isfunction(value) and not name.startswith("_")}
+    assert wanted > {"allocate", "is_idle", "capture", "port"} and not [name for name in wanted if not hasattr(memory, name)]
+    assert isinstance(memory.has_graphs, bool)
+
+
+def test_a_stream_is_idle_when_nothing_waits_on_it(memory):
+    stream = memory.stream()
+    assert memory.is_idle(stream)
+    source, target = filled(memory, spec_of()), memory.allocate(spec_of())
+    with memory.on(stream):
+        memory.copy(target, source)()
+    memory.synchronize(stream)
+    assert memory.is_idle(stream)
+    np.testing.assert_array_equal(memory.read(target), array_of(spec_of()))
 
 
 def array_of(spec):

@@ -26,6 +26,7 @@ class cudaError_t(IntEnum):
     cudaErrorNoDevice = 100
     cudaErrorInvalidDevice = 101
     cudaErrorInvalidResourceHandle = 400
+    cudaErrorNotReady = 600
     cudaErrorIllegalAddress = 700
     cudaErrorNotSupported = 801
     cudaErrorStreamCaptureUnsupported = 900
@@ -35,6 +36,7 @@ class cudaError_t(IntEnum):
 WORDS = {
     0: "no error", 1: "invalid argument", 2: "out of memory", 35: "CUDA driver version is insufficient for CUDA runtime version",
     100: "no CUDA-capable device is detected", 101: "invalid device ordinal", 400: "invalid resource handle",
+    600: "device not ready",
     700: "an illegal memory access was encountered", 801: "operation not supported",
     900: "operation not permitted when stream is capturing", 901: "operation failed due to a previous error during capture",
 }  # fmt: skip
@@ -207,6 +209,11 @@ class FakeCudart:
             return self._refuse()
         self._run(self.streams[stream])
         return (cudaError_t.cudaErrorIllegalAddress,) if self._broken else self._answer("cudaStreamSynchronize")
+
+    def cudaStreamQuery(self, stream):
+        if stream not in self.streams:
+            return (cudaError_t.cudaErrorInvalidResourceHandle,)
+        return (cudaError_t.cudaErrorNotReady,) if self.streams[stream].waiting else self._answer("cudaStreamQuery")
 
     # ---- graphs
 

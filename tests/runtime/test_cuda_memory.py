@@ -450,6 +450,7 @@ def sample_calls(cuda):
         "cudaSetDevice": [0], "cudaGetDeviceProperties": [0], "cudaGetErrorName": [0], "cudaGetErrorString": [0],
         "cudaMalloc": [1], "cudaHostAlloc": [1, 0], "cudaMemcpyAsync": [0, 0, 0, 1, stream], "cudaMemsetAsync": [0, 0, 0, stream],
         "cudaStreamCreateWithPriority": [1, 0], "cudaStreamSynchronize": [stream], "cudaStreamIsCapturing": [stream],
+        "cudaStreamQuery": [stream],
         "cudaStreamBeginCapture": [other, 1], "cudaStreamEndCapture": [other], "cudaGraphGetNodes": [graph],
         "cudaGraphInstantiate": [graph, 0], "cudaGraphUpload": [executable, stream], "cudaGraphLaunch": [executable, stream],
     }  # fmt: skip

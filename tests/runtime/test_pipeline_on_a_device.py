@@ -197,12 +197,39 @@ def test_a_graph_that_replays_nothing_new_is_not_accepted():
 def test_stages_are_observed_one_by_one_also_after_capture():
     pipeline = make(FakeDevice())
     pipeline.capture("act", chunk())
-    seen = []
+    seen, launched = [], pipeline.memory.num_launches
     pipeline.on_stage = lambda name, nanoseconds: seen.append((name, nanoseconds >= 0))
     pipeline.run("plan", image(1))
+    assert pipeline.memory.num_launches == launched  # it was not captured, so its calls are what is observed
     answer = pipeline.run("act", chunk())["x"]
     assert seen == [(name, True) for name in ("look", "low", "high", "push memory", "step", "step", "step")]
     np.testing.assert_array_equal(answer, expected_chunk(pipeline.state("context")))
+    assert pipeline.memory.num_launches == launched + 3  # each step is a graph of its own: what is timed is what runs
+
+
+def test_a_value_that_was_frozen_while_capturing_is_seen_also_where_inputs_are_constant():
+    class Frozen(DeviceEngine):
+        """Reads one input on the host, as `.item()` does: whatever it was while capturing stays in the graph."""
+
+        def bind(self, inputs, outputs):
+            def issue():
+                frozen = np.where(inputs["mask"], 0, inputs["x"])
+                is_captured = self.device.recording is not None
+
+                def work():
+                    now = np.where(inputs["mask"], 0, inputs["x"])
+                    np.copyto(outputs["y"], frozen if is_captured else now)
+
+                self.device.issue(work)
+
+            return issue
+
+    device = FakeDevice()
+    stage = Stage("masked", (spec("x", 2), spec("mask", 2, dtype="bool")), (spec("y", 2),), COST)
+    program = Program("act", stage.inputs, ("y",), (Call("masked", {"x": "x", "mask": "mask"}, {"y": "y"}),))
+    pipeline = Pipeline(Programs((), {"act": program}), {"masked": stage}, {"masked": Frozen(stage, None, device)}, device)
+    with pytest.raises(CaptureError, match="off by"):
+        pipeline.capture("act", {"x": np.ones(2, np.float32), "mask": np.zeros(2, np.bool_)})
 
 
 def test_rows_outside_a_state_and_rows_of_something_else_are_refused():
