@@ -33,6 +33,11 @@ class BuildOptions:
         device = load_device(self.target)
         return {"target": self.target, "name": device.title, "sm": device.sm}
 
+    def refuse_device(self, backend: str) -> None:
+        """Raise PluginError when a device was named for a backend that computes on the processor only."""
+        if self.device != "cpu":
+            raise PluginError(f"The backend '{backend}' computes on the processor, not on '{self.device}'. Leave --device away.")
+
     def refuse_target(self, backend: str) -> None:
         """Raise PluginError when a target was named for a backend whose stages run on any machine."""
         if self.target is not None:

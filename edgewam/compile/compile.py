@@ -75,7 +75,7 @@ def compile_bundle(plan: CompilePlan, out: Path | str) -> Path:
         for stage in stages.values():
             records.append({"stage": stage.to_json(), "record": build.build(stage, directory / STAGES, building)})
         if place is None:
-            made_for["runtime"] = build.runtime_of(records[0]["record"])
+            made_for |= {"runtime": build.runtime_of(records[0]["record"]), "driver": build.LEAST_DRIVER}
         tolerance = allowed.program
         if place is not None:
             engines = {

@@ -79,6 +79,7 @@ def validate(
     tolerance: float = STAGE_TOLERANCE,
     on_frames: bool = False,
     seed: int = 0,
+    acting: Bundle | None = None,
 ) -> ValidationReport:
     """Run the gates and report; nothing is raised for a failed gate until `ValidationReport.require`.
 
@@ -93,6 +94,8 @@ def validate(
         on_frames: gate 1 looks at what stages see on the frames instead of the golden vectors, whose synthetic scenes lie
             outside the ranges that a quantised policy was calibrated for.
         seed: of the noise pairs.
+        acting: reference of gate 2 where it is another than that of gate 1: the same policy without the rewrites of its stages,
+            which would hide in both sides.
 
     Raises:
         ContractError: bundles that cannot be compared.
@@ -100,7 +103,7 @@ def validate(
     """
     chosen = list(frames)
     report = _compare_stages(candidate, reference, tolerance, chosen if on_frames else [], prompt) if stages else None
-    actions = _compare_actions(candidate, reference, chosen, prompt, seed) if chosen else None
+    actions = _compare_actions(candidate, acting or reference, chosen, prompt, seed) if chosen else None
     return ValidationReport(candidate.digest, reference.digest, report, actions, limits)
 
 

@@ -145,6 +145,11 @@ def load_device(name: str) -> Device:
     return device.measured(label) if label else device
 
 
+def fitting_device(gpu_name: str, sm: str) -> Device | None:
+    """The device of that name, else the first of the same architecture, for which the same engines are built."""
+    return find_device(gpu_name) or next((d for d in map(load_device, device_names()) if d.sm == sm), None)
+
+
 def find_device(gpu_name: str) -> Device | None:
     """The device whose file lists this nvidia-smi name exactly, or None: a near match would give a wrong floor."""
     return next((d for d in map(load_device, device_names()) if gpu_name in d.gpu_names), None)

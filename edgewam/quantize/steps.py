@@ -82,6 +82,8 @@ def with_ignored_rows(
     if not (quantised := _takes_row(like)):
         return dict(stages), programs
     stage = stages[quantised.name]
+    if any(spec.name == SCALE_ROW for spec in stage.inputs):  # it is the quantised policy itself
+        return dict(stages), programs
     inputs = (*stage.inputs, quantised.input(SCALE_ROW))
     changed = replace(stage, inputs=inputs, function=_without_last(stage.function))
     return {**stages, stage.name: changed}, _with_table(programs, stage.name, constants[SCALE_ROWS])

@@ -147,7 +147,10 @@ def _check_precision(precision: str, backend: str, target: str | None) -> None:
 
     if precision not in PRECISIONS:
         raise EdgewamError(f"Unknown precision '{precision}'. Available: {', '.join(PRECISIONS)}.")
-    able = getattr(plugins.load("backend_build", backend), "PRECISIONS", ("float32",))
+    build = plugins.load("backend_build", backend)
+    if target is not None and hasattr(build, "find_target"):
+        build.find_target(target)  # an unknown name is answered with those that the backend builds for
+    able = getattr(build, "PRECISIONS", ("float32",))
     if precision not in able:
         raise EdgewamError(
             f"The backend '{backend}' computes in {', '.join(able)}; it would turn {precision} back. Compile with --precision "

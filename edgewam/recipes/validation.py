@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from edgewam.runtime.bundle import Bundle
 
 
-def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int) -> Bundle:
+def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int, is_plain: bool = False) -> Bundle:
     """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
 
-    With the bundle's number of steps its stages are those of the bundle: the same exact rewrites and layer groups.
+    With the bundle's number of steps its stages are those of the bundle: the same exact rewrites and layer groups; without them
+    if `is_plain`.  A quantised policy keeps the rewrites that its scales belong to.
 
     Raises:
         MissingExtraError: torch is not installed, as on a robot.
@@ -30,10 +31,13 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
 
     torch.set_num_threads(threads)
     config = bundle.manifest.config if bundle.manifest and num_action_steps is not None else {}
-    plan = compile_plan(
-        policy, "eager", num_action_steps, threads=threads, rewrites=tuple(config.get("rewrites", ())),
-        layer_groups=config.get("layer_groups", 1),
-    )  # fmt: skip
+    if is_plain:
+        plan = compile_plan(policy, "eager", num_action_steps, threads=threads)
+    else:
+        plan = compile_plan(
+            policy, "eager", num_action_steps, threads=threads, rewrites=tuple(config.get("rewrites", ())),
+            layer_groups=config.get("layer_groups", 1),
+        )  # fmt: skip
     stages, programs = dict(plan.stages), plan.programs
     if num_action_steps is not None:  # the same sampler, so both can be given the same
         stages, programs = with_ignored_rows(stages, programs, bundle.stages, bundle.pipeline.programs.constants)
@@ -49,9 +53,10 @@ def validate_against(
 ) -> ValidationReport:
     """Gates 1 and 2 of a bundle.
 
-    With the policy that the bundle was compiled from, both sides have the same weights and steps: engine limits, both gates.
-    A quantised bundle is judged against its unquantised student with the limits of quantisation, at the same steps.  With a
-    teacher, whose own number of steps is used, weights differ: distillation limits, gate 2 only.
+    With the policy that the bundle was compiled from, both sides have the same weights and steps: engine limits, both gates;
+    gate 2 against its plain stages, so that a wrong rewrite shows.  What computes in 8 or 16 bits has the limits of quantisation,
+    whatever it is judged against, best its unquantised student.  With a teacher, whose own number of steps is used, weights
+    differ: distillation limits, gate 2 only.
 
     Args:
         bundle: what is judged.
@@ -91,9 +96,12 @@ def validate_against(
     steps = manifest.config["num_action_steps"] if is_engine else None
     precision = str(manifest.config.get("precision", "fp32"))
     limits = DISTILLED_LIMITS if not is_engine else ENGINE_LIMITS if precision == "fp32" else QUANTIZED_LIMITS
+    partner = eager_partner(opened, reference, steps, threads)
+    changes = is_engine and (manifest.config.get("rewrites") or manifest.config.get("layer_groups"))
     report = validate(
         opened,
-        eager_partner(opened, reference, steps, threads),
+        partner,
+        acting=eager_partner(opened, reference, steps, threads, is_plain=True) if changes else None,
         stages=is_engine,
         frames=frames,
         prompt=prompt,

@@ -16,6 +16,7 @@ from edgewam.core.artifacts import Manifest, read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError, PluginError
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
+from edgewam.profiles.device import fitting_device
 from edgewam.runtime.compatibility import require_device
 from edgewam.runtime.engine import Engine, EngineOptions
 from edgewam.runtime.memory import Array
@@ -74,7 +75,8 @@ class Bundle:
         if not support.ok:
             raise PluginError(f"Backend '{config['backend']}' of '{path}' cannot run here: {support.reason}.")
         memory = backend.memory(options)
-        require_device(made_for, memory.device_facts(), str(path), _rebuild(config["backend"], made_for))
+        here = memory.device_facts()
+        require_device(made_for, here, str(path), _rebuild(config, here))
         stages = {entry["stage"]["name"]: Stage.from_json(entry["stage"]) for entry in config["stages"]}
         engines = {
             entry["stage"]["name"]: backend.load(stages[entry["stage"]["name"]], path / STAGES, entry["record"], options)
@@ -122,7 +124,16 @@ class Bundle:
         return plugins.load("policy", self.policy).open_policy(self)
 
 
-def _rebuild(backend: str, made_for: Mapping[str, str]) -> str:
-    """The command that makes a bundle again."""
-    place = f"--target {made_for['target']}" if "target" in made_for else "--device cuda"
-    return f"edgewam compile POLICY BUNDLE --backend {backend} {place if made_for else ''}".rstrip()
+def _rebuild(config: Mapping[str, Any], here: Mapping[str, str]) -> str:
+    """The command that makes a bundle again as it was, for the device that is here."""
+    words = ["edgewam compile POLICY BUNDLE --backend", config["backend"]]
+    if "target" in config.get("device", {}):
+        device = fitting_device(here.get("name", ""), here.get("sm", "")) if here else None
+        words += ["--target", device.name if device else config["device"]["target"]]
+    elif "device" in config:
+        words += ["--device", "cuda"]
+    base = {"bf16", "fp16"} & set(str(config.get("precision", "")).split("+"))
+    words += ["--precision", *base] if base else []
+    words += ["--steps", str(config["num_action_steps"])] if "num_action_steps" in config else []
+    words += ["--layer-groups", str(config["layer_groups"])] if "layer_groups" in config else []
+    return " ".join(words)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewam.core.errors import ArtifactError
-from edgewam.profiles.device import device_names, find_device, load_device
+from edgewam.profiles.device import fitting_device
 from edgewam.runtime.cuda_api import CudaDevice
 from edgewam.runtime.tensorrt_api import LIBRARIES
 
@@ -56,6 +56,5 @@ def check_library(record: Mapping[str, Any], path: Path, version: str, device: C
 
 def rebuild(device: CudaDevice) -> str:
     """The command that builds a bundle for this card."""
-    known = find_device(device.name)
-    fitting = [known.name] if known else [name for name in device_names() if load_device(name).sm == device.sm]
-    return f"edgewam compile POLICY BUNDLE --backend tensorrt --target {fitting[0] if fitting else 'DEVICE'}"
+    fitting = fitting_device(device.name, device.sm)
+    return f"edgewam compile POLICY BUNDLE --backend tensorrt --target {fitting.name if fitting else 'DEVICE'}"

@@ -29,7 +29,10 @@ class TorchMemory:
 
     def __init__(self, device: str = "cpu") -> None:
         self.torch = torch = require("torch", extra="train")
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise EdgewamError(f"Unknown device '{device}'. Available: cpu, cuda, cuda:<number>.") from error
         self.has_graphs = self.on_gpu = self.device.type == "cuda"
         if self.on_gpu and (self.device.index or 0) >= torch.cuda.device_count():
             raise EdgewamError(

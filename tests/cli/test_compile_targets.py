@@ -40,7 +40,10 @@ def test_a_dry_run_shows_the_layer_groups_and_builds_nothing(shipped, tmp_path):
     ("arguments", "words"),
     [
         (("--backend", "tensorrt", "--target", "rtx5090"), "Unknown target 'rtx5090'"),
+        (("--backend", "tensorrt", "--target", "rtx5090", "--precision", "bf16"), "Unknown target 'rtx5090'"),
         (("--backend", "tensorrt"), "name it"),
+        (("--backend", "onnxruntime", "--device", "cuda"), "computes on the processor"),
+        (("--backend", "eager", "--device", "foo"), "Unknown device 'foo'"),
         (("--backend", "eager", "--target", "rtx-5090"), "builds for no particular device"),
         (("--backend", "onnxruntime", "--precision", "bf16"), "computes in float32"),
         (("--backend", "eager", "--layer-groups", "9"), "has 1 to 4 groups, not 9"),

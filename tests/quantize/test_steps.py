@@ -202,6 +202,8 @@ def test_unquantised_partners_ignore_the_row():
     assert torch.equal(call(partners["net"], X, GAIN, torch.zeros(2)), call(stages["net"], X, GAIN))
     shared.check(partners)
     assert with_ignored_rows(stages, programs, stages, {}) == (stages, programs)
+    # a bundle may be judged against the quantised policy itself, which reads the row already
+    assert with_ignored_rows(made, declared, made, declared.constants) == (made, declared)
 
 
 def test_two_stages_with_scales_per_step_are_refused():

@@ -20,6 +20,7 @@ class FakeGpu(FakeDevice):
 
 
 TOLERANCE = eager_build.TOLERANCE
+LEAST_DRIVER = "550.1"
 
 
 def build(stage, directory, options):

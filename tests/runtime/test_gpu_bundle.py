@@ -67,7 +67,7 @@ def test_a_failed_capture_warns_with_the_reason_and_the_bundle_still_answers(pat
 def test_another_device_version_or_older_driver_is_refused_before_any_engine_is_loaded(path, fact, value, monkeypatch):
     gpu.device_facts[fact] = value
     monkeypatch.setattr(gpu, "load", lambda *arguments: pytest.fail("an engine was loaded"))
-    with pytest.raises(ArtifactError, match=f"edgewam compile POLICY BUNDLE --backend {BACKEND} --device cuda"):
+    with pytest.raises(ArtifactError, match=f"edgewam compile POLICY BUNDLE --backend {BACKEND} --device cuda --steps 4"):
         Bundle.open(path, threads=1)
 
 
@@ -76,10 +76,10 @@ def test_a_bundle_for_a_device_that_is_not_here_is_built_and_proves_itself_there
     monkeypatch.setattr(gpu, "load", lambda *arguments: pytest.fail("an engine of another card was opened"))
     path = compile_bundle(plan, tmp_path / "toy")
     manifest = read_manifest(path)
-    device = {"target": "rtx-4090", "name": "NVIDIA GeForce RTX 4090", "sm": "sm_89", "runtime": "fake 1.0"}
+    device = {"target": "rtx-4090", "name": "NVIDIA GeForce RTX 4090", "sm": "sm_89", "runtime": "fake 1.0", "driver": "550.1"}
     assert manifest.config["device"] == device
     assert "programs" not in manifest.measured and "stages" not in manifest.measured  # nothing ran, so nothing is claimed
-    with pytest.raises(ArtifactError, match="--target rtx-4090"):
+    with pytest.raises(ArtifactError, match=r"--target rtx-5090"):  # the one that is here, sm_120, not the bundle's
         Bundle.open(path, threads=1)
     monkeypatch.undo()
     gpu.device_facts.update(sm="sm_89")

@@ -136,7 +136,7 @@ def test_another_card_is_refused_with_the_command_that_rebuilds(cuda, path, monk
     monkeypatch.setattr(cuda, "cudaGetDeviceProperties", lambda device: (0, SimpleNamespace(name=b"RTX 4090", major=8, minor=9)))
     with pytest.raises(ArtifactError, match="made for NVIDIA GeForce RTX 5090 with sm 'sm_120', and this is RTX 4090") as caught:
         Bundle.open(path, threads=1)
-    assert REBUILD.rpartition(" ")[0] in str(caught.value)
+    assert REBUILD.replace("rtx-5090", "rtx-4090") in str(caught.value)
 
 
 def test_another_version_of_the_library_is_refused(cuda, path, monkeypatch):

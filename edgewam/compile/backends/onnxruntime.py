@@ -28,8 +28,9 @@ def supports(stage: Stage) -> Support:
 
 
 def check(options: BuildOptions) -> None:
-    """Its stages are for any machine, so a target is refused."""
+    """Its stages are for any machine's processor, so a target or a device is refused."""
     options.refuse_target("onnxruntime")
+    options.refuse_device("onnxruntime")
 
 
 def build(stage: Stage, directory: Path, options: BuildOptions = ANY_MACHINE) -> dict[str, Any]:

@@ -33,6 +33,9 @@ __all__ = ["FORMATS", "PRECISIONS", "STEP_SCALES", "TOLERANCE", "build", "build_
 TOLERANCE = 1e-4
 STEP_SCALES = True  # they divide and multiply around a product whose own scale is the constant 1
 REWRITES_LEFT_OUT = NOT_LAYERWISE
+# Of a bundle that was built elsewhere: both libraries are made for CUDA 13, and this is its first driver (release notes of CUDA
+# 13.0, from general knowledge).
+LEAST_DRIVER = "580.65"
 SETTINGS_VERSION = 1  # of what the builder is told (`tensorrt_engine`); another one builds every engine again
 PRECISIONS = ("float32", "bf16", "fp16")
 
