@@ -23,6 +23,7 @@ from edgewam.runtime.back_buffers import BackBuffers
 from edgewam.runtime.binding import BoundProgram, Step, bind_program
 from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array, HostMemory, Memory, host_spec
+from edgewam.runtime.program_inputs import another, check_inputs, copy_inputs
 from edgewam.runtime.replay import HALF_REPLAY_TOLERANCE, REPLAY_TOLERANCE, Replay, capture_steps, compose
 
 StageHook = Callable[[str, int], None]
@@ -84,7 +85,7 @@ class Pipeline:
             ContractError: as `run`; or the program is running, or another one that it may not run beside.
         """
         plan = self._require(program, inputs)
-        _copy_inputs(plan, inputs)
+        copy_inputs(plan, inputs)
         variant, earlier = self._back.choose(self.programs.programs[program], self._running)
         for name in earlier:
             self.memory.synchronize(self._streams[name])
@@ -133,10 +134,10 @@ class Pipeline:
         plan = self._require(program, inputs)
         if tolerance is None:
             tolerance = HALF_REPLAY_TOLERANCE if has_half_types(self._stages) else REPLAY_TOLERANCE
-        others = {name: _another(array) for name, array in inputs.items()}
+        others = {name: another(array) for name, array in inputs.items()}
         written = sorted(self.programs.programs[program].written() & self._states.keys())
         stream = self._streams[program]
-        prepare = [partial(_copy_inputs, plan, given) for given in (inputs, others)]
+        prepare = [partial(copy_inputs, plan, given) for given in (inputs, others)]
         calls, worst = [], "bitwise"
         for number, bound in enumerate(self._plans[program]):
             watched = {name: self._states[name][self._back.target(name, program, number)] for name in written}
@@ -222,7 +223,7 @@ class Pipeline:
         if program not in self._plans:
             raise ContractError(f"Unknown program '{program}'. Available: {', '.join(self._plans)}.")
         plan = self._plans[program][0]
-        _check_inputs(program, plan, inputs)
+        check_inputs(program, plan, inputs)
         if program in self._running or (self._running and not self.overlap):
             raise ContractError(f"Program '{program}' cannot start while {', '.join(self._running)} runs; call finish first.")
         lasting = {state.spec.name for state in self.programs.states} - self._back.writers.keys()
@@ -244,29 +245,3 @@ class Pipeline:
 def _priority(program: Program) -> int:
     """Programs that answer something are urgent; those that only write state are not."""
     return 1 if program.outputs else 0
-
-
-def _check_inputs(program: str, plan: BoundProgram, inputs: Mapping[str, Array]) -> None:
-    if inputs.keys() != plan.inputs.keys():
-        missing, unknown = sorted(plan.inputs.keys() - inputs.keys()), sorted(inputs.keys() - plan.inputs.keys())
-        raise ContractError(f"Program '{program}' needs exactly {sorted(plan.inputs)}: missing {missing}, unknown {unknown}.")
-    for name, (spec, _) in plan.inputs.items():
-        host_spec(spec).check(np.asarray(inputs[name]))
-    for name, num_slots in plan.slots.items():
-        slot = int(np.asarray(inputs[name])[0])
-        if not 0 <= slot < num_slots:
-            raise ContractError(f"Program '{program}': slot '{name}' must lie in 0..{num_slots - 1}, got {slot}.")
-
-
-def _another(array: Array) -> Array:
-    """Other values of the same kind: a mask turned over, else the same numbers elsewhere, or one more where all are equal."""
-    if array.dtype == np.bool_:
-        return ~array
-    rolled: Array = np.roll(array, 1)
-    is_constant = array.dtype.kind == "f" and np.array_equal(rolled, array)
-    return array + np.ones((), array.dtype) if is_constant else rolled
-
-
-def _copy_inputs(plan: BoundProgram, inputs: Mapping[str, Array]) -> None:
-    for name, (_, port) in plan.inputs.items():
-        np.copyto(port.host, inputs[name])
