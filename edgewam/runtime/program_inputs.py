@@ -12,7 +12,7 @@ from edgewam.runtime.memory import Array, host_spec
 
 
 def check_inputs(program: str, plan: BoundProgram, inputs: Mapping[str, Array]) -> None:
-    """Raise ContractError unless these are exactly the inputs of a program, of the right shapes and dtypes, slots inside rings."""
+    """Raise ContractError unless these are all inputs of a program, of the right shapes and dtypes, slots inside their rings."""
     if inputs.keys() != plan.inputs.keys():
         missing, unknown = sorted(plan.inputs.keys() - inputs.keys()), sorted(inputs.keys() - plan.inputs.keys())
         raise ContractError(f"Program '{program}' needs exactly {sorted(plan.inputs)}: missing {missing}, unknown {unknown}.")
