@@ -56,15 +56,18 @@ def command(
 
 
 def show(measured: dict[str, Any]) -> None:
-    """The table of layers and the whole, on stderr."""
+    """The table of layers and the whole, on stderr; times only where layers were timed (for ONNX Runtime)."""
+    layers = measured["layers"]
+    timed = any(row["float32_ms"] for row in layers)
     rows = [
         [
-            row["stage"], row["layer"], row["format"], row["float32_ms"] * 1e3,
-            row["ms"].get(row["format"], row["float32_ms"]) * 1e3, row["reason"],
+            row["stage"], row["layer"], row["format"],
+            *([row["float32_ms"] * 1e3, row["ms"].get(row["format"], row["float32_ms"]) * 1e3] if timed else []),
+            row["reason"],
         ]
-        for row in measured["layers"]
+        for row in layers
     ]  # fmt: skip
-    table("one layer at a time", ["stage", "layer", "format", "float32 us", "us", "why"], rows)
+    table("one layer at a time", ["stage", "layer", "format", *(["float32 us", "us"] if timed else []), "why"], rows)
     size = measured["bytes"]
     say(
         f"{size['layers']} layers quantised: {size['float32'] / 1e6:.2f} MB of float32 weights became "

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewam.cli.quantize import show
 from edgewam.core.artifacts import read_manifest
 from tests.cli.command import here
 
@@ -52,6 +53,23 @@ def test_every_layer_has_its_error_its_time_and_its_reason(quantized):
         assert row["reason"] in ("static", "dynamic")
     assert quantized[1]["bytes"]["float32"] > 3.5 * quantized[1]["bytes"]["packed"]
     assert 0 < quantized[1]["excess_error_median"] < BOUND
+
+
+def measured(float32_ms=0.0, ms=None, **figures):
+    """What `quantize_policy` returns, of one layer."""
+    row = {"stage": "denoise", "layer": "ffn.0.up", "format": "fp8", "float32_ms": float32_ms, "ms": ms or {}, "reason": "mine",
+           "error": {"fp8": 0.03}}  # fmt: skip
+    size = {"layers": 1, "float32": 400, "packed": 100, "float32_elsewhere": 0}
+    return {"layers": [row], "bytes": size, "excess_error_median": 0.05, "excess_error_p99": 0.2, "num_frames": 2, **figures}
+
+
+def test_times_are_shown_only_where_layers_were_timed(capsys):
+    show(measured())
+    untimed = capsys.readouterr().err
+    assert "ffn.0.up" in untimed and "us " not in untimed and "0.000" not in untimed
+    show(measured(0.123, {"fp8": 0.0625}))
+    timed = capsys.readouterr().err
+    assert "float32 us" in timed and "123" in timed and "62.5" in timed
 
 
 def test_the_artifact_names_the_student_and_the_calibration(quantized, shipped):
