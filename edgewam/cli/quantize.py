@@ -51,7 +51,8 @@ def command(
         )  # fmt: skip
     show(measured)
     digest = read_manifest(out).digest
-    say(f"Wrote {out}, digest {digest[:12]}, in {measured['seconds']:.0f} s. Next: edgewam compile {out} BUNDLE")
+    say(f"Wrote {out}, digest {digest[:12]}, in {measured['seconds']:.0f} s.")
+    say(f"Next: edgewam compile {out} BUNDLE{chosen.precision.compile_options}")
     emit({"quantized": str(out), "digest": digest, **measured}, as_json)
 
 

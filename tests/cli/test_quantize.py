@@ -105,7 +105,8 @@ def test_scales_per_step_in_a_bf16_bundle_are_validated_against_the_float32_stud
     pytest.importorskip("modelopt", reason="needs edgewam[quant]")
     rules = [{"stage": "denoise", "layer": "ffn.*.up", "format": "fp8"}]
     plan = plan_file(tmp_path / "plan.json", rules, backend="eager", per_step=True)
-    here("quantize", shipped / "student", dataset, tmp_path / "fp8", "--plan", plan, *QUICK).ok()
+    done = here("quantize", shipped / "student", dataset, tmp_path / "fp8", "--plan", plan, *QUICK).ok()
+    assert f"Next: edgewam compile {tmp_path / 'fp8'} BUNDLE --backend eager\n" in done.err
     here("compile", tmp_path / "fp8", tmp_path / "b", "--backend", "eager", "--precision", "bf16", "--threads", 1).ok()
     config = read_manifest(tmp_path / "b").config
     assert config["precision"] == "fp8+bf16" and "scale_rows" in config["programs"]["constants"]
@@ -155,6 +156,7 @@ def test_a_dry_run_prints_the_layers_and_writes_nothing(shipped, dataset, tmp_pa
         ({"rules": [{"stage": "denoise", "layer": "fnn.0.up", "format": "int8"}]}, "Nearest: ffn.0.up"),
         ({"rules": [{"stage": "denoise", "layer": "*", "format": "fp8"}]}, "would turn back into float32"),
         ({"backend": "tensort"}, "Unknown backend"),
+        ({"backend": "inductor"}, "--backend or the plan file's field 'backend': eager (int8, int8_dynamic, int8_weights, fp8);"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped, dataset, tmp_path):
@@ -162,6 +164,41 @@ def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped
     done = here("quantize", shipped / "student", dataset, tmp_path / "out", "--plan", argument, *QUICK)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("onnxruntime", ""), ("eager", " --backend eager"), ("tensorrt", " --backend tensorrt --target NAME --precision bf16")],
+)
+def test_a_plan_names_the_options_that_compile_takes(backend, options):
+    from edgewam.quantize.plan import PrecisionPlan
+
+    assert PrecisionPlan("mine", backend, ()).compile_options == options
+
+
+def test_compile_refuses_another_backend_and_names_the_one_of_the_plan():
+    from edgewam.core import plugins
+    from edgewam.core.errors import ContractError
+    from edgewam.quantize.plan import PrecisionPlan, Rule
+
+    plan = PrecisionPlan("fp8", "tensorrt", (Rule("*", "*", "fp8"),))
+    with pytest.raises(ContractError, match="BUNDLE --backend tensorrt --target NAME --precision bf16; or quantise"):
+        plan.require_backend(plugins.load("backend_build", "onnxruntime"), "onnxruntime")
+    with pytest.raises(ContractError) as refused:
+        plan.require_backend(plugins.load("backend_build", "inductor"), "inductor")
+    assert "--backend tensorrt" in str(refused.value) and "edgewam quantize" not in str(refused.value), "it takes no plan at all"
+
+
+def test_quantize_refuses_a_backend_and_lists_those_that_take_the_plan():
+    from edgewam.core import plugins
+    from edgewam.core.errors import ContractError
+    from edgewam.quantize.plan import PrecisionPlan, Rule
+
+    plan = PrecisionPlan("fp8", "inductor", (Rule("*", "*", "fp8"),), per_step=True)
+    with pytest.raises(ContractError) as refused:
+        plan.require_backend(plugins.load("backend_build", "inductor"))
+    advice = str(refused.value).split("field 'backend': ")[1]
+    assert "eager (" in advice and "tensorrt (" in advice and "onnxruntime" not in advice, "which computes in no fp8"
 
 
 def test_a_quantised_policy_is_not_quantised_again(quantized, dataset, tmp_path):
