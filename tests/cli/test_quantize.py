@@ -72,6 +72,23 @@ def test_times_are_shown_only_where_layers_were_timed(capsys):
     assert "float32 us" in timed and "123" in timed and "62.5" in timed
 
 
+@pytest.mark.parametrize("figures", [{"excess_error_median": 0.11}, {"excess_error_p99": 0.51}])
+def test_an_error_over_the_limits_warns_and_says_what_to_do(figures, capsys):
+    show(measured(**figures))
+    said = capsys.readouterr().err
+    assert "WARNING: over the limits of a quantised policy, median 0.1 and p99 0.5" in said
+    assert "--plan int8" in said and "--plan auto" in said and "denoise.ffn.0.up" in said
+    row = measured()["layers"][0] | {"format": "int8", "error": {"int8": 0.03}}
+    show(measured(**figures, layers=[row]))
+    said = capsys.readouterr().err
+    assert "WARNING" in said and "--plan int8" not in said, "it is int8 already"
+
+
+def test_an_error_at_the_limits_does_not_warn(capsys):
+    show(measured(excess_error_median=0.1, excess_error_p99=0.5))
+    assert "WARNING" not in capsys.readouterr().err
+
+
 def test_the_artifact_names_the_student_and_the_calibration(quantized, shipped):
     manifest = read_manifest(quantized[0], kind="quantized")
     assert manifest.parents == {"policy": read_manifest(shipped / "student").digest}
