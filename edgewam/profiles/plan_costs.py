@@ -7,7 +7,7 @@ quantised artifact.  It is what would have to move and to be computed, not how a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,18 +58,32 @@ class Planned:
 
 
 def as_it_is(model: ModelCosts, device: Device) -> Planned:
-    """The model in the precision that it has.  Stages with products of several formats count as the fastest of them.
+    """The model in the precision that it has: a stage counts as the fastest format that was read back from its engine.
+
+    Without such a record it counts as the fastest of the model's formats, and `text` says so.
 
     Raises:
         EdgewamError: the device has no such products; names what it has.
     """
-    wanted = [device.plain_format if kind in PLAIN_BYTES else kind for kind in model.precision.split("+")]
-    for kind in wanted:
-        device.require_format(kind)
-    best = max(wanted, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)
-    costs = {name: work.cost for name, work in model.stages.items()}
-    note = "" if set(wanted) & {model.precision, *model.precision.split("+")} else f", products counted at the rate of {best}"
-    return Planned(model.precision, f"as it is{note}", costs, dict.fromkeys(costs, best))
+
+    def fastest(kinds: Collection[str]) -> str:
+        here = [device.plain_format if kind in PLAIN_BYTES else kind for kind in kinds] or [device.plain_format]
+        for kind in here:
+            device.require_format(kind)
+        return max(here, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)
+
+    names = model.precision.split("+")
+    best = fastest(names)
+    formats = {name: fastest(model.read_back[name]) if name in model.read_back else best for name in model.stages}
+    words = ["as it is"]
+    if model.read_back:
+        words.append("formats as read back from its engines, the fastest of each stage")
+    if (unseen := [name for name in model.stages if name not in model.read_back]) and model.precision not in PLAIN_BYTES:
+        which = f"of {', '.join(unseen)} " if model.read_back else ""
+        words.append(f"all products {which}counted at the rate of {best}, though not all need be {best}")
+    elif best not in names and unseen:
+        words.append(f"products counted at the rate of {best}")
+    return Planned(model.precision, ", ".join(words), {name: work.cost for name, work in model.stages.items()}, formats)
 
 
 def named(model: ModelCosts, plan: str, device: Device) -> Planned:

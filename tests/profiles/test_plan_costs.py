@@ -124,6 +124,26 @@ def test_a_quantised_bundle_is_taken_as_it_is():
         as_it_is(replace(MODEL, precision="fp8"), ORIN)
 
 
+def test_a_mixed_bundle_counts_each_stage_in_what_its_engine_showed():
+    seen = {"image_encoder": ("bf16",), "step": ("bf16", "fp8")}
+    planned = as_it_is(replace(MODEL, precision="fp8+bf16", read_back=seen), THOR)
+    assert planned.formats == {"image_encoder": "bf16", "step": "fp8"} and "read back" in planned.text
+    assert "counted" not in planned.text
+    assert as_it_is(replace(MODEL, precision="fp8+bf16", read_back={"step": ()}), THOR).formats["step"] == "bf16"
+
+
+def test_without_records_a_floor_of_several_formats_says_that_it_counts_the_fastest():
+    for precision in ("fp8+bf16", "int8"):  # the second has float32 beside it, unnamed
+        planned = as_it_is(replace(MODEL, precision=precision), THOR)
+        best = precision.split("+")[0]
+        assert set(planned.formats.values()) == {best} and f"all products counted at the rate of {best}" in planned.text
+    partly = as_it_is(replace(MODEL, precision="fp8+bf16", read_back={"image_encoder": ("bf16",)}), THOR)
+    assert partly.formats == {"image_encoder": "bf16", "step": "fp8"}
+    assert "all products of step counted at the rate of fp8" in partly.text
+    assert as_it_is(MODEL, THOR).text == "as it is", "one format: nothing to say"
+    assert "rate of bf16" in as_it_is(replace(MODEL, precision="fp32"), THOR).text
+
+
 def artifact(path, layers):
     (path / "manifest.json").write_text(json.dumps({"measured": {"layers": layers}}))
     return path / "plan.json"
