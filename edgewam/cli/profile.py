@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from edgewam.runtime.bundle import Bundle
 
 _RUNS, _TRACED_RUNS = 200, 20
+_WARMUP, _THREADS = 20, 2
 _FLOORS: dict[str, Any] = {"rich_help_panel": "With --roofline", "show_default": False}
 _BLOCK = 6  # calls of one side before the other's turn: a neighbour's burst on the machine must hit both
 
@@ -25,8 +26,12 @@ def command(
         int | None,
         typer.Option("-n", help="Timed runs of each figure; by default 200, 20 of a trace.", min=1, show_default=False),
     ] = None,
-    warmup: Annotated[int, typer.Option(help="Untimed runs before.", min=0)] = 20,
-    threads: Annotated[int, typer.Option(help="Compute threads.", min=1)] = 2,
+    warmup: Annotated[
+        int | None, typer.Option(help=f"Untimed runs before; by default {_WARMUP}.", min=0, show_default=False)
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help=f"Compute threads; by default {_THREADS}.", min=1, show_default=False)
+    ] = None,
     against: Annotated[
         Path | None,
         typer.Option(help="Another bundle of the same policy, timed in turns with it: float32 beside INT8."),
@@ -68,8 +73,12 @@ def command(
     With --roofline: the least time that each stage can take on any device. With --trace: a file for Perfetto.
     """
     _one_job(roofline, trace, against, {"device": device, "plan": plan, "size": size, "steps": steps, "measured": measured})
+    given = {"-n": n, "--warmup": warmup, "--threads": threads}
+    warmup, threads = _WARMUP if warmup is None else warmup, threads or _THREADS
     if roofline:
-        _roofline(_sized(bundle, size), device, plan, steps, measured, (n or _RUNS, warmup, threads), as_json)
+        bundle = _sized(bundle, size)
+        _nothing_ignored(given, device is None and measured is None, bundle is not None and plan is None and steps is None)
+        _roofline(bundle, device, plan, steps, measured, (n or _RUNS, warmup, threads), as_json)
         return
     from edgewam.runtime.bundle import Bundle
 
@@ -101,6 +110,18 @@ def _one_job(roofline: bool, trace: Path | None, against: Path | None, floors: M
         raise EdgewamError("--roofline, --trace and --against are different jobs. Give one of them.")
     if not roofline and (given := [f"--{name}" for name, value in floors.items() if value is not None]):
         raise EdgewamError(f"{', '.join(given)} only {'means' if len(given) == 1 else 'mean'} something with --roofline. Add it.")
+
+
+def _nothing_ignored(given: Mapping[str, object], here: bool, timed: bool) -> None:
+    """Refuse options of timing where a floor needs none: `here` it reads this machine's rates, and times a bundle if `timed`."""
+    from edgewam.core.errors import EdgewamError
+
+    used = {"-n": here and timed, "--warmup": here and timed, "--threads": here}
+    if ignored := [name for name, value in given.items() if value is not None and not used[name]]:
+        raise EdgewamError(
+            f"Nothing is timed for this floor, so {', '.join(ignored)} would do nothing. Leave that out; a bundle "
+            "(or --size small) is timed here where none of --device, --plan, --steps and --measured is given."
+        )
 
 
 def _sized(bundle: Path | None, size: str | None) -> Path | None:

@@ -9,6 +9,8 @@ import typer
 
 from edgewam.cli._output import Json, emit, progress, say, table
 
+_NAMED_LAYERS = 3  # of those with the largest errors
+
 
 def command(
     policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
@@ -51,20 +53,24 @@ def command(
         )  # fmt: skip
     show(measured)
     digest = read_manifest(out).digest
-    say(f"Wrote {out}, digest {digest[:12]}, in {measured['seconds']:.0f} s. Next: edgewam compile {out} BUNDLE")
+    say(f"Wrote {out}, digest {digest[:12]}, in {measured['seconds']:.0f} s.")
+    say(f"Next: edgewam compile {out} BUNDLE{chosen.precision.compile_options}")
     emit({"quantized": str(out), "digest": digest, **measured}, as_json)
 
 
 def show(measured: dict[str, Any]) -> None:
-    """The table of layers and the whole, on stderr."""
+    """The table of layers and the whole, on stderr; times only where layers were timed (for ONNX Runtime)."""
+    layers = measured["layers"]
+    timed = any(row["float32_ms"] for row in layers)
     rows = [
         [
-            row["stage"], row["layer"], row["format"], row["float32_ms"] * 1e3,
-            row["ms"].get(row["format"], row["float32_ms"]) * 1e3, row["reason"],
+            row["stage"], row["layer"], row["format"],
+            *([row["float32_ms"] * 1e3, row["ms"].get(row["format"], row["float32_ms"]) * 1e3] if timed else []),
+            row["reason"],
         ]
-        for row in measured["layers"]
+        for row in layers
     ]  # fmt: skip
-    table("one layer at a time", ["stage", "layer", "format", "float32 us", "us", "why"], rows)
+    table("one layer at a time", ["stage", "layer", "format", *(["float32 us", "us"] if timed else []), "why"], rows)
     size = measured["bytes"]
     say(
         f"{size['layers']} layers quantised: {size['float32'] / 1e6:.2f} MB of float32 weights became "
@@ -74,4 +80,25 @@ def show(measured: dict[str, Any]) -> None:
     say(
         f"Excess error ratio of all layers together: median {measured['excess_error_median']:.3f}, "
         f"p99 {measured['excess_error_p99']:.3f} over {measured['num_frames']} frames."
+    )
+    if text := over_limits(measured):
+        say(text)
+
+
+def over_limits(measured: dict[str, Any]) -> str:
+    """What it means and what to do where the error is beyond that of a policy to deploy; empty within the limits."""
+    from edgewam.compile.excess_error import QUANTIZED_LIMITS as LIMITS
+
+    if measured["excess_error_median"] <= LIMITS.median and measured["excess_error_p99"] <= LIMITS.p99:
+        return ""
+    layers = [row for row in measured["layers"] if row["format"] != "none"]
+    worst = sorted(layers, key=lambda row: -row["error"].get(row["format"], 0.0))[:_NAMED_LAYERS]
+    # where 8-bit floats are the error, 8-bit integers have less of it
+    int8 = "use --plan int8, " if any(row["format"] == "fp8" for row in layers) else ""
+    return (
+        f"WARNING: over the limits of a quantised policy, median {LIMITS.median:g} and p99 {LIMITS.p99:g} of the policy's "
+        "own spread: its actions differ too much from those of the policy that it was made from, and `edgewam validate` "
+        f"is likely to refuse its bundle. To lower it, {int8}use --plan auto (for onnxruntime: it leaves layers in float32 until "
+        f"the error is within limits), or give layers the format none in a plan file; the largest errors alone have "
+        f"{', '.join(row['stage'] + '.' + row['layer'] for row in worst)}."
     )

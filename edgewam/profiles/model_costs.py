@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgewam.core.stage import Cost, Stage
 
 MODELS = Path(__file__).parent / "models"
 PLAIN_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}  # of a weight, by the precision of a model that is not quantised
+_READ_BACK = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16", "fp8": "fp8", "int8": "int8", "fp4": "fp4"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class ModelCosts:
     """Costs of every stage in `precision`.
 
     programs: program -> stage -> (calls outside of the loop, calls per row of the loop).  steps: rows of each program's loop,
-    0 without one.
+    0 without one.  read_back: formats of the products of a stage, seen in its engine; stages without such a record are absent.
     """
 
     title: str
@@ -42,6 +43,7 @@ class ModelCosts:
     stages: Mapping[str, StageWork]
     programs: Mapping[str, Mapping[str, tuple[int, int]]]
     steps: Mapping[str, int]
+    read_back: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def calls(self, program: str, steps: int | None = None) -> dict[str, int]:
         """Calls of each stage in one run, with the loop as declared or of `steps` rows."""
@@ -56,6 +58,7 @@ class ModelCosts:
             "stages": {name: asdict(work) for name, work in self.stages.items()},
             "programs": {name: {stage: list(n) for stage, n in calls.items()} for name, calls in self.programs.items()},
             "steps": dict(self.steps),
+            **({"read_back": {name: list(found) for name, found in self.read_back.items()}} if self.read_back else {}),
         }
 
     @staticmethod
@@ -66,7 +69,8 @@ class ModelCosts:
             for name, work in data["stages"].items()
         }
         programs = {name: {stage: (n[0], n[1]) for stage, n in calls.items()} for name, calls in data["programs"].items()}
-        return ModelCosts(data["title"], data["precision"], stages, programs, data["steps"])
+        seen = {name: tuple(found) for name, found in data.get("read_back", {}).items()}
+        return ModelCosts(data["title"], data["precision"], stages, programs, data["steps"], seen)
 
 
 def read_model(name: str) -> ModelCosts:
@@ -102,7 +106,13 @@ def of_manifest(config: Mapping[str, Any], title: str) -> ModelCosts:
         title, precision, stages,
         {program.name: calls_of(program, list(stages)) for program in programs},
         {program.name: program.loop.num_rows if program.loop else 0 for program in programs},
+        {entry["stage"]["name"]: _seen(entry["record"]) for entry in config["stages"] if "read_back" in entry.get("record", {})},
     )  # fmt: skip
+
+
+def _seen(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Formats in an engine's record.  What no layer shows is plain: with a planned one the build would have failed."""
+    return tuple(_READ_BACK[name] for name in record["read_back"]["formats"] if name in _READ_BACK)
 
 
 def calls_of(program: Program, stages: list[str]) -> dict[str, tuple[int, int]]:

@@ -7,7 +7,7 @@ quantised artifact.  It is what would have to move and to be computed, not how a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ from edgewam.profiles.model_costs import PLAIN_BYTES, ModelCosts, StageWork
 from edgewam.profiles.roofline import Formats
 
 KEPT_STAGES = ("image_encoder",)  # convolutions: named plans leave them alone (quantize/named.py), the paper's engines too
+# One row, or once per instruction: calibration sees too little of them for static scales, and engines have no others
+# (quantize/named.py), so plans that quantise activations leave them alone too.
+UNSTEADY_STAGES = ("text", "state")
+_STATIC_PLANS = ("fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -54,25 +58,39 @@ class Planned:
 
 
 def as_it_is(model: ModelCosts, device: Device) -> Planned:
-    """The model in the precision that it has.  Stages with products of several formats count as the fastest of them.
+    """The model in the precision that it has: a stage counts as the fastest format that was read back from its engine.
+
+    Without such a record it counts as the fastest of the model's formats, and `text` says so.
 
     Raises:
         EdgewamError: the device has no such products; names what it has.
     """
-    wanted = [device.plain_format if kind in PLAIN_BYTES else kind for kind in model.precision.split("+")]
-    for kind in wanted:
-        device.require_format(kind)
-    best = max(wanted, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)
-    costs = {name: work.cost for name, work in model.stages.items()}
-    note = "" if set(wanted) & {model.precision, *model.precision.split("+")} else f", products counted at the rate of {best}"
-    return Planned(model.precision, f"as it is{note}", costs, dict.fromkeys(costs, best))
+
+    def fastest(kinds: Collection[str]) -> str:
+        here = [device.plain_format if kind in PLAIN_BYTES else kind for kind in kinds] or [device.plain_format]
+        for kind in here:
+            device.require_format(kind)
+        return max(here, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)
+
+    names = model.precision.split("+")
+    best = fastest(names)
+    formats = {name: fastest(model.read_back[name]) if name in model.read_back else best for name in model.stages}
+    words = ["as it is"]
+    if model.read_back:
+        words.append("formats as read back from its engines, the fastest of each stage")
+    if (unseen := [name for name in model.stages if name not in model.read_back]) and model.precision not in PLAIN_BYTES:
+        which = f"of {', '.join(unseen)} " if model.read_back else ""
+        words.append(f"all products {which}counted at the rate of {best}, though not all need be {best}")
+    elif best not in names and unseen:
+        words.append(f"products counted at the rate of {best}")
+    return Planned(model.precision, ", ".join(words), {name: work.cost for name, work in model.stages.items()}, formats)
 
 
 def named(model: ModelCosts, plan: str, device: Device) -> Planned:
     """The model under a named plan, such as "fp8" or "fp8,image_encoder=bf16".
 
-    Convolutions of `KEPT_STAGES` stay as they are unless the plan names the stage.  What is not packed (norms, tables, keys
-    and values) stays in the plain format.
+    Convolutions of `KEPT_STAGES`, and on a GPU `UNSTEADY_STAGES` in fp8 and int8, stay as they are unless the plan names the
+    stage.  What is not packed (norms, tables, keys and values) stays in the plain format.
 
     Raises:
         EdgewamError: unknown plan or stage, a model that is quantised already, a format that the device lacks.
@@ -84,19 +102,21 @@ def named(model: ModelCosts, plan: str, device: Device) -> Planned:
     main, chosen = _parse(plan, model)
     plain = main if main in PLAIN_BYTES else device.plain_format
     device.require_format(plain)
+    # a processor runs ONNX Runtime, which measures ranges in every call: nothing is unsteady there
+    kept = KEPT_STAGES + (UNSTEADY_STAGES if main in _STATIC_PLANS and device.sm else ())
     costs, formats = {}, {}
     for name, work in model.stages.items():
-        packing = PACKINGS[chosen.get(name, plain if name in KEPT_STAGES else main)]
+        packing = PACKINGS[chosen.get(name, plain if name in kept else main)]
         costs[name] = _packed(work, model.precision, plain, work.packable_weights, packing.weight_bytes)
         products = packing.products or plain
         device.require_format(products)
         share = work.packable_flops / work.cost.flops if work.cost.flops else 0.0
         formats[name] = {products: 1.0} if products == plain else {products: share, plain: 1.0 - share}
-    kept = [name for name in KEPT_STAGES if name in model.stages and name not in chosen and main not in PLAIN_BYTES]
+    left = [name for name in kept if name in model.stages and name not in chosen and main not in PLAIN_BYTES]
     words = [PACKINGS[main].text.replace("16-bit products", f"{plain} products")]
     if plain not in device.peak_tflops:
         words.append(f"{plain} products counted at the rate of {device.compute_format(plain)}")
-    words += [f"{stage} in {packing}" for stage, packing in {**chosen, **dict.fromkeys(kept, plain)}.items()]
+    words += [f"{stage} in {packing}" for stage, packing in {**chosen, **dict.fromkeys(left, plain)}.items()]
     return Planned(plan, "; ".join(words), costs, formats)
 
 

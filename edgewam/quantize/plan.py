@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from edgewam.core import plugins
 from edgewam.core.errors import ContractError
 from edgewam.quantize.formats import FORMATS, NONE
 from edgewam.quantize.layers import Layer, LayerName
@@ -87,30 +88,55 @@ class PrecisionPlan:
             chosen[stage, path] = rule
         return chosen
 
+    @property
+    def compile_options(self) -> str:
+        """What to add to `edgewam compile` so that the plan's backend builds it; nothing for the backend that it takes anyway."""
+        if self.backend == "onnxruntime":
+            return ""
+        # an engine is for one device, and TensorRT has 8-bit layers between half types
+        return f" --backend {self.backend}" + (" --target NAME --precision bf16" if self.backend == "tensorrt" else "")
+
     def require_backend(self, build: Any, backend: str | None = None) -> None:
         """Raise ContractError when a backend would undo this plan.
 
         Args:
             build: the build half of a backend; its FORMATS are those it computes in, STEP_SCALES says whether it takes scales
                 per step.
-            backend: its name, by default the plan's own.
+            backend: its name where it is asked to compile the quantised policy; by default the plan's own, to quantise for.
         """
         name = backend or self.backend
         available = tuple(getattr(build, "FORMATS", ()))
-        instead = "Compile the policy that was not quantised, or for another backend."
-        if "int8" in available:
-            instead = f"Quantise with a plan for that backend: edgewam quantize --plan int8 --backend {name}"
         for number, rule in enumerate(self.rules):
             if rule.format not in (NONE, *available):
                 raise ContractError(
                     f"Rule {number} of plan '{self.name}' asks for {rule.format}, which the backend '{name}' would turn back "
-                    f"into float32. It computes in: {', '.join(available) or 'float32 only'}. {instead}"
+                    f"into float32. It computes in: {', '.join(available) or 'float32 only'}. {self._instead(backend, available)}"
                 )
         if self.per_step and not getattr(build, "STEP_SCALES", False):
             raise ContractError(
                 f"Plan '{self.name}' has one activation scale per step, which the backend '{name}' does not take. Set "
-                f"per_step to false in the plan, or use int8_dynamic where it exists: that measures the range in every call."
+                "per_step to false in the plan and quantise with that, or use int8_dynamic where it exists: that measures the "
+                f"range in every call. {self._instead(backend, ())}".rstrip()
             )
+
+    def _instead(self, backend: str | None, available: tuple[str, ...]) -> str:
+        """What to do about a refusal by `backend` at compiling, or by the plan's own (None) at quantising."""
+        if backend not in (None, self.backend):
+            text = f"Compile it for the backend of the plan: edgewam compile POLICY BUNDLE{self.compile_options}"
+            if plans := [plan for plan in ("int8", "fp8") if plan in available]:
+                text += f"; or quantise for this one: edgewam quantize --plan {plans[0]} --backend {backend}"
+            return text + "."
+        wanted = {rule.format for rule in self.rules} - {NONE}
+        found = {}
+        for name in plugins.names("backend_build"):
+            build = plugins.load("backend_build", name)
+            formats = tuple(getattr(build, "FORMATS", ()))
+            if formats and (getattr(build, "STEP_SCALES", False) or not self.per_step):
+                found[name] = formats
+        # those that take every rule; else all that compute in anything but floats
+        able = {name: formats for name, formats in found.items() if wanted <= set(formats)} or found
+        listed = "; ".join(f"{name} ({', '.join(formats)})" for name, formats in able.items())
+        return f"Quantise for one of these, with --backend or the plan file's field 'backend': {listed}."
 
     def to_json(self) -> dict[str, Any]:
         """Plain-JSON form; `from_json` is its inverse."""

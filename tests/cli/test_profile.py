@@ -154,6 +154,10 @@ def test_a_trace_shows_every_stage_of_every_program(shipped, tmp_path):
         ("--device thor", "--device only means something with --roofline"),
         ("--plan fp8 --steps 3", "--plan, --steps only mean something with --roofline"),
         ("--roofline --trace x.json", "different jobs"),
+        ("--roofline --device thor -n 5", "so -n would do nothing"),
+        ("--roofline --device thor --warmup 0 --threads 1", "so --warmup, --threads would do nothing. Leave that out"),
+        ("--roofline --threads 1 --measured nowhere.json", "so --threads would do nothing"),
+        ("--roofline --size small --plan int8 -n 5 --threads 1", "so -n would do nothing"),
         ("{bundle} --trace {bundle}/manifest.json/x.json -n 1 --warmup 0", "Cannot write the trace"),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from edgewam.cli.quantize import show
 from edgewam.core.artifacts import read_manifest
 from tests.cli.command import here
 
@@ -54,6 +55,40 @@ def test_every_layer_has_its_error_its_time_and_its_reason(quantized):
     assert 0 < quantized[1]["excess_error_median"] < BOUND
 
 
+def measured(float32_ms=0.0, ms=None, **figures):
+    """What `quantize_policy` returns, of one layer."""
+    row = {"stage": "denoise", "layer": "ffn.0.up", "format": "fp8", "float32_ms": float32_ms, "ms": ms or {}, "reason": "mine",
+           "error": {"fp8": 0.03}}  # fmt: skip
+    size = {"layers": 1, "float32": 400, "packed": 100, "float32_elsewhere": 0}
+    return {"layers": [row], "bytes": size, "excess_error_median": 0.05, "excess_error_p99": 0.2, "num_frames": 2, **figures}
+
+
+def test_times_are_shown_only_where_layers_were_timed(capsys):
+    show(measured())
+    untimed = capsys.readouterr().err
+    assert "ffn.0.up" in untimed and "us " not in untimed and "0.000" not in untimed
+    show(measured(0.123, {"fp8": 0.0625}))
+    timed = capsys.readouterr().err
+    assert "float32 us" in timed and "123" in timed and "62.5" in timed
+
+
+@pytest.mark.parametrize("figures", [{"excess_error_median": 0.11}, {"excess_error_p99": 0.51}])
+def test_an_error_over_the_limits_warns_and_says_what_to_do(figures, capsys):
+    show(measured(**figures))
+    said = capsys.readouterr().err
+    assert "WARNING: over the limits of a quantised policy, median 0.1 and p99 0.5" in said
+    assert "--plan int8" in said and "--plan auto" in said and "denoise.ffn.0.up" in said
+    row = measured()["layers"][0] | {"format": "int8", "error": {"int8": 0.03}}
+    show(measured(**figures, layers=[row]))
+    said = capsys.readouterr().err
+    assert "WARNING" in said and "--plan int8" not in said, "it is int8 already"
+
+
+def test_an_error_at_the_limits_does_not_warn(capsys):
+    show(measured(excess_error_median=0.1, excess_error_p99=0.5))
+    assert "WARNING" not in capsys.readouterr().err
+
+
 def test_the_artifact_names_the_student_and_the_calibration(quantized, shipped):
     manifest = read_manifest(quantized[0], kind="quantized")
     assert manifest.parents == {"policy": read_manifest(shipped / "student").digest}
@@ -87,7 +122,8 @@ def test_scales_per_step_in_a_bf16_bundle_are_validated_against_the_float32_stud
     pytest.importorskip("modelopt", reason="needs edgewam[quant]")
     rules = [{"stage": "denoise", "layer": "ffn.*.up", "format": "fp8"}]
     plan = plan_file(tmp_path / "plan.json", rules, backend="eager", per_step=True)
-    here("quantize", shipped / "student", dataset, tmp_path / "fp8", "--plan", plan, *QUICK).ok()
+    done = here("quantize", shipped / "student", dataset, tmp_path / "fp8", "--plan", plan, *QUICK).ok()
+    assert f"Next: edgewam compile {tmp_path / 'fp8'} BUNDLE --backend eager\n" in done.err
     here("compile", tmp_path / "fp8", tmp_path / "b", "--backend", "eager", "--precision", "bf16", "--threads", 1).ok()
     config = read_manifest(tmp_path / "b").config
     assert config["precision"] == "fp8+bf16" and "scale_rows" in config["programs"]["constants"]
@@ -137,6 +173,7 @@ def test_a_dry_run_prints_the_layers_and_writes_nothing(shipped, dataset, tmp_pa
         ({"rules": [{"stage": "denoise", "layer": "fnn.0.up", "format": "int8"}]}, "Nearest: ffn.0.up"),
         ({"rules": [{"stage": "denoise", "layer": "*", "format": "fp8"}]}, "would turn back into float32"),
         ({"backend": "tensort"}, "Unknown backend"),
+        ({"backend": "inductor"}, "--backend or the plan file's field 'backend': eager (int8, int8_dynamic, int8_weights, fp8);"),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped, dataset, tmp_path):
@@ -144,6 +181,41 @@ def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped
     done = here("quantize", shipped / "student", dataset, tmp_path / "out", "--plan", argument, *QUICK)
     assert done.code == 1 and message in done.err and "Traceback" not in done.err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("backend", "options"),
+    [("onnxruntime", ""), ("eager", " --backend eager"), ("tensorrt", " --backend tensorrt --target NAME --precision bf16")],
+)
+def test_a_plan_names_the_options_that_compile_takes(backend, options):
+    from edgewam.quantize.plan import PrecisionPlan
+
+    assert PrecisionPlan("mine", backend, ()).compile_options == options
+
+
+def test_compile_refuses_another_backend_and_names_the_one_of_the_plan():
+    from edgewam.core import plugins
+    from edgewam.core.errors import ContractError
+    from edgewam.quantize.plan import PrecisionPlan, Rule
+
+    plan = PrecisionPlan("fp8", "tensorrt", (Rule("*", "*", "fp8"),))
+    with pytest.raises(ContractError, match="BUNDLE --backend tensorrt --target NAME --precision bf16; or quantise"):
+        plan.require_backend(plugins.load("backend_build", "onnxruntime"), "onnxruntime")
+    with pytest.raises(ContractError) as refused:
+        plan.require_backend(plugins.load("backend_build", "inductor"), "inductor")
+    assert "--backend tensorrt" in str(refused.value) and "edgewam quantize" not in str(refused.value), "it takes no plan at all"
+
+
+def test_quantize_refuses_a_backend_and_lists_those_that_take_the_plan():
+    from edgewam.core import plugins
+    from edgewam.core.errors import ContractError
+    from edgewam.quantize.plan import PrecisionPlan, Rule
+
+    plan = PrecisionPlan("fp8", "inductor", (Rule("*", "*", "fp8"),), per_step=True)
+    with pytest.raises(ContractError) as refused:
+        plan.require_backend(plugins.load("backend_build", "inductor"))
+    advice = str(refused.value).split("field 'backend': ")[1]
+    assert "eager (" in advice and "tensorrt (" in advice and "onnxruntime" not in advice, "which computes in no fp8"
 
 
 def test_a_quantised_policy_is_not_quantised_again(quantized, dataset, tmp_path):

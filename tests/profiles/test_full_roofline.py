@@ -25,7 +25,8 @@ STEP_TOLERANCE = 0.02
 
 FULL = read_model("aha_wam_full")
 VAE = ",image_encoder=fp8"  # the published rows below bf16 have the VAE in fp8
-PLANS = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8" + VAE, "fp4": "nvfp4" + VAE, "int4": "int4_weights"}
+PROPRIO = ",text=fp8,state=fp8"  # and the text and proprio keys and values, which our engines leave in the base type
+PLANS = {"bf16": "bf16", "fp16": "fp16", "fp8": "fp8" + VAE + PROPRIO, "fp4": "nvfp4" + VAE, "int4": "int4_weights"}
 
 
 # Counted by hand for the chunk after the exact rewrites: (10^9 bytes of weights in bf16, GFLOP) of facts/performance.md 4.1, 4.2
@@ -114,6 +115,18 @@ def test_packed_weights_shrink_and_keys_and_values_do_not():
     for name, work in FULL.stages.items():
         assert plain.costs[name] == work.cost
         assert packed.costs[name].io_bytes == work.cost.io_bytes
-        kept = name == "image_encoder"
+        kept = name in ("image_encoder", "text", "state")
         assert packed.costs[name].weight_bytes == work.cost.weight_bytes - (0 if kept else work.packable_weights)
     assert isinstance(plain.costs["denoise"], Cost)
+
+
+def test_a_floor_in_fp8_counts_the_bytes_that_a_tensorrt_plan_leaves_unpacked():
+    """`state` alone is 0.39 GB in bf16 (HAND): packed, half of it would be missing, 0.7 ms of a chunk on Thor."""
+    thor = load_device("thor")
+    plain, kept, packed = (named(FULL, plan, thor) for plan in ("bf16", "fp8", "fp8,text=fp8,state=fp8"))
+    weights = {p.name: p.costs["state"].weight_bytes / 1e9 for p in (plain, kept, packed)}
+    assert weights["bf16"] == weights["fp8"] == pytest.approx(HAND["proprio"][0], rel=0.03)
+    assert weights[packed.name] == pytest.approx(HAND["proprio"][0] / 2, rel=0.04)
+    assert "text in bf16; state in bf16" in kept.text and "state in bf16" not in plain.text
+    whole = {plan: floors(FULL, thor, plan, 2).floors["act"].total_ms for plan in ("fp8", packed.name)}
+    assert whole["fp8"] - whole[packed.name] == pytest.approx(HAND["proprio"][0] / 2 / 0.273, rel=0.04)

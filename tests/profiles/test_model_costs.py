@@ -39,6 +39,19 @@ def test_the_full_size_has_the_programs_of_the_small_one():
     assert full.programs == small.programs and full.steps == small.steps
 
 
+def test_the_formats_of_products_are_those_that_were_read_back_from_engines():
+    config = dict(read_manifest(shipped("bundle"), kind="bundle").config)
+    formats = {"denoise": {"fp8": 24, "bfloat16": 2, "unknown": 1}, "state": {"bfloat16": 3}, "text": {"unknown": 1}}
+    config["stages"] = [
+        {**entry, "record": {**entry["record"], "read_back": {"formats": formats[name]}}} if name in formats else entry
+        for entry in config["stages"]
+        for name in [entry["stage"]["name"]]
+    ]
+    model = of_manifest(config, "engines")
+    assert model.read_back == {"denoise": ("fp8", "bf16"), "state": ("bf16",), "text": ()}
+    assert ModelCosts.from_json(json.loads(json.dumps(model.to_json()))) == model
+
+
 def test_costs_survive_json():
     model = read_model("aha_wam_full")
     assert ModelCosts.from_json(json.loads(json.dumps(model.to_json()))) == model

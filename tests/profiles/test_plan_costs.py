@@ -9,7 +9,7 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Cost
 from edgewam.profiles.device import load_device
 from edgewam.profiles.model_costs import ModelCosts, StageWork
-from edgewam.profiles.plan_costs import PACKINGS, as_it_is, named, of_artifact
+from edgewam.profiles.plan_costs import KEPT_STAGES, PACKINGS, UNSTEADY_STAGES, as_it_is, named, of_artifact
 
 # 1000 weights, 900 of them in layers that do 3/4 of the operations; bf16
 STEP = StageWork(Cost(2000, 4000, 16, 80), 900, 3000)
@@ -40,6 +40,35 @@ def test_a_plan_sets_bytes_and_products_and_leaves_the_image_encoder(plan, weigh
     assert planned.costs["step"].flops == 4000
     if plan not in ("fp32", "fp16"):
         assert planned.costs["image_encoder"] == IMAGE.cost and planned.formats["image_encoder"] == {"bf16": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("plan", "device", "kept"),
+    [("fp8", THOR, True), ("int8", THOR, True), ("int8", ORIN, True), ("int8", CPU, False), ("nvfp4", THOR, False),
+     ("int8_weights", THOR, False), ("fp8,text=fp8,state=fp8", THOR, False)],
+)  # fmt: skip
+def test_stages_that_calibration_hardly_sees_stay_plain_where_scales_are_static(plan, device, kept):
+    model = replace(MODEL, stages={"text": STEP, "state": STEP, "step": STEP})
+    planned = named(model, plan, device)
+    for name in ("text", "state"):
+        assert (planned.costs[name] == STEP.cost) is kept
+        assert (planned.formats[name] == {"bf16": 1.0}) is (kept or plan.endswith("_weights"))
+        assert (f"{name} in bf16" in planned.text) is kept
+    assert planned.costs["step"].weight_bytes != STEP.cost.weight_bytes
+
+
+def test_the_named_plans_of_the_quantiser_leave_the_same_stages():
+    """The rule is written down twice, once for layers and once for costs: the same stages of the small policy."""
+    from edgewam.cli._shipped import shipped
+
+    pytest.importorskip("torch", reason="needs edgewam[train]")
+    from edgewam.recipes.quantization import plan_quantization
+
+    for name in ("fp8", "int8"):
+        found = plan_quantization(shipped("student"), name, backend="tensorrt")
+        packed = {stage for stage, _ in found.formats}
+        left = {stage for stage, _ in found.layers} - packed
+        assert left == {*KEPT_STAGES, *UNSTEADY_STAGES}
 
 
 def test_every_plan_is_tested_here():
@@ -93,6 +122,26 @@ def test_a_quantised_bundle_is_taken_as_it_is():
         named(ours, "fp8", THOR)
     with pytest.raises(EdgewamError, match="FP8 needs sm_89"):
         as_it_is(replace(MODEL, precision="fp8"), ORIN)
+
+
+def test_a_mixed_bundle_counts_each_stage_in_what_its_engine_showed():
+    seen = {"image_encoder": ("bf16",), "step": ("bf16", "fp8")}
+    planned = as_it_is(replace(MODEL, precision="fp8+bf16", read_back=seen), THOR)
+    assert planned.formats == {"image_encoder": "bf16", "step": "fp8"} and "read back" in planned.text
+    assert "counted" not in planned.text
+    assert as_it_is(replace(MODEL, precision="fp8+bf16", read_back={"step": ()}), THOR).formats["step"] == "bf16"
+
+
+def test_without_records_a_floor_of_several_formats_says_that_it_counts_the_fastest():
+    for precision in ("fp8+bf16", "int8"):  # the second has float32 beside it, unnamed
+        planned = as_it_is(replace(MODEL, precision=precision), THOR)
+        best = precision.split("+")[0]
+        assert set(planned.formats.values()) == {best} and f"all products counted at the rate of {best}" in planned.text
+    partly = as_it_is(replace(MODEL, precision="fp8+bf16", read_back={"image_encoder": ("bf16",)}), THOR)
+    assert partly.formats == {"image_encoder": "bf16", "step": "fp8"}
+    assert "all products of step counted at the rate of fp8" in partly.text
+    assert as_it_is(MODEL, THOR).text == "as it is", "one format: nothing to say"
+    assert "rate of bf16" in as_it_is(replace(MODEL, precision="fp32"), THOR).text
 
 
 def artifact(path, layers):
