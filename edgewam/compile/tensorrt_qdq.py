@@ -1,8 +1,9 @@
 """Explicit quantisation for TensorRT: around the product of every quantised layer, in an exported graph, the Q/DQ it needs.
 
 The weight is stored as one-byte codes with a scale per output channel, what comes in is rounded with one static scale, and
-everything around the product is float32: TensorRT then multiplies FP8 or INT8 and gives float32 sums, so that scales are
-exact and no sum of codes overflows a half type.  It launches as many kernels as with scales in the half type.
+everything around the product is float32, as it is in the layer itself (`quantize/arithmetic.py`): TensorRT then multiplies FP8
+or INT8 and gives float32 sums, so that scales are exact and no sum of codes overflows a half type.  It launches as many kernels
+as with scales in the half type.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class _Rewrite:
         self.new: list[Any] = []
 
     def apply(self) -> None:
-        """Put the product between Q/DQ, in float32, and what it gives back into the type it had."""
-        ir, layer, out = self.ir, self.layer, self.product.outputs[0]
+        """Put the product between Q/DQ; what it reads and gives is float32, since quantised layers are islands of it."""
+        layer, out, floats = self.layer, self.product.outputs[0], self.ir.DataType.FLOAT
         x, weight, *bias = self.product.inputs
-        x = self.as_float32(x)
+        assert (x.dtype, out.dtype) == (floats, floats), f"'{self.path}' multiplies {x.dtype} to {out.dtype}"
         if layer.smooth is not None:
             x = self.node("Mul", [x, self.constant("smooth", layer.smooth)], "smoothed")
         if layer.kind.rounds_inputs:
@@ -70,26 +71,14 @@ class _Rewrite:
             self.product.replace_input_with(2, self.constant("bias_values", layer.bias.detach()))
         self.graph.insert_before(self.product, self.new)
         self.new = []
-        dtype, readers, is_output = out.dtype, list(out.uses()), out.is_graph_output()
-        out.dtype = ir.DataType.FLOAT
+        readers, is_output = list(out.uses()), out.is_graph_output()
         last = out if layer.output_scale is None else self.rounded(out, "output", layer.output_scale)
-        if dtype != ir.DataType.FLOAT:
-            last = self.node("Cast", [last], "cast", dtype=dtype, to=int(dtype))
         for reader, index in readers:
             reader.replace_input_with(index, last)
         if is_output:
             self.graph.outputs[list(self.graph.outputs).index(out)] = last
             last.name, out.name = out.name, f"{self.path}.product"
         self.graph.insert_after(self.product, self.new)
-
-    def as_float32(self, x: Any) -> Any:
-        """`x` in float32, from before it was rounded to a half type for the product, as the reference takes it."""
-        if x.dtype == self.ir.DataType.FLOAT:
-            return x
-        made = x.producer()
-        if made is not None and made.op_type == "Cast" and made.inputs[0].dtype == self.ir.DataType.FLOAT:
-            return made.inputs[0]
-        return self.node("Cast", [x], "input_floats", to=int(self.ir.DataType.FLOAT))
 
     def weight(self) -> Any:
         """Codes and their scales, dequantised; the codes are made when the file is written, one layer at a time."""

@@ -1,5 +1,6 @@
 """The stored builds of full-size engines show what they are kept for."""
 
+import argparse
 import itertools
 import json
 
@@ -9,9 +10,19 @@ from benchmarks.results import RESULTS, ROOT
 
 pytest.importorskip("torch", reason="needs the extra train")
 
-from benchmarks.tensorrt_builds import NUM_GROUPS, STAGES, TARGETS, faults
+from benchmarks.tensorrt_builds import NUM_GROUPS, STAGES, TARGETS, faults, todo
 
 BUILDS = json.loads((RESULTS / "amd-epyc" / "tensorrt_builds.json").read_text())["builds"]
+
+
+def test_every_stage_precision_and_target_is_stored():
+    asked = argparse.Namespace(target=",".join(TARGETS), only=None, precision=None)
+    known = {f"{stage} {precision} {target}" for stage, precision, targets in todo({}, asked) for target in targets}
+    assert known == set(BUILDS)
+    for stage, precisions in {**STAGES, "small/denoise": ("bfloat16", "float16", "fp8", "int8")}.items():
+        assert known >= {f"{stage} {precision} {target}" for precision in precisions for target in TARGETS}
+    missing = {name: build for name, build in BUILDS.items() if name != "small/router int8 rtx-4090"}
+    assert todo(missing, asked) == [("small/router", "int8", ["rtx-4090"])]
 
 
 def test_formats_fusions_and_memory_are_as_asked():
@@ -27,11 +38,13 @@ def test_the_denoise_step_was_built_in_every_precision(target):
     assert eight < 0.51 * half, "8-bit weights with their scales"
 
 
-@pytest.mark.parametrize("change", ["formats", "attentions", "memory"])
+@pytest.mark.parametrize("change", ["formats", "unknown", "attentions", "memory"])
 def test_a_build_that_misses_is_a_fault(change):
     build = json.loads(json.dumps(BUILDS["denoise fp8 rtx-5090"]))
     if change == "formats":
         build["read_back"]["formats"] = {"bfloat16": 3, "fp8": 179}
+    elif change == "unknown":
+        build["read_back"]["formats"] = {"fp8": 179, "unknown": 3}
     elif change == "attentions":
         build["read_back"]["attentions"] = {"found": 60, "fused": 59, "unfused": ["node_softmax"]}
     else:

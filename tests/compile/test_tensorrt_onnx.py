@@ -5,8 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from edgewam.compile.exporting import quiet
+from edgewam.compile.onnx_export import to_onnx
 from edgewam.compile.samples import random_inputs
-from edgewam.compile.tensorrt_onnx import base_dtype, export_onnx
+from edgewam.compile.tensorrt_onnx import OPSET, base_dtype, export_onnx
+from edgewam.compile.tensorrt_qdq import make_explicit
 from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
@@ -103,6 +106,42 @@ def test_quantised_layers_do_not_decide_the_base_type():
     stages["net"].function.to(torch.bfloat16)
     layers = {n: quantized(layer, Scales("fp8", torch.tensor(0.1))) for n, layer in find_layers(stages).items() if n[1] == "up"}
     assert base_dtype(with_layers(stages, layers)["net"]) == torch.bfloat16
+
+
+class Half(nn.Module):
+    """A bfloat16 layer between float32 rows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix = nn.Linear(8, 8, dtype=torch.bfloat16).requires_grad_(False)
+
+    def forward(self, x):
+        """x [4, 8] -> [4, 8]."""
+        return (torch.tanh(self.mix(torch.tanh(x.bfloat16()))).float(),)
+
+
+def half_stage():
+    return {"half": Stage("half", (TensorSpec("x", (4, 8)),), (TensorSpec("y", (4, 8)),), Cost(0, 0, 1, 1), Half())}
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_a_quantised_layer_of_a_half_stage_multiplies_in_float32_between_its_own_casts(kind, tmp_path):
+    layers = {name: quantized(layer, Scales(kind, torch.tensor(0.1))) for name, layer in find_layers(half_stage()).items()}
+    nodes = onnx.load(export_onnx(with_layers(half_stage(), layers)["half"], tmp_path).path).graph.node
+    made = {name: node for node in nodes for name in node.output}
+    (product,) = [node for node in nodes if node.op_type == "Gemm"]
+    (rounding,) = [node for node in nodes if node.op_type == "QuantizeLinear"]
+    (after,) = [node for node in nodes if product.output[0] in node.input]
+    casts = [(node.op_type, node.attribute[0].i) for node in (made[rounding.input[0]], after)]
+    assert casts == [("Cast", onnx.TensorProto.FLOAT), ("Cast", onnx.TensorProto.BFLOAT16)]
+
+
+def test_a_product_that_is_not_float32_is_never_made_explicit():
+    ((_, layer),) = find_layers(half_stage()).items()
+    with quiet():
+        graph = to_onnx(half_stage()["half"], OPSET).model.graph
+    with pytest.raises(AssertionError, match="'mix' multiplies BFLOAT16 to BFLOAT16"):
+        make_explicit(graph, {"mix": quantized(layer, Scales("fp8", torch.tensor(0.1)))})
 
 
 class Twice(nn.Module):

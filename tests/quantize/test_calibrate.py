@@ -60,7 +60,9 @@ def test_each_step_has_the_range_of_its_own_calls(modelopt, kind):
         torch.testing.assert_close(per_step.max(), static, rtol=1e-2, atol=0)  # modelopt's histogram has bins
     up = scales[True]["net", "up"].input_scale
     torch.testing.assert_close(up / up[0], torch.tensor(steps), rtol=1e-2, atol=0)
-    assert scales[True]["net", "up"].smooth is None or scales[True]["net", "up"].smooth.shape == (64,)
+    for name, channels in (("up", 64), ("down", 96)):
+        smooth = scales[True]["net", name].smooth  # FP8 has no need of it: its codes are as fine for small numbers as for large
+        assert smooth is None if kind == "fp8" else smooth.shape == (channels,)
 
 
 def test_without_a_loop_there_is_one_scale(modelopt):

@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from edgewam.cli._shipped import shipped
 from edgewam.core.observation import Normalizer
 from edgewam.models import aha_wam
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
@@ -14,8 +16,9 @@ from edgewam.models.wan_vae_image import image_encoder
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers
 from edgewam.quantize.named import named_plan
 from edgewam.quantize.steps import with_scale_rows
+from edgewam.recipes.deploy import compile_plan
+from edgewam.recipes.quantization import _unsteady_stages
 
-UNSTEADY = ("text", "state")  # once per instruction, and a single row: as `quantize` finds them
 STEPS = 2
 SCALES_SHARE = 0.01  # of the codes' bytes: one float32 per output channel of 1024 and more inputs, and the activations'
 # Linear layers of one block: the planner's last one stops after its keys and values.
@@ -39,10 +42,19 @@ def stages():
     return aha_wam.stages(model, image_encoder(vae), unit, unit)
 
 
+def unsteady(stages):
+    """As `quantize` finds them; the programs of every size call the same stages."""
+    return _unsteady_stages(replace(compile_plan(shipped("student"), "eager"), stages=stages))
+
+
 def planned(stages, name):
     layers = find_layers(stages)
-    rules = named_plan(name, layers, UNSTEADY, "tensorrt").resolve(layers)
+    rules = named_plan(name, layers, unsteady(stages), "tensorrt").resolve(layers)
     return layers, {key: rule.format for key, rule in rules.items() if rule.format != "none"}
+
+
+def test_what_runs_once_per_instruction_or_on_a_single_row_is_unsteady(stages):
+    assert unsteady(stages) == {"text", "state"}
 
 
 @pytest.mark.parametrize("name", ["int8", "fp8"])
