@@ -26,7 +26,7 @@ def run(job: Job, device: str, emit: Emit) -> None:
     cases = {"act": policy.act_inputs(), "plan": policy.plan_inputs(policy.config.memory_slots)}
     for program, inputs in cases.items():
         starts, allocations = _watched(pipeline, program, inputs, n, policy)
-        figures = {"graph": found[program], "allocations": allocations, "waits_in_start": 0 if device != "cpu" else "not watched"}
+        figures = {**found[program], "allocations": allocations, "waits_in_start": 0 if device != "cpu" else "not watched"}
         made = contract(policy, f"{policy.compiler}, CUDA graphs", 2, (program,), n, 2, f"host's part of {FIGURES[program]}")
         emit(program, Section(made, figures, {"start": starts}))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +39,8 @@ from edgewam.runtime.engine import Engine
 from edgewam.runtime.memory import Array
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.torch_memory import TorchMemory
+
+Figures = Mapping[str, float | int | str | bool | None]  # of a section
 
 CHUNK = 1  # index of the timed chunk in its horizon
 STD = 0.5  # of states and actions, in the robot's units; their mean is 0
@@ -90,7 +92,9 @@ class Policy:
         self.text = self.inputs.text.to(dtype)
         self.memory = TorchMemory(device)
         self.compile_s: dict[str, float] = {}
-        self.robot: tuple[Pipeline, dict[str, str]] | None = None  # see program_timing.robot_pipeline
+        self.robot: tuple[Pipeline, dict[str, Mapping[str, float | int | str | bool | None]]] | None = (
+            None  # see program_timing.robot_pipeline
+        )
         self._engines: dict[str, Engine] = {}
         self._refused: dict[tuple[bool, tuple[str, ...]], str] = {}
 

@@ -53,7 +53,9 @@ def run(job: Job, device: str, emit: Emit) -> None:
         program = pipeline.programs.programs["plan"]
         floor = program_floor(program, policy.stages(), measured_device(device))
         stages = tuple(step.stage for step in program.steps() if isinstance(step, Call))
-        figures = floor_figures(floor, alone) | {f"graph_{k}": v for k, v in graphs.items()}
+        figures = floor_figures(floor, alone) | {
+            f"{key}_{program}": value for program, found in graphs.items() for key, value in found.items()
+        }
         figures |= {"chunk_slowed_by": beside.p50_ms / chunk.p50_ms}
         made = contract(policy, f"{policy.compiler}: {WHAT[name]}", 2, stages, p["n"], p["warmup"], f"mode {name}", refresh=True)
         emit(name, Section(made, figures, {"L_prefill": alone, "L_chunk": chunk, "L_chunk_beside": beside}))

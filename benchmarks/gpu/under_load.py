@@ -31,7 +31,7 @@ def run(job: Job, device: str, emit: Emit) -> None:
     pipeline, graphs = robot_pipeline(policy)
     for name, chunks, every in (("idle", p["idle_chunks"], 0), ("load", p["chunks"], 2), ("saturated", p["saturated_chunks"], 1)):
         seen = _Loop(policy, pipeline, p["hz"] if name != "saturated" else 0.0, every).run(chunks)
-        figures = seen.figures() | {"hz": float(p["hz"]) if name != "saturated" else "back to back", "graph": graphs["act"]}
+        figures = seen.figures() | {"hz": float(p["hz"]) if name != "saturated" else "back to back", **graphs["act"]}
         notes = f"{name}: one thread, {WHAT[name]}"
         made = contract(
             policy,

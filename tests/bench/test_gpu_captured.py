@@ -9,6 +9,8 @@ from benchmarks.gpu import capture_checks, policy, program_timing
 from benchmarks.gpu.jobs import find_jobs
 from benchmarks.gpu.steps import GATES
 from benchmarks.gpu.worker import work
+from edgewam.runtime.memory import CaptureError
+from edgewam.runtime.replay import HALF_REPLAY_TOLERANCE
 from edgewam.runtime.torch_memory import TorchMemory
 
 torch.set_num_threads(1)
@@ -42,11 +44,29 @@ def test_steps_are_graphs_with_their_gates(tmp_path, replays, capsys):
     sections = play("steps", tmp_path)
     assert list(sections) == ["chunk_2", "chunk_1", "prefill"]
     for name, section in sections.items():
-        assert section.figures["graph"] == "bitwise"
+        assert section.figures["graph"] == "bitwise" and section.figures["graph_within_product_limit"] is True
         assert ("gate_passed" in section.figures) == (name in GATES)
     chunk, prefill = sections["chunk_2"].figures, sections["prefill"].figures
     assert (chunk["gate_x_floor"], prefill["gate_x_floor"]) == (4, 3)
     assert chunk["gate_passed"] == (chunk["x_floor"] <= 4) and prefill["gate_passed"] == (prefill["x_floor"] <= 3)
+
+
+def test_a_graph_beyond_the_products_limit_is_kept_and_marked():
+    asked = []
+
+    def capture(program, inputs, one_graph, tolerance=None):
+        asked.append(tolerance)
+        if tolerance is None and program == "off":
+            raise CaptureError("the graph's result is off by 0.03")
+        return "bitwise" if program == "act" else "replay within 0.03 of the maximum"
+
+    pipeline = SimpleNamespace(memory=SimpleNamespace(on_gpu=True), capture=capture)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(program_timing, "has_graphs", lambda memory: True)
+        assert program_timing.capture(pipeline, "act", {}) == {"graph": "bitwise", "graph_within_product_limit": True}
+        assert asked == [None]
+        assert program_timing.capture(pipeline, "off", {})["graph_within_product_limit"] is False
+        assert asked[1:] == [None, program_timing.SAME_REPLAY] and program_timing.SAME_REPLAY > HALF_REPLAY_TOLERANCE
 
 
 def test_modes_differ_in_graphs_of_the_refresh(tmp_path, replays, capsys):

@@ -8,13 +8,17 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.gpu.upstream import UpstreamEager
+from edgewam.cli._shipped import shipped
+from edgewam.compile.exporting import as_module, example_inputs
 from edgewam.compile.rewrites import REWRITES
 from edgewam.core.observation import CLAMP
+from edgewam.models import aha_wam_stages
 from edgewam.models.aha_wam_planner_stage import modulation_rows
 from edgewam.models.dit_block import attend
 from edgewam.models.stage_layers import QueryKeyValue, Turn, attention
 from edgewam.models.text import pack_context
 from edgewam.models.wan_vae_image import image_encoder
+from edgewam.recipes.deploy import compile_plan
 from tests.compile.rewritten import deviation, lively_model, stages_of
 from tests.contracts.test_family import STATES
 from tests.models import aha_wam_golden as golden
@@ -115,6 +119,46 @@ def test_a_mask_of_all_true_changes_no_bit(model):
     fused = (t.unflatten(-1, (CONFIG.num_heads, -1)).transpose(0, 1) for t in (q, k, v))
     released = F.scaled_dot_product_attention(*fused, attn_mask=torch.ones_like(zeros, dtype=torch.bool))
     assert deviation({"it": masked[0]}, {"it": released.transpose(0, 1).flatten(1)}) <= REWRITES["merged_qkv"].tolerance
+
+
+def added_to_logits(stage):
+    """Of each softmax of a stage's exported graph: names of the inputs that what is added to its product comes from."""
+    graph = torch.export.export(as_module(stage), example_inputs(stage), strict=False).graph
+    found = []
+    for softmax in (node for node in graph.nodes if node.op == "call_function" and "softmax" in str(node.target)):
+        node, addends = softmax.args[0], []
+        while "matmul" not in str(node.target) and "bmm" not in str(node.target):
+            kind = str(node.target).split(".")[1]
+            assert kind in ("to", "_to_copy", "add"), f"{node.target} between a product and its softmax"
+            addends += [] if kind != "add" else [sorted(origins(node.args[1]))]
+            node = node.args[0]
+        found.append(addends)
+    return found
+
+
+def origins(node):
+    seen, left = set(), [node]
+    while left:
+        if (now := left.pop()) not in seen:
+            seen.add(now)
+            left += now.all_input_nodes
+    return {now.name for now in seen if now.op == "placeholder"}
+
+
+@torch.no_grad()
+def test_shipped_stages_add_nothing_to_logits_but_the_text_bias(monkeypatch):
+    stages = compile_plan(shipped("student"), "eager").stages
+    own, text = [], [["cross_bias"]]
+    layers = len(stages["denoise"].function.qkv)
+    assert layers > 0 and added_to_logits(stages["denoise"]) == [own, text] * layers
+    router = added_to_logits(stages["router"])
+    assert router and not any(router)
+
+    def masked(q, k, v, num_heads, bias=None):
+        return attention(q, k, v, num_heads, torch.zeros_like(k[:, 0]) if bias is None else bias)
+
+    monkeypatch.setattr(aha_wam_stages, "attention", masked)
+    assert [] not in added_to_logits(stages["denoise"])[::2]
 
 
 @torch.no_grad()
