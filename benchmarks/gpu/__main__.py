@@ -124,6 +124,8 @@ def _plan(jobs: Sequence[Job], folders: list[Path], arguments: argparse.Namespac
             state = f"recorded {record.started_utc} on {record.device}"
         elif job.data == "latents" and "data" not in job.params:
             state = "needs --data"
+        elif reason := job.lacks(arguments.device):
+            state = f"skipped: {reason}"
         elif left < job.expected_s:
             state = "next call (budget)"
         else:
@@ -135,7 +137,7 @@ def _plan(jobs: Sequence[Job], folders: list[Path], arguments: argparse.Namespac
 def _status(outcomes: Sequence[Outcome]) -> int:
     if any(outcome.record is not None and outcome.record.status != "ok" for outcome in outcomes):
         return 1
-    return 3 if any(outcome.record is None for outcome in outcomes) else 0
+    return 3 if any(outcome.record is None and outcome.can_run for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":

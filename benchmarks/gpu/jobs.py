@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.gpu.tensorrt_target import lacks_tensorrt
 from benchmarks.results import ROOT, Section
 from edgewam.core.artifacts import file_digest
 from edgewam.core.errors import EdgewamError
@@ -31,6 +32,7 @@ class Job:
     it should take; the budget must still hold it for the job to start.  data: what file it takes; frames it can do without.
     process: jobs after one another that name the same one share it, so that what the first builds (weights, compiled stages)
     serves all; without a name a job has a process of its own.  on_processor: it also makes sense at full size without a GPU.
+    needs: a library without which the job is left out, at no cost.
     """
 
     name: str
@@ -44,6 +46,11 @@ class Job:
     data: Literal["none", "frames", "latents"] = "none"
     process: str = ""
     on_processor: bool = False
+    needs: Literal["", "tensorrt"] = ""
+
+    def lacks(self, device: str) -> str:
+        """Why the machine cannot run it on "cuda" or, in small, on "cpu"; "" where it can."""
+        return _LACKS[self.needs](device)
 
     def small(self) -> Job:
         """The same code path at a size for a processor: what CI runs, so that no GPU minute is lost to a typo."""
@@ -87,6 +94,7 @@ class Job:
         return digest.hexdigest()[:16]
 
 
+_LACKS: dict[str, Callable[[str], str]] = {"": lambda device: "", "tensorrt": lacks_tensorrt}
 _FULL = {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor", "layer_groups": 3}
 _TOY = {"size": "golden", "compiler": "eager", "layer_groups": 3}
 _ENGINES = (
@@ -154,6 +162,20 @@ JOBS = (
         _LOAD,
         _TOY_LOAD,
         process="full",
+    ),
+    Job(
+        "tensorrt_small",
+        "the shipped student as TensorRT bundles, bf16 and fp8: formats, graphs, deviation from eager, L_chunk and L_prefill",
+        "benchmarks.gpu.tensorrt_small",
+        70,
+        300,
+        ("benchmarks/gpu/tensorrt_target.py", "edgewam/assets/small/student/manifest.json", "edgewam/core/*.py",
+         "edgewam/compile/*.py", "edgewam/compile/backends/tensorrt.py", "edgewam/quantize/*.py", "edgewam/recipes/deploy.py",
+         "edgewam/recipes/quantization.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/tensorrt.py",
+         "edgewam/runtime/policies/aha_wam*.py", *_MODEL),
+        {"precisions": ["bf16", "fp8"], "layer_groups": 2, "n": 300, "warmup": 30},
+        {"precisions": ["fp8"], "n": 2, "warmup": 1},
+        needs="tensorrt",
     ),
     Job(
         "vae_parity",

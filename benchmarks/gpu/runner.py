@@ -30,11 +30,15 @@ LOG_LINES = 40  # of a failed job's output that are kept in its record
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job in this call: its record (new or found), or the reason why it was not started."""
+    """What became of a job in this call: its record (new or found), or the reason why it was not started.
+
+    can_run: whether another call could start it on this machine.
+    """
 
     job: Job
     record: Record | None
     note: str
+    can_run: bool = True
 
 
 def run_jobs(
@@ -72,6 +76,10 @@ def run_jobs(
         if job.data == "latents" and "data" not in job.params:
             outcomes.append(Outcome(job, None, "needs --data"))
             say(f"== {job.name}: skipped, it needs --data FILE (python3 -m benchmarks.gpu.pack_dataset makes it)")
+            continue
+        if reason := job.lacks(device):
+            outcomes.append(Outcome(job, None, reason, can_run=False))
+            say(f"== {job.name}: skipped, not for this machine: {reason}")
             continue
         left = end - time.monotonic()
         if left < job.expected_s:

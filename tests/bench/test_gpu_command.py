@@ -83,6 +83,8 @@ def test_the_processor_is_for_jobs_that_make_sense_there(no_gpu, capsys):
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
 def test_every_job_runs_at_toy_size_on_the_processor(job, tmp_path, capsys):
+    if reason := job.lacks("cpu"):
+        pytest.skip(reason)
     sections = work(job.small(), "cpu", tmp_path / "sections.json")
     assert sections and all(s.contract.device and s.contract.n >= 1 for s in sections.values())
     figures = [value for s in sections.values() for value in s.figures.values() if isinstance(value, float)]
