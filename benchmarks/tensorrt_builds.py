@@ -49,10 +49,10 @@ INPUT_SCALE = 0.05  # made up: the structure of an engine does not depend on it
 WIDE_HEADS = {"router": 1, "image_encoder": 1}
 # 14 action numbers in or out: no multiple of the 16 that 8-bit products want, and nothing to gain
 KEPT = ("encoder", "head")
-# stage -> precisions; the VAE is never 8-bit floats (facts/performance.md), and fp16 is what it ships in
+# stage -> precisions; fp8 is for linear layers only, so the VAE has none
 STAGES: dict[str, tuple[str, ...]] = {
     "denoise": ("bfloat16", "fp8", "int8"),
-    "image_encoder": ("bfloat16", "float16"),
+    "image_encoder": ("bfloat16", "float16", "int8"),
     "router": ("bfloat16", "fp8", "int8"),
     "planner_0_5": ("bfloat16", "fp8", "int8"),
     "planner_5_10": ("bfloat16", "fp8", "int8"),
@@ -103,13 +103,16 @@ def _materialise(module: nn.Module) -> None:
 
 
 def quantise_in_place(stage: Stage, kind: str) -> None:
-    """Every linear layer of the stage but `KEPT` in `kind`, one after the other, so that weights are in memory once."""
-    module = stage.function
+    """Every layer of the stage but `KEPT` in `kind`, one after the other, so that weights are in memory once.
+
+    Convolutions exist in int8 only, with scales of their results too.
+    """
+    module, scale = stage.function, torch.tensor(INPUT_SCALE)
     assert isinstance(module, nn.Module)
-    for path in [path for _, path in find_layers({stage.name: stage})]:
-        layer = module.get_submodule(path)
-        if isinstance(layer, nn.Linear) and path not in KEPT:
-            replace_layer(module, path, quantized(layer, Scales(kind, torch.tensor(INPUT_SCALE))))
+    for (_, path), layer in find_layers({stage.name: stage}).items():
+        is_conv = isinstance(layer, nn.Conv2d)
+        if path not in KEPT and (kind == "int8" or not is_conv):
+            replace_layer(module, path, quantized(layer, Scales(kind, scale, scale if is_conv else None)))
 
 
 def small_stages(dtype: torch.dtype) -> dict[str, Stage]:
