@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from benchmarks.gpu.packed import write_packed
+from benchmarks.gpu.packed import ignore_itself, write_packed
 from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
@@ -63,9 +63,7 @@ def main() -> int:
     except EdgewamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    ignore = a.out.parent / ".gitignore"
-    if a.out.parent.name == ".gpu_data" and not ignore.exists():
-        ignore.write_text("*\n")  # carried by name, never committed
+    ignore_itself(a.out)
     print(f"{a.out}: {episodes} episodes, {size / 1e6:.1f} MB. On a lent machine: carry ['{a.out.parent}'] and run")
     print(f"python3 -m benchmarks.gpu --data {a.out}")
     return 0

@@ -134,3 +134,10 @@ def synthetic(path: Path, episodes: int, length: int, seed: int = 0, cell: tuple
     )
     unit = Normalizer(np.zeros(14, np.float32), np.ones(14, np.float32))
     return write_packed(path, dataset, cache, DatasetStats(unit, unit), episodes, {"synthetic": True, "seed": seed})
+
+
+def ignore_itself(path: Path) -> None:
+    """Keep a packed file's folder `.gpu_data` out of git: it is carried to a lent machine by name, never committed."""
+    ignore = path.parent / ".gitignore"
+    if path.parent.name == ".gpu_data" and not ignore.exists():
+        ignore.write_text("*\n")

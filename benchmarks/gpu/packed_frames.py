@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.gpu.packed import ignore_itself
 from edgewam.core.artifacts import replaced_file
 from edgewam.core.errors import EdgewamError
 
@@ -109,9 +110,7 @@ def main() -> int:
     except EdgewamError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    ignore = a.out.parent / ".gitignore"
-    if a.out.parent.name == ".gpu_data" and not ignore.exists():
-        ignore.write_text("*\n")  # carried by name, never committed
+    ignore_itself(a.out)
     print(
         f"{a.out}: {len(images)} frames, {size / 1e6:.1f} MB. Run: python3 -m benchmarks.gpu --only vae_parity --frames {a.out}"
     )

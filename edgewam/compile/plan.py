@@ -9,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
-from edgewam.compile.rewrites import fitting, rewrite
+from edgewam.compile.rewrites import rewrite, rewrite_fitting
 from edgewam.core import plugins
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
@@ -104,10 +104,13 @@ def plan_policy(
     """
     module = plugins.load("family", family)
     stages = module.stages(model, **(stage_arguments or {}))
-    chosen = fitting(stages, without) if rewrites is None else tuple(rewrites)
+    if rewrites is None:
+        stages, chosen = rewrite_fitting(stages, without)
+    else:
+        stages, chosen = rewrite(stages, rewrites), tuple(rewrites)
     return CompilePlan(
         family=family,
-        stages=rewrite(stages, chosen),
+        stages=stages,
         programs=module.programs(model, num_action_steps, **(program_arguments or {})),
         backend=backend,
         host={**module.host_config(model.config), **(host or {})},

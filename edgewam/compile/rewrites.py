@@ -30,7 +30,17 @@ from edgewam.compile.rewritten_stage import RewriteRefused, Stages
 from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Stage
 
-__all__ = ["LAYERWISE", "NOT_LAYERWISE", "REWRITES", "Rewrite", "RewriteRefused", "fitting", "refusals", "rewrite"]
+__all__ = [
+    "LAYERWISE",
+    "NOT_LAYERWISE",
+    "REWRITES",
+    "Rewrite",
+    "RewriteRefused",
+    "fitting",
+    "refusals",
+    "rewrite",
+    "rewrite_fitting",
+]
 
 # Of an output's maximum, in float32: up to 4e-7 was seen at golden size, and deeper stacks add up.  The comparison in float64
 # gives up to 7e-16, which shows that it is rounding and nothing else; a constant that is folded wrongly is off by more than 1e-3.
@@ -184,8 +194,13 @@ def refusals(stages: Stages) -> dict[str, str]:
 
 def fitting(stages: Stages, without: Sequence[str] = ()) -> tuple[str, ...]:
     """Names of the rewrites that fit these stages, those of `without` aside: what `rewrite` takes by name."""
-    refused = _apply_all(stages, without)[1]
-    return tuple(name for name in _functions() if name not in refused and name not in without)
+    return rewrite_fitting(stages, without)[1]
+
+
+def rewrite_fitting(stages: Stages, without: Sequence[str] = ()) -> tuple[dict[str, Stage], tuple[str, ...]]:
+    """The stages with every rewrite that fits, those of `without` aside, and the names of those applied."""
+    out, refused = _apply_all(stages, without)
+    return out, tuple(name for name in _functions() if name not in refused and name not in without)
 
 
 def _functions() -> dict[str, Callable[[Stages], dict[str, Stage]]]:

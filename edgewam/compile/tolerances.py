@@ -32,8 +32,9 @@ QUANTIZED = Allowed(0.1, 0.1, 3.0)  # the deviation from eager is made of such b
 HALF = Allowed(0.05, 0.1, 3.0)
 
 
-# A GPU sums in another order than the processor of the reference, and its exp and tanh are its own.  Not measured yet.
-_FLOAT32_ON_A_GPU = 1e-4
+# A GPU sums in another order than the processor of the reference, and its exp and tanh are its own; a program compounds its
+# stages ten times as a float32 program of the processor may its own.  Not measured yet.
+_FLOAT32_ON_A_GPU, _FLOAT32_PROGRAM_ON_A_GPU = 1e-4, 1e-3
 
 
 def allowed_deviation(stages: Mapping[str, Stage], exact: float, on_gpu: bool = False) -> Allowed:
@@ -42,4 +43,6 @@ def allowed_deviation(stages: Mapping[str, Stage], exact: float, on_gpu: bool = 
         return QUANTIZED
     if has_half_types(stages):
         return HALF
-    return Allowed(*((max(exact, _FLOAT32_ON_A_GPU), 10 * _FLOAT32_PROGRAM) if on_gpu else (exact, _FLOAT32_PROGRAM)), _MARGIN)
+    return Allowed(
+        *((max(exact, _FLOAT32_ON_A_GPU), _FLOAT32_PROGRAM_ON_A_GPU) if on_gpu else (exact, _FLOAT32_PROGRAM)), _MARGIN
+    )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from edgewam.core.errors import EdgewamError
-from edgewam.core.stage import Cost, Stage
+from edgewam.core.stage import Cost
 from edgewam.profiles.device import Device
 
 Formats = str | Mapping[str, float]  # of a stage's products: one format, or format -> its share of the operations
@@ -116,8 +116,3 @@ def fits_cache(costs: Mapping[str, Cost], device: Device) -> bool:
     """Whether all weights and buffers of a plan lie in the device's last cache, so that memory sets no floor."""
     total = sum(cost.weight_bytes + cost.io_bytes for cost in costs.values())
     return device.cache_mb is not None and total <= device.cache_mb.value * 1e6
-
-
-def stage_costs(stages: Mapping[str, Stage]) -> dict[str, Cost]:
-    """Costs as the stages declare them."""
-    return {name: stage.cost for name, stage in stages.items()}

@@ -6,13 +6,12 @@ A failed capture always ends: the stream is usable again, nothing is left behind
 from __future__ import annotations
 
 import contextlib
-import gc
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from edgewam.runtime.cuda_api import CudaError, checked
-from edgewam.runtime.memory import BoundCall, CaptureError
+from edgewam.runtime.memory import BoundCall, CaptureError, without_collection
 
 
 class CudaGraph:
@@ -49,7 +48,7 @@ def capture(cudart: Any, calls: Sequence[BoundCall], stream: Any, current: Calla
     with _as_capture_error(cudart):
         checked(cudart, cudart.cudaStreamBeginCapture(stream, mode), "beginning to capture")
         try:
-            with _without_garbage_collection():
+            with without_collection():
                 for call in calls:
                     call()
         except BaseException:
@@ -67,18 +66,6 @@ def capture(cudart: Any, calls: Sequence[BoundCall], stream: Any, current: Calla
         # otherwise the first launch, which is a robot's first chunk, would carry the upload
         checked(cudart, cudart.cudaGraphUpload(executable, stream), "uploading a graph")
     return found
-
-
-@contextlib.contextmanager
-def _without_garbage_collection() -> Iterator[None]:
-    """A collection might free GPU memory, which a capture does not survive."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 @contextlib.contextmanager

@@ -7,7 +7,8 @@ capture them as graphs.  NumPy has no bfloat16: on the host such a tensor is flo
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -26,6 +27,18 @@ BoundCall = Callable[[], None]
 
 class CaptureError(EdgewamError):
     """Calls that cannot become one replayable graph; the message says why."""
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """No garbage collection while a graph is captured: what it frees may call CUDA, which ends the capture."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @dataclass(frozen=True)

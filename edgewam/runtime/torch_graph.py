@@ -7,11 +7,10 @@ under capture, and every later capture of the process dies of that.
 from __future__ import annotations
 
 import contextlib
-import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from edgewam.runtime.memory import BoundCall, CaptureError
+from edgewam.runtime.memory import BoundCall, CaptureError, without_collection
 
 
 def capture_graph(torch: Any, device: Any, calls: Sequence[BoundCall], stream: Any) -> BoundCall:
@@ -25,7 +24,7 @@ def capture_graph(torch: Any, device: Any, calls: Sequence[BoundCall], stream: A
     try:
         # thread local: another thread may go on allocating
         recording = torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local")
-        with torch.inference_mode(), _without_collection(), recording:
+        with torch.inference_mode(), without_collection(), recording:
             try:
                 for call in calls:
                     call()
@@ -42,18 +41,6 @@ def capture_graph(torch: Any, device: Any, calls: Sequence[BoundCall], stream: A
         graph.replay()
 
     return replay
-
-
-@contextlib.contextmanager
-def _without_collection() -> Iterator[None]:
-    """No garbage collection: what it frees may call CUDA, which ends a capture."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _forget(torch: Any, device: Any, pool: Any) -> None:
