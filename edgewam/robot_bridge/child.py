@@ -48,7 +48,7 @@ class Link:
     @property
     def is_stopping(self) -> bool:
         """The parent asked to stop, or is gone."""
-        return bool(self._read_control()["stop"]) or os.getppid() != self._parent
+        return bool(self._read_control()["quit"]) or os.getppid() != self._parent
 
     @property
     def is_estop(self) -> bool:

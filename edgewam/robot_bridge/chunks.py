@@ -40,6 +40,7 @@ def to_record(record: SharedRecord, chunk: ActionChunk, number: int, episode: in
     value["start_tick"] = chunk.start_tick + tick_offset
     value["observation_tick"] = chunk.observation_tick + tick_offset
     value["t_capture_ns"] = chunk.t_capture_ns
+    value["ticks_per_row"] = 1
     shape = actions.shape if actions.ndim == 2 else (0, 0)
     value["rows"], value["columns"] = shape
     value["dtype"] = actions.dtype.str.encode()[:8]

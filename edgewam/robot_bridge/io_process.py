@@ -55,7 +55,7 @@ class _Loop:
         self._state, self._chunk = link.wires["state"], link.wires["chunk"]
         self._command = link.wires["command"]
         self._outgoing = self._command.blank()
-        self._log = link.wires.log.table
+        self._log = link.wires.log
         self._row = 0
         self._versions = {"state": 0, "chunk": 0}
         self._sensed: Sensed | None = None
@@ -86,7 +86,7 @@ class _Loop:
         self._link.report(count=self._row, tick=tick, mode=decision.mode)
 
     def _write_log(self, tick: int, deadline_ns: int, sent_ns: int, decision: Decision, received: Value | None) -> None:
-        row = self._log[self._row]
+        row = self._log.row(self._row)
         row["tick"], row["deadline_ns"], row["sent_ns"] = tick, deadline_ns, sent_ns
         row["episode"], row["mode"], row["cause"] = self._controller.episode, decision.mode, decision.cause
         row["is_received"], row["reject"] = received is not None, decision.reject

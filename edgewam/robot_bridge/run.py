@@ -94,7 +94,7 @@ def run(
         "policy_factory": policy_factory,
         "policy_args": dict(policy_args),
     }
-    wires = Wires(spec.num_joints, spec.camera_shapes, num_ticks)
+    wires = Wires(spec.num_joints, spec.camera_shapes)
     supervisor = Supervisor(config, wires)
     try:
         supervisor.start()

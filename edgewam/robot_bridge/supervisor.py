@@ -12,14 +12,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.clock import NS, now_ns
 from edgewam.robot_bridge.modes import Mode
 from edgewam.robot_bridge.processes import Child
 from edgewam.robot_bridge.report import RunReport, count, latched
 from edgewam.robot_bridge.robot import RobotSpec
-from edgewam.robot_bridge.wires import ROLES, Wires
+from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.wires import Wires
 
+ROLES = ("io", "driver", "camera", "engine")
 MAX_ENGINE_RESTARTS = 3
 _WATCH_S = 0.02
 
@@ -44,6 +48,8 @@ class Supervisor:
         self._faults: list[str] = []
         self._restarts = 0
         self._is_complete = False
+        self._rows: list[Value] = []
+        self._drained = 0
 
     @property
     def pids(self) -> dict[str, int]:
@@ -89,6 +95,7 @@ class Supervisor:
         io, next_progress = self._children["io"], 0.0
         while io.exit_code is None:
             io.wait(_WATCH_S)
+            self._drain()
             for role in ("driver", "camera", "engine"):
                 child = self._children[role]
                 if child.exit_code is None or io.exit_code is not None:
@@ -106,6 +113,13 @@ class Supervisor:
         if not self._is_complete:
             self._faults.append(io.failure())
 
+    def _drain(self) -> None:
+        status = self._wires["status_io"].read()
+        end = int(status[1]["count"]) if status else 0
+        rows, _ = self._wires.log.read(self._drained, end)
+        self._rows.append(rows)
+        self._drained = end
+
     def _progress(self) -> Progress:
         io, driver = self._wires["status_io"].read(), self._wires["status_driver"].read()
         tick, mode = (int(io[1]["tick"]), int(io[1]["mode"])) if io else (0, 0)
@@ -113,7 +127,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """io brakes and leaves first, then the others; who does not leave is killed."""
-        self._control["stop"] = 1
+        self._control["quit"] = 1
         self._wires["control"].write(self._control)
         for role in ("io", "driver", "engine", "camera"):
             if role in self._children:
@@ -121,11 +135,10 @@ class Supervisor:
 
     def report(self, spec: RobotSpec, robot: str) -> RunReport:
         """Counters from the log, and what the children said about themselves."""
-        status = self._wires["status_io"].read()
-        rows = int(status[1]["count"]) if status else 0
-        log = self._wires.log.table[:rows].copy()
+        self._drain()
+        log = np.concatenate([self._wires.log.read(0, 0)[0], *self._rows])
         num_ticks = int(self._config["num_ticks"])
-        lasted = num_ticks if self._is_complete else (int(log["tick"][-1]) + 1 if rows else 0)
+        lasted = num_ticks if self._is_complete else (int(log["tick"][-1]) + 1 if len(log) else 0)
         if self._is_complete and (latch := latched(log)) is not None:
             self._faults.append(latch)
         results = {role: self._children[role].results() for role in ROLES}

@@ -15,7 +15,7 @@ CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks"
 
 @pytest.fixture
 def driver():
-    wires = Wires(2, fakes.SPEC.camera_shapes, 10)
+    wires = Wires(2, fakes.SPEC.camera_shapes)
     made = _Driver(CONFIG, types.SimpleNamespace(wires=wires), fakes.make(render=False))
     made._robot.reset(7)
     yield made, wires
