@@ -151,13 +151,14 @@ def run(
     spec, options = with_task(robot, task)
     options = {**options, **(robot_options or {})}
     is_simulator = hasattr(plugins.load("robot", robot), "make_renderer")
-    ticks_per_row = 1
     if control_hz is not None and control_hz != spec.control_hz:
         ticks_per_row = round(control_hz / spec.control_hz)
-        spec = _at_rate(spec, robot, control_hz)
-        options["control_hz"] = control_hz
-    settings = settings or RunSettings(episode_ticks=spec.episode_ticks, replan_ticks=RunSettings.replan_ticks * ticks_per_row)
-    settings = replace(settings, ticks_per_row=settings.ticks_per_row * ticks_per_row)
+        spec, options["control_hz"] = _at_rate(spec, robot, control_hz), control_hz
+        settings = settings or RunSettings(
+            episode_ticks=spec.episode_ticks, replan_ticks=RunSettings.replan_ticks * ticks_per_row
+        )
+        settings = replace(settings, ticks_per_row=ticks_per_row)
+    settings = settings or RunSettings(episode_ticks=spec.episode_ticks)
     if not 0 <= seconds < math.inf:
         raise EdgewamError(f"--seconds must be positive, or 0 to run until Ctrl-C; got {seconds}.")
     config = {

@@ -25,8 +25,9 @@ from edgewam.robot_bridge.watchdog import INDISPENSABLE, RestartBudget, is_hangi
 from edgewam.robot_bridge.wires import Wires
 
 _WATCH_S = 0.02
-_DRAIN_S, _MEMORY_S, _PROGRESS_S = 0.5, 3.0, 0.2  # how often the log, /proc and the user are served
+_DRAIN_S, _MEMORY_S, _PROGRESS_S = 0.2, 3.0, 0.2  # how often the log, /proc and the user are served
 _MAX_FAULTS = 100  # a run of days may restart a camera every minute
+_ELSEWHERE = ("episodes", "real_time")  # of what a child says of itself, what the report has in a place of its own
 _LEAVE_S = 3.0  # for a child that was asked to leave
 
 
@@ -269,6 +270,7 @@ class Supervisor:
             torn_reads=io.get("torn_reads", 0),
             driver_caught_up_ticks=driver.get("caught_up_ticks", 0),
             robot_errors=driver.get("robot_errors", 0),
+            processes={role: {k: v for k, v in found.items() if k not in _ELSEWHERE} for role, found in results.items()},
         )
 
     def close(self) -> None:

@@ -44,7 +44,7 @@ def a_log(n, seed=0):
     log["applied_tick"][1:], log["applied_ns"][1:] = log["tick"][:-1], log["sent_ns"][:-1] + 6 * MS
     log["applied_tick"][0] = -1
     walk = np.cumsum(rng.uniform(-0.05, 0.05, (n, 2)), 0)
-    log["command"] = np.clip(walk + [0.0, 0.5], CONFIG["lower"], CONFIG["upper"])
+    log["command"] = np.clip(walk + np.array([0.0, 0.5]), CONFIG["lower"], CONFIG["upper"])
     return log
 
 
