@@ -33,7 +33,7 @@ _LEAVE_S = 3.0  # for a child that was asked to leave
 
 @dataclass(frozen=True)
 class Progress:
-    """A glance at a run: control tick of how many, mode and its cause, episodes that ended."""
+    """A glance at a run: control tick of how many, mode and its cause, episodes that ended, port of the live page if any."""
 
     tick: int
     num_ticks: int
@@ -41,6 +41,7 @@ class Progress:
     episodes: int
     cause: str = "none"
     is_armed: bool = True
+    view_port: int | None = None
 
 
 class _Duty:
@@ -194,6 +195,7 @@ class Supervisor:
 
     def _progress(self) -> Progress:
         io, driver = self._status("io"), self._status("driver")
+        view = self._status("view") if "view" in self._roles else None
         tick, mode, cause = (int(io["tick"]), int(io["mode"]), int(io["cause"])) if io is not None else (0, 0, 0)
         return Progress(
             tick=tick,
@@ -202,6 +204,7 @@ class Supervisor:
             episodes=0 if driver is None else int(driver["count"]),
             cause=Cause(cause).name.lower(),
             is_armed=bool(self._control["is_armed"]),
+            view_port=None if view is None else int(view["tick"]),
         )
 
     def _answer(self, verb: str) -> dict[str, Any]:
