@@ -119,7 +119,7 @@ class Engine:
         self._counts["chunks"] += 1
         if self._delay is not None:
             self._delay.sent(self._number, is_first=self._last is None)
-        if np.isfinite(chunk.actions).all():  # io refuses others, and a prefix may not hand them on
+        if chunk.actions.ndim == 2 and np.isfinite(chunk.actions).all():  # io refuses others, a prefix may not hand them on
             self._last = (chunk.actions, int(value["start_tick"]))
 
     def _prefix(self, tick: int) -> Rows | None:
