@@ -37,6 +37,7 @@ class Walk:
         self.every = int(self.random.integers(2, 9))
         self.outage, self.outage_left = {}, 0
         self.seen = Counter()
+        self.last = (-1, None, np.zeros(2))  # tick, command and step
 
     def happens(self, probability):
         return self.random.random() < probability
@@ -95,8 +96,20 @@ class Walk:
                 "an anchor is where the robot is"
             )
         self.watch.sent(tick, decision.command, is_anchor=decision.is_anchor)
+        self.check_speed(tick, decision)
         if decision.chunk is not None:
             assert decision.mode is Mode.RUN and event.get("is_armed", True) and event.get("sensed", True)
+
+    def check_speed(self, tick, decision):
+        """What does not follow a chunk only slows down, and an approach is slow."""
+        last_tick, last, last_step = self.last
+        step = np.zeros(2) if decision.is_anchor or last is None else decision.command - last
+        before = np.abs(last_step) if tick == last_tick + 1 else np.zeros(2)
+        is_approaching = decision.cause is Cause.APPROACH and decision.mode is Mode.HOLD
+        if decision.mode is not Mode.RUN:
+            allowed = np.maximum(before, STEP * 0.25) if is_approaching else before
+            assert (np.abs(step) <= allowed + 1e-9).all(), decision
+        self.last = (tick, decision.command, step)
 
 
 def walk(seed, schedule, acceleration, workspace):
