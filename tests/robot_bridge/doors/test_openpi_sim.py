@@ -1,4 +1,4 @@
-"""`edgewam serve` with the shipped bundle: a client that nobody here wrote drives the simulator to success, past a dead engine too."""
+"""`edgewam serve` with the shipped bundle: a client that nobody here wrote drives the simulator to success, as does ours."""
 
 import os
 import re
