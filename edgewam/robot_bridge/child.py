@@ -25,6 +25,9 @@ ROLE_MODULES = {
     "driver": "edgewam.robot_bridge.driver_process",
     "camera": "edgewam.robot_bridge.camera_process",
     "engine": "edgewam.robot_bridge.engine_process",
+    "planner": "edgewam.robot_bridge.planner_process",
+    "recorder": "edgewam.robot_bridge.recorder_process",
+    "view": "edgewam.robot_bridge.view_process",
 }
 
 
@@ -86,7 +89,7 @@ class Link:
         applied_id: int = -1,
         delay_ticks: int = 0,
     ) -> None:
-        """Publish this child's status with a fresh heartbeat."""
+        """Publish this child's status with a fresh heartbeat; see `wires.layouts`."""
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
         status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause

@@ -20,9 +20,10 @@ import pytest
 
 from edgewam.core.errors import EdgewamError, PluginError
 from edgewam.robot_bridge import supervisor
+from edgewam.robot_bridge.local_control import ControlServer, ask, runs
 from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.run import RunReport, RunSettings, run
-from tests.robot_bridge import fakes
+from edgewam.robot_bridge.run import Interrupted, RunReport, RunSettings, run
+from tests.robot_bridge import fake_arm, fakes
 
 PERIOD_NS = 20_000_000
 FACTORY = "tests.robot_bridge.fakes."
@@ -33,14 +34,23 @@ ROOT = Path(__file__).parents[2]
 def logs(monkeypatch):
     """The logs of the runs of a test."""
     found = []
-    count = supervisor.count
 
-    def keep(log, *args):
-        found.append(log)
-        return count(log, *args)
+    class Keeping(supervisor.Tally):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.kept = []
+            found.append(self)
 
-    monkeypatch.setattr(supervisor, "count", keep)
-    return found
+        def add(self, rows, lost=0):
+            self.kept.append(rows)
+            super().add(rows, lost)
+
+    class Logs:
+        def __getitem__(self, index):
+            return np.concatenate(found[index].kept)
+
+    monkeypatch.setattr(supervisor, "Tally", Keeping)
+    return Logs()
 
 
 def drive(policy, args=None, seconds=2.0, **kwargs):
@@ -67,6 +77,10 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
 
 
 def when_running(action, role, after_s, pids):
@@ -131,8 +145,9 @@ def test_a_killed_engine_is_held_and_replaced(tmp_path):
 
 def test_an_engine_that_fails_again_and_again_ends_the_run_with_its_message():
     report = drive("faulty", {"fault": "raise", "begin": 24, "end": 10_000}, seconds=30.0)
-    assert not report.is_complete and report.engine_restarts == supervisor.MAX_ENGINE_RESTARTS
-    assert len(report.faults) == 4 and "RuntimeError: the engine is on fire" in report.faults[-1]
+    assert not report.is_complete and report.engine_restarts == RunSettings().max_restarts
+    assert "RuntimeError: the engine is on fire" in report.faults[0] and len(report.faults) == 5
+    assert report.faults[-1] == "The engine process failed too often within 60 s."
     assert report.held > 0 and report.ticks < 1500
 
 
@@ -150,22 +165,30 @@ def test_a_stopped_io_process_skips_ticks_and_never_bursts(logs):
     assert len(set(logs[0]["tick"].tolist())) == report.sent
 
 
-@pytest.mark.parametrize("role", ["driver", "camera"])
-def test_without_robot_or_camera_the_run_ends_and_says_so(role):
-    def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-
+def test_without_the_robot_s_driver_the_run_ends_and_says_so():
     begin = time.monotonic()
-    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, role, 0.6, pids))
+    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, "driver", 0.6, pids))
     assert time.monotonic() - begin < 20
-    assert not report.is_complete and report.faults == [f"The {role} process was ended by SIGKILL."]
-    assert 0 < report.ticks < 1500
+    assert not report.is_complete and report.faults == ["The driver process was ended by SIGKILL."]
+    assert 0 < report.ticks < 1500 and report.restarts == {}
+
+
+def test_a_killed_camera_process_is_replaced_and_its_frames_go_on():
+    report = drive("slow_wave", seconds=4.0, on_start=lambda pids: when_running(kill, "camera", 0.8, pids))
+    assert report.is_complete and report.restarts == {"camera": 1} and report.engine_restarts == 0
+    assert report.faults == ["The camera process was ended by SIGKILL."]
+    assert report.held_by_cause["camera"] > 0 and report.final_mode == "RUN"
+    assert report.transitions["RUN > HOLD camera"] == 1
+
+
+def test_a_hanging_engine_is_killed_and_replaced(tmp_path):
+    arguments = {"fault": "hang_once", "begin": 24, "end": 10_000, "marker": str(tmp_path / "hung")}
+    report = drive("faulty", arguments, seconds=4.5, settings=RunSettings(heartbeat_timeout_s=0.6, episode_ticks=10_000))
+    assert report.faults == ["The engine process gave no sign of life and was killed."]
+    assert report.restarts == {"engine": 1} and report.held > 20 and report.final_mode == "RUN"
 
 
 def test_a_killed_io_process_ends_the_run_and_its_log_survives():
-    def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-
     report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, "io", 0.8, pids))
     assert not report.is_complete and report.faults == ["The io process was ended by SIGKILL."]
     assert report.run > 0
@@ -189,7 +212,7 @@ def test_an_engine_that_cannot_start_is_reported_in_its_own_words():
         drive("slow_wave", {"wrong": 1})
 
 
-@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"robot": "nobody"}])
+@pytest.mark.parametrize("wrong", [{"seconds": -1}, {"seconds": float("inf")}, {"robot": "nobody"}])
 def test_senseless_requests_are_refused(wrong):
     with pytest.raises((EdgewamError, PluginError)):
         run(FACTORY + "slow_wave", {}, **{"robot": fakes.ROBOT, **wrong})
@@ -203,23 +226,90 @@ def test_progress_is_shown():
     assert len(seen) >= 3 and seen[-1].tick > seen[0].tick and seen[-1].mode == "RUN" and seen[-1].num_ticks == 75
 
 
+def when_ready(action):
+    """Do something at this machine's control socket as soon as the run has begun."""
+    thread = threading.Timer(0.4, action)
+    return lambda pids: thread.start()
+
+
+def test_a_real_arm_waits_to_be_armed_and_can_be_stopped_and_reset_at_this_machine_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    journal = str(tmp_path / "journal")
+    seen = []
+
+    def operate():
+        for verb, wait_s in (("status", 0.5), ("arm", 0.8), ("stop", 0.4), ("arm", 0.4), ("reset", 1.0), ("status", 0)):
+            seen.append(ask(verb, "fake_arm"))
+            time.sleep(wait_s)
+
+    report = run(
+        FACTORY + "standing",
+        {},
+        robot=fake_arm.ROBOT,
+        seconds=4.5,
+        robot_options={"journal": journal},
+        on_start=when_ready(operate),
+    )
+    check_sums(report)
+    assert [(answer["mode"], answer["is_armed"]) for answer in seen] == [
+        ("READY", False), ("READY", True), ("RUN", True), ("STOP", True), ("STOP", True), ("RUN", True),
+    ]  # fmt: skip
+    assert report.transitions["RUN > STOP request"] == 1 and report.is_complete and report.final_mode == "RUN"
+    assert report.transitions["STOP > READY"] == 1 and report.violations == report.violations_in_log == 0
+    assert report.episodes == [] and report.robot_errors == 0
+    done = fake_arm.journal_of(journal)
+    assert "reset" not in done and done[-2:] == ["stop", "close"] and runs() == []
+
+
+def test_a_run_s_name_is_taken_while_it_lasts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    server = ControlServer("fake_arm")
+    with pytest.raises(EdgewamError, match="already there"):
+        run(FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=1)
+    server.close()
+
+
+def test_a_camera_that_is_lost_holds_the_arm_until_it_is_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    journal = str(tmp_path / "journal")
+    lost = Path(f"{journal}.lost")
+
+    def unplug():
+        lost.touch()
+        time.sleep(0.8)
+        lost.unlink()
+
+    report = run(
+        FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=2.5, robot_options={"journal": journal}, arm=True,
+        on_start=when_ready(unplug),
+    )  # fmt: skip
+    assert report.held_by_cause["camera"] >= 20 and report.final_mode == "RUN" and report.restarts == {}
+
+
 SCRIPT = """
 import json, sys
 from edgewam.robot_bridge.run import run
 def show(pids):
     print(json.dumps(pids), flush=True)
-run("tests.robot_bridge.fakes.slow_wave", {}, robot="tests.robot_bridge.fakes", seconds=60, on_start=show)
+options = {options}
+run("tests.robot_bridge.fakes.standing", {{}}, robot="{robot}", seconds=60, arm=True, robot_options=options, on_start=show)
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(how):
+def test_an_interrupted_run_stops_the_robot_and_leaves_no_process_no_shared_memory_and_no_socket(how, tmp_path):
     before = set(os.listdir("/dev/shm"))
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "journal"
+    script = SCRIPT.format(robot=fake_arm.ROBOT, options={"journal": str(journal)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )  # fmt: skip
     pids = json.loads(parent.stdout.readline())
     assert all(is_alive(pid) for pid in pids.values())
     time.sleep(0.5)
     parent.send_signal(how)
+    killed_ns = time.monotonic_ns()
     _, errors = parent.communicate(timeout=30)
     assert parent.returncode != 0
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
@@ -228,6 +318,43 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(how):
         time.sleep(0.05)
     assert not any(is_alive(pid) for pid in pids.values())
     assert set(os.listdir("/dev/shm")) <= before
+    done = [line.split() for line in journal.read_text().splitlines()]
+    assert [what for what, _ in done[-2:]] == ["stop", "close"]
+    after = [what for what, t_ns in done if int(t_ns) > killed_ns]
+    # io brakes first; without a supervisor it holds the pose for two seconds more
+    assert after.count("command") >= (60 if how == signal.SIGKILL else 1)
+    assert (tmp_path / "edgewam" / "fake_arm.sock").exists() == (how == signal.SIGKILL)
+
+
+def test_ctrl_c_gives_the_report_of_what_was_and_ends_an_endless_run_as_planned():
+    def interrupt(pids):
+        threading.Timer(0.8, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    report = drive("slow_wave", seconds=0, on_start=interrupt)
+    assert report.is_complete and report.faults == [] and 20 < report.ticks < 200 and report.missed < report.ticks
+    with pytest.raises(Interrupted) as interrupted:
+        drive("slow_wave", seconds=30, on_start=interrupt)
+    report = interrupted.value.report
+    assert not report.is_complete and report.faults == ["The run was interrupted."] and 20 < report.ticks < 200
+
+
+def test_a_simulator_is_commanded_at_twice_the_policy_s_rate_along_the_same_path(logs):
+    report = drive("slow_wave", seconds=2.0, control_hz=100)
+    assert report.ticks == 200 and report.run > 100 and report.rejected == 0 and report.robot_options == {"control_hz": 100}
+    log = logs[0]
+    running = log[(log["mode"] == Mode.RUN) & (log["step_clamps"] == 0)]
+    assert set(running["tick"] % 2) == {0, 1}
+    # a policy row is 20 ms; between rows the command lies on the straight line
+    between = lambda row: 0.4 * np.sin(2 * np.pi * row / 200)  # noqa: E731
+    expected = (between(running["tick"] // 2) + between((running["tick"] + 1) // 2)) / 2
+    np.testing.assert_allclose(running["command"][:, 0], expected, atol=1e-6)
+
+
+def test_a_rate_that_a_robot_cannot_keep_is_refused():
+    with pytest.raises(EdgewamError, match=r"runs at 50 Hz only: its make\(\) takes no control_hz"):
+        run(FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=1, control_hz=100)
+    with pytest.raises(EdgewamError, match="runs at 50 Hz or a whole multiple of it, not at 75 Hz"):
+        drive("slow_wave", control_hz=75)
 
 
 def test_the_io_process_imports_nothing_heavy():
@@ -262,3 +389,26 @@ def test_a_hold_that_does_not_end_is_latched_and_explained():
     report = drive("faulty", arguments, seconds=2.5, settings=RunSettings(max_hold_s=0.6))
     assert report.final_mode == "STOP" and report.stopped > 0 and not report.is_complete
     assert len(report.faults) == 1 and "no valid chunk" in report.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "average"}, r"Unknown schedule 'average'. Available: replace, ensemble, crossfade, rtc"),
+        ({"planner": "thread"}, "Available: engine, process"),
+        ({"approach_fraction": 1.5}, "at most 1"),
+        ({"view_port": 70_000}, "65535"),
+        ({"refresh_ticks": 0}, "refresh_ticks must be positive"),
+        ({"jump_s": float("nan")}, "jump_s must be positive"),
+        ({"max_hold_s": float("inf")}, "max_hold_s must be positive"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_what_would(wrong, message):
+    with pytest.raises(EdgewamError, match=message):
+        RunSettings(**wrong)
+
+
+def test_optional_processes_exist_only_when_asked_for():
+    assert RunSettings().roles == ["io", "driver", "camera", "engine"]
+    everything = RunSettings(planner="process", record="run.mcap", view_port=0)
+    assert everything.roles == ["io", "driver", "camera", "engine", "planner", "recorder", "view"]
