@@ -50,7 +50,7 @@ ALLOWED = {NDARRAY, _DTYPE} | _FROM_BUFFER | _RECONSTRUCT | _SCALAR
 
 def construct(name: Any, arguments: Any) -> Any:
     """What calling an allowed name with a tuple of arguments means; DoorError `bad_request` for everything else."""
-    match arguments:
+    match arguments if isinstance(name, Name) else None:
         case (str(spec), _, _) if name == _DTYPE and spec in DTYPES:
             return DtypeClaim(np.dtype("<" + spec))
         case (bytes() | bytearray() as data, DtypeClaim() as claim, tuple(shape), str(order)) if name in _FROM_BUFFER:
