@@ -24,7 +24,7 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     every, names = int(config["camera_every"]), list(module.SPEC.camera_shapes)
     granted = become_preferred()
     renderer = module.make_renderer(**config["robot_options"])
-    physics, frame = link.wires["physics"], link.wires["frame"]
+    physics, frame, cameras = link.wires["physics"], link.wires["frame"], link.wires["cameras"]
     version, drawn, skipped, last = 0, 0, 0, (-1, -1)
     try:
         while not link.is_stopping:
@@ -48,6 +48,9 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
             picture["render_ns"] = now_ns() - begin_ns
             frame.write(picture)
             drawn += 1
+            stamps = cameras.blank()
+            stamps["number"], stamps["t_camera_ns"] = drawn, value["t_ns"]
+            cameras.write(stamps)
             skipped += slot[1] - last[1] - 1 if slot[0] == last[0] and slot[1] > last[1] else 0
             last = slot
     finally:

@@ -46,9 +46,24 @@ class Link:
         return self._control
 
     @property
+    def control(self) -> Value:
+        """The newest whole control record: what the parent wants."""
+        return self._read_control()
+
+    @property
+    def is_orphan(self) -> bool:
+        """The parent is gone."""
+        return os.getppid() != self._parent
+
+    @property
+    def is_quitting(self) -> bool:
+        """The parent asked to stop."""
+        return bool(self._read_control()["quit"])
+
+    @property
     def is_stopping(self) -> bool:
         """The parent asked to stop, or is gone."""
-        return bool(self._read_control()["quit"]) or os.getppid() != self._parent
+        return self.is_quitting or self.is_orphan
 
     @property
     def is_estop(self) -> bool:
@@ -60,11 +75,22 @@ class Link:
         """Time of control tick 0, or 0 while the parent still waits for everyone to be ready."""
         return int(self._read_control()["epoch_ns"])
 
-    def report(self, *, is_ready: bool = True, count: int = 0, tick: int = 0, mode: int = 0) -> None:
+    def report(
+        self,
+        *,
+        is_ready: bool = True,
+        count: int = 0,
+        tick: int = 0,
+        mode: int = 0,
+        cause: int = 0,
+        applied_id: int = -1,
+        delay_ticks: int = 0,
+    ) -> None:
         """Publish this child's status with a fresh heartbeat."""
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
-        status["count"], status["tick"], status["mode"] = count, tick, mode
+        status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause
+        status["applied_id"], status["delay_ticks"] = applied_id, delay_ticks
         self._status_record.write(status)
 
 

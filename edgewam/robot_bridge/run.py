@@ -9,6 +9,7 @@ from typing import Any
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import with_task
+from edgewam.robot_bridge.scheduling import SCHEDULES
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
 from edgewam.robot_bridge.wires import Wires
 
@@ -23,6 +24,11 @@ class RunSettings:
     driver_lead_s: how long before a control tick the simulator publishes its state.
     jump_s: a chunk is refused when its first action is farther away than this much time at the velocity limit.
     approach_fraction: speed of leaving a hold, as a part of the velocity limit.  ramp_ticks: ticks to brake in.
+    schedule: how one chunk takes over from another (robot_bridge/scheduling); ensemble_decay, crossfade_ticks belong to it.
+    ticks_per_row: control ticks per policy row; 2 is a 50 Hz policy under 100 Hz control.
+    max_context_age_ticks: a chunk whose planner context is older when it begins is refused; None: the engine's own bound.
+    resume_chunks: good chunks in a row that end a hold.  max_rejects: bad chunks in a row that latch STOP.
+    orphan_s: how long io goes on sending the held pose when its supervisor is gone.
     """
 
     replan_ticks: int = 8
@@ -36,11 +42,23 @@ class RunSettings:
     max_state_age_s: float = 0.06
     max_observation_age_s: float = 0.5
     start_timeout_s: float = 120.0
+    schedule: str = "replace"
+    crossfade_ticks: int = 4
+    ensemble_decay: float = 0.05
+    max_context_age_ticks: int | None = None
+    max_camera_age_s: float = 0.2
+    resume_chunks: int = 2
+    max_rejects: int = 25
+    engine_lost_s: float = 1.0
+    orphan_s: float = 2.0
+    ticks_per_row: int = 1
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if not (value is None or isinstance(value, str) or value > 0):
                 raise EdgewamError(f"{name} must be positive, got {value}.")
+        if self.schedule not in SCHEDULES:
+            raise EdgewamError(f"Unknown schedule '{self.schedule}'. Available: {', '.join(SCHEDULES)}.")
 
 
 def run(
@@ -84,6 +102,8 @@ def run(
         "lower": spec.lower.tolist(),
         "upper": spec.upper.tolist(),
         "max_velocity": spec.max_velocity.tolist(),
+        "max_acceleration": None,
+        "workspace": None,
         "control_hz": spec.control_hz,
         "camera_every": spec.camera_every,
         "num_ticks": num_ticks,

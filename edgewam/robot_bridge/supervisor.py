@@ -87,7 +87,7 @@ class Supervisor:
                     f"Not ready after {self._config['start_timeout_s']:.0f} s: {waiting}. Is the machine overloaded?"
                 )
             time.sleep(_WATCH_S)
-        self._control["epoch_ns"] = now_ns() + NS // 10
+        self._control["epoch_ns"], self._control["is_armed"] = now_ns() + NS // 10, 1  # only simulators can be run yet
         self._wires["control"].write(self._control)
 
     def watch(self, on_progress: Callable[[Progress], None] | None) -> None:
