@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from functools import cache
 from types import SimpleNamespace
+from typing import Any
 
 from edgewam.core.errors import require
+from edgewam.robot_bridge.dds import cdr
 
 
 @cache
@@ -19,7 +21,7 @@ def message_types() -> SimpleNamespace:
     idl = require("cyclonedds.idl.types", extra="ros2")
     texts, numbers, octets = idl.sequence[str], idl.sequence[idl.float64], idl.sequence[idl.uint8]
 
-    def message(package: str, kind: str, /, **fields: object) -> object:
+    def message(package: str, kind: str, /, **fields: object) -> Any:
         return make(f"{kind}_", f"{package}::msg::dds_::{kind}_", fields)
 
     time = message("builtin_interfaces", "Time", sec=idl.int32, nanosec=idl.uint32)
@@ -27,6 +29,13 @@ def message_types() -> SimpleNamespace:
     header = message("std_msgs", "Header", stamp=time, frame_id=str)
     vectors = ("positions", "velocities", "accelerations", "effort")
     point = message("trajectory_msgs", "JointTrajectoryPoint", **dict.fromkeys(vectors, numbers), time_from_start=duration)
+    image = message(
+        "sensor_msgs", "Image", header=header, height=idl.uint32, width=idl.uint32, encoding=str, is_bigendian=idl.uint8,
+        step=idl.uint32, data=octets,
+    )  # fmt: skip
+    compressed = message("sensor_msgs", "CompressedImage", header=header, format=str, data=octets)
+    # what a reader of the topic calls; it gets all of a sample's bytes
+    image.deserialize, compressed.deserialize = cdr.image, cdr.compressed_image
     return SimpleNamespace(
         Time=time,
         Duration=duration,
@@ -36,11 +45,8 @@ def message_types() -> SimpleNamespace:
         JointState=message(
             "sensor_msgs", "JointState", header=header, name=texts, position=numbers, velocity=numbers, effort=numbers
         ),
-        Image=message(
-            "sensor_msgs", "Image", header=header, height=idl.uint32, width=idl.uint32, encoding=str, is_bigendian=idl.uint8,
-            step=idl.uint32, data=octets,
-        ),
-        CompressedImage=message("sensor_msgs", "CompressedImage", header=header, format=str, data=octets),
+        Image=image,
+        CompressedImage=compressed,
         JointTrajectoryPoint=point,
         JointTrajectory=message(
             "trajectory_msgs", "JointTrajectory", header=header, joint_names=texts, points=idl.sequence[point]

@@ -20,18 +20,21 @@ from edgewam.robot_bridge.serving.handler import DoorError
 MAX_DOMAIN = 232  # beyond it the port numbers of the protocol run out
 WAIT_MS = 100  # how often the listening thread looks whether it is to end
 MAX_BLOCKING_MS = 2  # a tenth of a 50 Hz tick: how long a full reader may hold a write up
-LOOPBACK_URI = (
+_SPARE_BYTES = 64 << 10  # of a sample beside its image, and of every other sample
+_LOOPBACK_URI = (
     '<CycloneDDS><Domain Id="any"><General><AllowMulticast>false</AllowMulticast><Interfaces>'
     '<NetworkInterface name="lo" multicast="false"/></Interfaces></General><Discovery>'
     '<ParticipantIndex>auto</ParticipantIndex><MaxAutoParticipantIndex>32</MaxAutoParticipantIndex>'
     '<Peers><Peer address="127.0.0.1"/></Peers></Discovery>'
-    "<Internal><MaxSampleSize>8 MB</MaxSampleSize></Internal></Domain></CycloneDDS>"
+    "<Internal><MaxSampleSize>{max_sample_bytes} B</MaxSampleSize></Internal></Domain></CycloneDDS>"
 )  # fmt: skip
 Take = Callable[[Any, int], None]  # of a message and its arrival time; DoorError when it is refused
 
 
 @dataclass(frozen=True)
-class _Route:
+class Route:
+    """A topic's reader, when it has something, and who gets it."""
+
     topic: str
     reader: Any
     condition: Any
@@ -42,10 +45,11 @@ class _Route:
 class Node:
     """A participant with its topics.  `listen` starts the one thread that hands messages on, `close` ends everything."""
 
-    def __init__(self, domain_id: int, inputs: Inputs, *, is_loopback: bool = True) -> None:
+    def __init__(self, domain_id: int, inputs: Inputs, *, max_image_bytes: int, is_loopback: bool = True) -> None:
         """Join a domain.
 
-        is_loopback: keep to this machine by `LOOPBACK_URI`; else the environment's CYCLONEDDS_URI decides.
+        max_image_bytes: much larger samples are dropped before they are put together.  is_loopback: keep to this machine; else
+        the environment's CYCLONEDDS_URI decides, also about sizes.
 
         Raises:
             EdgewamError: no such domain, or no socket can be opened.
@@ -55,7 +59,8 @@ class Node:
         domain = require("cyclonedds.domain", extra="ros2")
         core = require("cyclonedds.core", extra="ros2")
         if is_loopback:
-            os.environ["CYCLONEDDS_URI"] = LOOPBACK_URI  # must be there before the first participant of the process
+            # must be there before the first participant of the process
+            os.environ["CYCLONEDDS_URI"] = _LOOPBACK_URI.format(max_sample_bytes=max_image_bytes + _SPARE_BYTES)
         try:
             self._participant = domain.DomainParticipant(domain_id)
         except core.DDSException as error:
@@ -63,7 +68,7 @@ class Node:
         self._inputs = inputs
         self._wait_set = core.WaitSet(self._participant)
         self._topics: dict[str, Any] = {}
-        self._routes: list[_Route] = []
+        self._routes: list[Route] = []
         self._quit = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="dds", daemon=True)
 
@@ -84,7 +89,7 @@ class Node:
         core = require("cyclonedds.core", extra="ros2")
         condition = core.ReadCondition(reader, core.ViewState.Any | core.InstanceState.Any | core.SampleState.NotRead)
         self._wait_set.attach(condition)
-        self._routes.append(_Route(topic, reader, condition, take, is_shared))
+        self._routes.append(Route(topic, reader, condition, take, is_shared))
 
     def writer(self, topic: str, kind: Any) -> Any:
         """A reliable writer that keeps the last message; its `write` raises DDSException when readers hold it up for too long."""
@@ -118,22 +123,23 @@ class Node:
         while not self._quit.is_set():
             self._wait_set.wait(util.duration(milliseconds=WAIT_MS))
             for route in self._routes:
-                while self._hand_on(route):
+                while take_one(route, self._inputs):
                     pass
 
-    def _hand_on(self, route: _Route) -> bool:
-        """Take one message; False when there is none.  Whatever is wrong with it is counted and ends there."""
-        try:
-            found = route.reader.take(1, condition=route.condition)
-            if not found:
-                return False
-            message, t_ns = found[0], now_ns()
-            if message.sample_info.valid_data:
-                if not route.is_shared:
-                    self._inputs.admit(route.topic, message.sample_info.publication_handle, t_ns)
-                route.take(message, t_ns)
-        except DoorError as error:
-            self._inputs.refuse(route.topic, str(error))
-        except Exception as error:  # foreign bytes that the library could not decode; the sample is gone by now
-            self._inputs.refuse(route.topic, f"cannot be decoded ({type(error).__name__})")
-        return True
+
+def take_one(route: Route, inputs: Inputs) -> bool:
+    """Take one message of a topic; False when there is none.  Whatever is wrong with it is counted and ends there."""
+    try:
+        found = route.reader.take(1, condition=route.condition)
+        if not found:
+            return False
+        message, t_ns = found[0], now_ns()
+        if message.sample_info.valid_data:
+            if not route.is_shared:
+                inputs.admit(route.topic, message.sample_info.publication_handle, t_ns)
+            route.take(message, t_ns)
+    except DoorError as error:
+        inputs.refuse(route.topic, str(error))
+    except Exception as error:  # foreign bytes that the library could not decode; the sample is gone by now
+        inputs.refuse(route.topic, f"cannot be decoded ({type(error).__name__})")
+    return True

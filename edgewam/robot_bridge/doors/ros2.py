@@ -87,14 +87,12 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
     settings = settings_of(options.extra, handler.metadata)
     spec, _ = with_task(settings.robot, settings.task)
     _check_fit(spec, handler.metadata)
-    config = config_of(spec)
-    inputs = Inputs(silent_ns=round(config["max_camera_age_s"] * NS))
-    node = Node(settings.domain, inputs, is_loopback=settings.is_loopback)
+    _LOG.warning("%s", describe(settings))
+    drive = _Drive(handler, spec, settings)
     try:
-        _LOG.warning("%s", describe(settings))
-        _drive(handler, spec, config, settings, node, inputs, options, address)
+        drive.run(options, address)
     finally:
-        node.close()
+        drive.node.close()
 
 
 def config_of(spec: RobotSpec) -> dict[str, Any]:
@@ -126,69 +124,73 @@ def _check_fit(spec: RobotSpec, metadata: Mapping[str, Any]) -> None:
         )
 
 
-def _drive(
-    handler: Handler,
-    spec: RobotSpec,
-    config: Mapping[str, Any],
-    settings: Settings,
-    node: Node,
-    inputs: Inputs,
-    options: DoorOptions,
-    address: Address,
-) -> None:
-    publisher = Publisher(node, spec.joint_names, config, is_armed=settings.is_armed)
-    loop = CommandLoop(config, inputs, spec.camera_shapes, publisher.decided, lambda: stop())
-    source = ChunkSource(handler, spec, config, inputs, lambda: loop.tick)
+class _Drive:
+    """One robot driven by one handler: the node, what it hears, the control loop and what it says."""
 
-    def stop() -> None:
-        handler.stop(CLIENT)
-        source.note_stop()
+    def __init__(self, handler: Handler, spec: RobotSpec, settings: Settings) -> None:
+        config = config_of(spec)
+        self._handler, self._spec = handler, spec
+        self._inputs = Inputs(silent_ns=round(config["max_camera_age_s"] * NS))
+        largest = max((height * width * depth for height, width, depth in spec.camera_shapes.values()), default=0)
+        self.node = Node(
+            settings.domain,
+            self._inputs,
+            max_image_bytes=readings.MAX_STEP_RATIO * largest,
+            is_loopback=settings.is_loopback,
+        )
+        self._publisher = Publisher(self.node, spec.joint_names, config, is_armed=settings.is_armed)
+        self._loop = CommandLoop(config, self._inputs, spec.camera_shapes, self._publisher.decided, self._stop)
+        self._source = ChunkSource(handler, spec, config, self._inputs, lambda: self._loop.tick)
 
-    def asked(message: Any, t_ns: int) -> None:
+    def run(self, options: DoorOptions, address: Address) -> None:
+        """Until asked to end; then the arm is brought to rest first."""
+        self._listen()
+        ticking = threading.Thread(target=self._loop.run, args=(self._source, options.quit), name="control")
+        self.node.listen()
+        self._source.begin()
+        ticking.start()
+        try:
+            options.on_ready(address)
+            while not options.quit.wait(STATUS_S) and ticking.is_alive():
+                self._say()
+        finally:
+            options.quit.set()
+            ticking.join()
+            self._source.close()
+            self._say()
+
+    def _stop(self) -> None:
+        """The control loop has latched: nobody gets actions until somebody at the machine has looked."""
+        self._handler.stop(CLIENT)
+        self._source.note_stop()
+
+    def _listen(self) -> None:
+        types, spec, inputs = message_types(), self._spec, self._inputs
+        self.node.read(JOINT_STATES, types.JointState, lambda m, t: inputs.set_state(readings.joints_of(m, spec.joint_names), t))
+        for camera, shape in spec.camera_shapes.items():
+            for name, kind, read in (
+                (f"rt/{camera}/image_raw", types.Image, readings.image_of),
+                (f"rt/{camera}/image_raw/compressed", types.CompressedImage, readings.picture_of),
+            ):
+                self.node.read(name, kind, partial(self._see, camera, shape, read))
+        for is_reliable in (False, True):  # a reliable publisher's stop is not lost, and a best-effort publisher is heard as well
+            self.node.read(STOP, types.Bool, self._hear, is_reliable=is_reliable, is_shared=True)
+
+    def _see(self, camera: str, shape: Any, read: Any, message: Any, t_ns: int) -> None:
+        self._inputs.set_image(camera, read(message, shape), t_ns)
+
+    def _hear(self, message: Any, t_ns: int) -> None:
         if not message.data:
-            raise DoorError("bad_request", "a network cannot undo a stop")
-        loop.ask_stop()
+            raise DoorError("bad_request", "A network cannot undo a stop.")
+        self._loop.ask_stop()
 
-    _listen(node, spec, inputs, asked)
-    ticking = threading.Thread(target=loop.run, args=(source, options.quit), name="control")
-    node.listen()
-    source.begin()
-    ticking.start()
-    try:
-        options.on_ready(address)
-        while not options.quit.wait(STATUS_S) and ticking.is_alive():
-            _say(publisher, loop, source, inputs)
-    finally:
-        options.quit.set()
-        ticking.join()
-        source.close()
-        _say(publisher, loop, source, inputs)
-
-
-def _listen(node: Node, spec: RobotSpec, inputs: Inputs, asked: Any) -> None:
-    types = message_types()
-    node.read(JOINT_STATES, types.JointState, lambda m, t: inputs.set_state(readings.joints_of(m, spec.joint_names), t))
-    for camera, shape in spec.camera_shapes.items():
-        for name, kind, read in (
-            (f"rt/{camera}/image_raw", types.Image, readings.image_of),
-            (f"rt/{camera}/image_raw/compressed", types.CompressedImage, readings.picture_of),
-        ):
-            node.read(name, kind, partial(_see, inputs, camera, shape, read))
-    for is_reliable in (False, True):  # a reliable publisher's stop is not lost, and a best-effort publisher is heard as well
-        node.read(STOP, types.Bool, asked, is_reliable=is_reliable, is_shared=True)
-
-
-def _see(inputs: Inputs, camera: str, shape: Any, read: Any, message: Any, t_ns: int) -> None:
-    inputs.set_image(camera, read(message, shape), t_ns)
-
-
-def _say(publisher: Publisher, loop: CommandLoop, source: ChunkSource, inputs: Inputs) -> None:
-    counts = loop.counts
-    if counts.decision is not None:
-        publisher.say_mode(counts.decision.mode, counts.decision.cause, again=True)
-    publisher.say_status(
-        {
-            "ticks": counts.ticks, "skipped": counts.skipped, "max_late_us": counts.max_late_us, "refused": inputs.refused,
-            "last_refusal": inputs.last_refusal, "errors": dict(source.errors), "unsent": dict(publisher.unsent),
-        }
-    )  # fmt: skip
+    def _say(self) -> None:
+        counts, inputs = self._loop.counts, self._inputs
+        if counts.decision is not None:
+            self._publisher.say_mode(counts.decision.mode, counts.decision.cause, again=True)
+        self._publisher.say_status(
+            {
+                "ticks": counts.ticks, "skipped": counts.skipped, "max_late_us": counts.max_late_us, "refused": inputs.refused,
+                "last_refusal": inputs.last_refusal, "errors": dict(self._source.errors), "unsent": dict(self._publisher.unsent),
+            }
+        )  # fmt: skip
