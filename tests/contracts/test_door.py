@@ -19,8 +19,8 @@ PATIENCE_S = 5.0  # a door notices within this time that a client has left
 FAST_FRAMES, SOAK_FRAMES = 500, 10_000
 GROWTH_BYTES = 2 << 20  # the allocator's own unrest over thousands of connections; or a leak of 200 bytes a frame
 CODES = {
-    "bad_request", "too_large", "unauthorized", "not_controller", "rate_limited", "unknown_prompt", "stopped", "engine_restarting",
-    "deadline", "no_plan", "internal",
+    "bad_request", "too_large", "unauthorized", "not_controller", "rate_limited", "unknown_prompt", "stopped",
+    "engine_restarting", "deadline", "no_plan", "internal",
 }  # fmt: skip
 
 
