@@ -48,7 +48,7 @@ def connect(address):
 
 def test_it_is_a_door_that_has_to_be_asked_for_twice():
     assert "aha_wam" in plugins.names("door")
-    with pytest.raises(EdgewamError, match="--allow-pickle"):
+    with pytest.raises(EdgewamError, match="--option allow_pickle=true"):
         aha_wam.settings_of({})
     with pytest.raises(EdgewamError, match="no option colour"):
         aha_wam.settings_of({"allow_pickle": "true", "colour": "red"})
