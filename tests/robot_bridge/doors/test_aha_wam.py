@@ -12,6 +12,7 @@ from PIL import Image
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.core.observation import compose_images
+from edgewam.robot_bridge.aha_wam_wire import seats
 from edgewam.robot_bridge.aha_wam_wire.messages import cameras_of, canvas_size
 from edgewam.robot_bridge.doors import aha_wam
 from edgewam.robot_bridge.robots.aloha_sim import SPEC as ALOHA
@@ -165,6 +166,16 @@ def test_only_one_connection_sends_the_actions(connect):
         assert not reply["ok"] and reply["error"].startswith("not_controller: ")
     first.close()
     assert second.ask(infer())["ok"]
+
+
+def test_a_connection_that_was_cut_without_a_word_is_replaced(connect, monkeypatch):
+    first, second = connect(), connect()
+    first.ask({"type": "reset"})
+    assert second.ask(infer())["error"].startswith("not_controller: ")
+    monkeypatch.setattr(seats, "SILENT_S", 0.1)
+    assert second.ask(infer())["ok"]
+    monkeypatch.undo()
+    assert first.ask(infer())["error"].startswith("not_controller: "), "the seat is the second one's now"
 
 
 def test_a_local_session_keeps_the_door_shut_for_other_doors(engine):
