@@ -94,7 +94,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
 
 def _accept(listener: socket.socket, quit_event: threading.Event) -> tuple[socket.socket, Any] | None:
     while not quit_event.is_set():
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ConnectionError):  # nobody came, or went again before we looked
             return listener.accept()
     return None
 
@@ -153,7 +153,7 @@ class _Door:
         speaker.is_known = True
 
     def _reply(self, speaker: _Speaker, message: Any) -> dict[str, Any]:
-        kind = message.get("type") if isinstance(message, dict) else None
+        kind = messages.kind_of(message)
         about: dict[str, Any] = {}
         if kind == "infer":
             about["server_inference_step"] = next(self._steps)
