@@ -198,7 +198,7 @@ def test_a_full_disk_stops_the_recording_and_every_later_item_is_counted(bridge,
 
 def test_a_disk_that_is_full_from_the_start_is_an_error_before_anything_moves(bridge, tmp_path):
     with pytest.raises(EdgewamError, match="No space left on device"):
-        bridge.recorder(tmp_path / "run.mcap", opener=lambda p: open("/dev/full", "wb"))
+        bridge.recorder(tmp_path / "run.mcap", opener=lambda p: Path("/dev/full").open("wb"))
 
 
 def test_a_long_recording_goes_on_in_a_new_file_without_a_gap(bridge, tmp_path, monkeypatch):
@@ -246,7 +246,7 @@ def test_any_torn_tail_is_read_up_to_the_last_whole_piece(bridge, tmp_path, monk
 def test_a_file_that_is_no_recording_is_refused(content, tmp_path):
     path = tmp_path / "x.mcap"
     path.write_bytes(content)
-    with pytest.raises(ArtifactError, match="no MCAP file|no recording of edgewam"):
+    with pytest.raises(ArtifactError, match=r"no MCAP file|no recording of edgewam"):
         Recording(path)
     with pytest.raises(ArtifactError, match="does not exist"):
         Recording(tmp_path / "y.mcap")

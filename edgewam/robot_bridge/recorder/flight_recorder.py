@@ -165,14 +165,15 @@ class FlightRecorder:
 
     def _end_part(self) -> None:
         self._flush()
-        if self._part is None:
+        part = self._part
+        if part is None:
             return
         try:
-            self._part.finish(self._counts())
-            self._bytes += self._part.path.stat().st_size
+            part.finish(self._counts())
+            self._bytes += part.path.stat().st_size
             self._part = None
         except OSError as error:
-            self._fail(self._part.path, error)
+            self._fail(part.path, error)
 
     def _counts(self) -> dict[str, Any]:
         streams = {name: tally.to_json() for name, tally in self.tallies.items()}
@@ -186,7 +187,7 @@ class FlightRecorder:
         return json.dumps(self._counts()).encode()
 
     def close(self) -> dict[str, Any]:
-        """End the file; returns the counts of all parts, what went wrong if anything did, and the size of this process's parts."""
+        """End the file; returns the counts of all parts, what went wrong if anything did, and the bytes of this process's parts."""
         self._collect()
         if self._part is not None:
             self._end_part()

@@ -1,7 +1,7 @@
 """The bridge's records as messages of a recording and back: JSON with a schema, images as lossless PNG.
 
 Numbers come back bit for bit: JSON holds the shortest text of the 64-bit number, and a 32-bit one fits into it.  What JSON has
-no number for is a string: "NaN", "Infinity", "-Infinity".  Images are `foxglove.CompressedImage`, which viewers of MCAP files show.
+no number for is a string: "NaN", "Infinity", "-Infinity".  Images are `foxglove.CompressedImage`, which MCAP viewers show.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One MCAP file of a recording, written so that whatever kills the writer leaves it readable up to the last flush.
 
-A flush closes the chunk in progress and hands everything to the kernel; power loss may cost more.  An existing file is never opened.
+A flush closes the chunk in progress and hands everything to the kernel; power loss may cost more.  No existing file is opened.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Recording:
         raise ArtifactError(f"'{path}' is no recording of edgewam, or ends before its description. Give another file.")
 
     def entries(self) -> Iterator[tuple[str, Any]]:
-        """(stream, item) in the order of writing: "tick", "state", "chunk", "context" with a record [], "frame" with a `Frame`."""
+        """(stream, item) as they were written: "tick", "state", "chunk", "context" with a record [], "frame" with a `Frame`."""
         self.torn.clear()
         for path in self.parts:
             yield from self._part(path)
