@@ -198,7 +198,7 @@ def test_a_full_disk_stops_the_recording_and_every_later_item_is_counted(bridge,
 
 def test_a_disk_that_is_full_from_the_start_is_an_error_before_anything_moves(bridge, tmp_path):
     with pytest.raises(EdgewamError, match="No space left on device"):
-        bridge.recorder(tmp_path / "run.mcap", opener=lambda p: Path("/dev/full").open("wb"))
+        bridge.recorder(tmp_path / "run.mcap", opener=lambda p: Path("/dev/full").open("wb"))  # noqa: SIM115
 
 
 def test_a_long_recording_goes_on_in_a_new_file_without_a_gap(bridge, tmp_path, monkeypatch):

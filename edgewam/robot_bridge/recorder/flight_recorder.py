@@ -187,7 +187,7 @@ class FlightRecorder:
         return json.dumps(self._counts()).encode()
 
     def close(self) -> dict[str, Any]:
-        """End the file; returns the counts of all parts, what went wrong if anything did, and the bytes of this process's parts."""
+        """End the file; returns the counts of all parts, what went wrong if anything did, and the bytes this process wrote."""
         self._collect()
         if self._part is not None:
             self._end_part()
