@@ -33,7 +33,9 @@ from edgewam.robot_bridge.wires import Wires
 FLUSH_NS = 4 * NS // 5  # a kill costs less than a second
 FLUSH_BYTES = 16 << 20
 PART_NS = 600 * NS  # a file's index lies in memory until the file is closed: a new one keeps that bounded
-NEWEST = ("frame", "chunk", "state", "context")  # records of which only the newest value exists
+# Records of which only the newest value exists.  Read in this order and written in the other one: what a chunk was computed
+# from was published before it, so it also stands before it in the file.
+NEWEST = ("chunk", "context", "frame", "state")
 _NUMBER = {"state": "tick", "frame": "number", "chunk": "id", "context": "number"}
 
 
@@ -112,11 +114,14 @@ class FlightRecorder:
                 self._begin_part()
 
     def _collect(self) -> None:
+        values: list[tuple[str, Value]] = []
         for name in NEWEST:
             newer = self._wires[name].read(self._versions[name])
             if newer is not None:
-                self._versions[name], value = newer
-                self._take(name, value)
+                self._versions[name] = newer[0]
+                values.append((name, newer[1]))
+        for name, value in reversed(values):
+            self._take(name, value)
         self._drain()
 
     def _take(self, name: str, value: Value) -> None:
