@@ -97,22 +97,14 @@ def verdict(result: Replay, record: Recording) -> str:
 
 
 def show(summary: Summary, record: Recording) -> None:
-    """The counts as a table on stderr."""
+    """The counts as tables on stderr."""
+    from edgewam.cli.run import show as show_run
+
     config = record.run["config"]
-    age, context, late = summary.observation_age_ms, summary.context_age_ms, summary.lateness_ms
-    rows: list[list[Any]] = [[name, count, f"{summary.lost[name]} lost"] for name, count in summary.found.items()]
-    rows += [[f"ticks in {name}", count, ""] for name, count in summary.ticks_by_mode.items()]
-    rows += [
-        ["held", sum(summary.held_by_cause.values()), str(summary.held_by_cause or "")],
-        ["rejected", sum(summary.rejected_by_cause.values()), str(summary.rejected_by_cause or "chunks")],
-        ["missed", summary.missed, "control periods without a command"],
-        ["violations", summary.violations, "limits broken by a command that was sent"],
-        ["observation age", age.p50 or 0.0, f"ms p50; p99 {age.p99}, max {age.max}"],
-        ["context age", context.p50 or 0.0, f"ms p50; p99 {context.p99}, max {context.max}"],
-        ["tick lateness", late.p50 or 0.0, f"ms p50; p99 {late.p99}, max {late.max}"],
-    ]
-    title = f"{config['robot']}, {summary.seconds:.1f} s, '{config['prompt']}', bundle {str(record.run['bundle'])[:12]}"
-    table(f"{title}, {summary.bytes / 1e6:.1f} MB in {len(summary.parts)} part(s)", ["stream", "count", "detail"], rows)
+    show_run(summary.report)
+    rows = [[name, count, summary.lost[name]] for name, count in summary.found.items()]
+    title = f"'{config['prompt']}', bundle {str(record.run['bundle'])[:12]}"
+    table(f"{title}, {summary.bytes / 1e6:.1f} MB in {len(summary.parts)} part(s)", ["stream", "recorded", "lost"], rows)
     if summary.torn:
         say(f"Torn, so that up to a second before its end is missing: {', '.join(summary.torn)}.")
     if summary.fault:

@@ -1,44 +1,35 @@
-"""What is in a recording, counted: items and losses by stream, modes, holds, rejected chunks, ages and lateness."""
+"""What is in a recording, counted: items and losses by stream, and the report of the run as its supervisor counts it."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.recorder.reader import Recording
-from edgewam.robot_bridge.report import Quantiles
+from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.tally import Tally
+
+_ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Summary:
-    """found: items that could be read, by stream.  lost: by the recorder's own last count, by stream.
+    """found: items that could be read, by stream.  lost: items that are in no file by the recorder's own last count.
 
     fault: why the recorder stopped before the run did.  torn: parts without a proper end, of which up to a second is missing.
-    missed: control periods without a command, as far as no row was lost.  observation_age_ms: of every command that a chunk
-    supplied; context_age_ms: of every chunk that has a context, at its first tick.
+    report: from the recorded log rows, so without what only the supervisor knows (episodes, restarts, memory).
     """
 
     parts: list[str]
     torn: list[str]
     bytes: int
-    seconds: float
     found: dict[str, int]
     lost: dict[str, int]
     fault: str | None
-    episodes: int
-    missed: int
-    ticks_by_mode: dict[str, int]
-    held_by_cause: dict[str, int]
-    rejected_by_cause: dict[str, int]
-    violations: int
-    lateness_ms: Quantiles
-    observation_age_ms: Quantiles
-    context_age_ms: Quantiles
+    report: RunReport
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""
@@ -46,47 +37,51 @@ class Summary:
 
 
 def summarize(recording: Recording) -> Summary:
-    """Read a whole recording once."""
+    """Read a whole recording once, in constant memory."""
+    config = recording.run["config"]
+    names = config.get("joint_names") or [f"joint {index}" for index in range(recording.num_joints)]
+    rows = _Rows(Tally(config, tuple(names)))
     found = dict.fromkeys(recording.layouts, 0)
-    rows, context_ages = [], []
-    period_ns = 1e9 / float(recording.run["config"]["control_hz"])
     for name, item in recording.entries():
         found[name] += 1
         if name == "tick":
-            rows.append(item)
-        elif name == "chunk" and item["context_number"] >= 0:
-            context_ages.append(round(int(item["start_tick"] - item["context_tick"]) * period_ns))
-    ticks = np.stack(rows) if rows else np.zeros(0, recording.layouts["tick"])
+            rows.add(item)
     streams = recording.status.get("streams", {})
-    lost = {name: int(streams.get(name, {}).get("lost", 0)) for name in found}
-    supplied = ticks[ticks["chunk_id"] >= 0]
+    report = rows.report()
     return Summary(
         parts=[path.name for path in recording.parts],
         torn=[path.name for path in recording.torn],
         bytes=sum(path.stat().st_size for path in recording.parts),
-        seconds=round(float(ticks["sent_ns"][-1] - ticks["sent_ns"][0]) / 1e9, 3) if len(ticks) else 0.0,
         found=found,
-        lost=lost,
+        lost={name: int(streams.get(name, {}).get("lost", 0)) for name in found},
         fault=recording.status.get("fault"),
-        episodes=len(np.unique(ticks["episode"])),
-        missed=_missed(ticks),
-        ticks_by_mode=_by_name(Mode, ticks["mode"]),
-        held_by_cause=_by_name(Cause, ticks["cause"][ticks["mode"] == Mode.HOLD]),
-        rejected_by_cause=_by_name(Reject, ticks["reject"][ticks["reject"] != Reject.NONE]),
-        violations=int(ticks["is_violation"].sum()),
-        lateness_ms=Quantiles.of(ticks["sent_ns"] - ticks["deadline_ns"]),
-        observation_age_ms=Quantiles.of(supplied["sent_ns"] - supplied["t_capture_ns"]),
-        context_age_ms=Quantiles.of(np.array(context_ages, np.int64)),
+        report=replace(report, robot=str(config["robot"]), robot_options=dict(config.get("robot_options", {}))),
     )
 
 
-def _missed(ticks: Value) -> int:
-    """Ticks that were skipped between rows that follow each other."""
-    follows = np.diff(ticks["number"]) == 1
-    return int((np.diff(ticks["tick"]) - 1)[follows].sum())
+class _Rows:
+    """Hands rows to a tally, many at a time, and tells it of gaps in their numbers."""
 
+    def __init__(self, tally: Tally) -> None:
+        self._tally = tally
+        self._rows: list[Value] = []
+        self._next = self._lost = 0
 
-def _by_name(kind: type[Mode] | type[Cause] | type[Reject], codes: Value) -> dict[str, int]:
-    values, counts = np.unique(codes, return_counts=True)
-    known = {int(member): member.name.lower() for member in kind}
-    return {known.get(int(value), str(value)): int(n) for value, n in zip(values, counts, strict=True)}
+    def add(self, row: Value) -> None:
+        """The next recorded row."""
+        number = int(row["number"])
+        if number != self._next or len(self._rows) == _ROWS_AT_ONCE:
+            self._flush()
+            self._lost += max(0, number - self._next)
+        self._rows.append(row)
+        self._next = number + 1
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._tally.add(np.stack(self._rows), self._lost)
+            self._rows, self._lost = [], 0
+
+    def report(self) -> RunReport:
+        """Of all rows, to the last tick that was recorded."""
+        self._flush()
+        return self._tally.report(self._tally.last_tick + 1)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from edgewam.robot_bridge.chunks import Reject
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.histogram import LATENESS_EDGES_MS, histogram
+from edgewam.robot_bridge.histogram import LATENESS_EDGES_MS, CoarseCounts
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.shm_record import Value
 from edgewam.robot_bridge.wires import ROLES, Wires
@@ -45,7 +45,7 @@ class Watch:
         self._counts = dict.fromkeys(("sent", "missed", "late", "held", "rejected", "clamped", "violations", "unseen"), 0)
         self._held_by_cause: dict[str, int] = {}
         self._rejected_by_cause: dict[str, int] = {}
-        self._lateness = np.zeros(len(LATENESS_EDGES_MS) - 1, np.int64)
+        self._lateness = CoarseCounts(LATENESS_EDGES_MS)
         self.glance: dict[str, Any] = {}
 
     def update(self) -> list[list[Any]]:
@@ -68,7 +68,7 @@ class Watch:
             "counts": self._counts,
             "held_by_cause": self._held_by_cause,
             "rejected_by_cause": self._rejected_by_cause,
-            "lateness": {"edges_ms": LATENESS_EDGES_MS, "counts": self._lateness.tolist()},
+            "lateness": self._lateness.to_json(),
             "recorder": _recorder(statuses.get("recorder")) if "recorder" in self._roles else None,
         }
         return points
@@ -100,7 +100,7 @@ class Watch:
         self._last_tick = int(rows["tick"][-1])
         lateness = rows["sent_ns"] - rows["deadline_ns"]
         counts["late"] += int((lateness > LATE * 1e9 / self._hz).sum())
-        self._lateness += np.array(histogram(lateness, LATENESS_EDGES_MS)["counts"])
+        self._lateness.add(lateness)
         clamps = rows["range_clamps"] | rows["step_clamps"] | rows["acceleration_clamps"]
         counts["clamped"] += int((clamps != 0).sum())
         counts["violations"] += int(rows["is_violation"].sum())
