@@ -146,7 +146,9 @@ class _Player:
             if not (is_next and has_frame):
                 raise _Broken
             return
-        begin = max(self._context + 1, number & ~_LOW)
+        # what the last episode's chunks were computed with is no concern of this one
+        done = int(before["context_number"]) if is_first and before is not None else self._context
+        begin = max(done + 1, number & ~_LOW)
         if number - begin > FRAMES_KEPT:
             raise _Broken
         for each in range(begin, number + 1):
