@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.robot_bridge.modes import Mode
@@ -20,6 +22,7 @@ from edgewam.robot_bridge.processes import Child
 from edgewam.robot_bridge.recorder import flight_recorder
 from edgewam.robot_bridge.recorder.messages import Frame
 from edgewam.robot_bridge.recorder.part import open_new
+from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
 from edgewam.robot_bridge.wires import LOG_ROWS
@@ -310,14 +313,15 @@ def test_a_killed_recorder_costs_a_second_and_its_successor_counts_the_gap(bridg
     found, recording = stored(path)
     assert recording.torn == [path] and done["fault"] is None
     in_first = last_status(path)["streams"]["tick"]["last"] + 1
-    assert killed_at - in_first <= 60, "at most a second, with room for a slow machine"
+    assert killed_at - in_first <= 100, "a second at 50 Hz, with room for a slow machine"
     # the ring still held the rows that died with the first process
     assert [int(row["number"]) for row in found["tick"]] == list(range(step)) and done["streams"]["tick"]["lost"] == 0
     for name in ("frame", "chunk"):
         stream = done["streams"][name]
         numbers = [int(item.header["number"] if name == "frame" else item["id"]) for item in found[name]]
-        assert len(numbers) == len(set(numbers)) == stream["kept"] > 20
-        assert stream["lost"] > 0 and stream["kept"] + stream["lost"] == (step + 1) // 2, name
+        assert len(numbers) == len(set(numbers)) == stream["kept"] > 5
+        assert stream["last"] == numbers[-1] == (step + 1) // 2
+        assert stream["lost"] > 0 and stream["kept"] + stream["lost"] == numbers[-1] - numbers[0] + 1, name
     assert found["tick"][-1]["mode"] == Mode.RUN
 
 
@@ -327,6 +331,21 @@ def test_the_recorder_imports_neither_torch_nor_a_robot(tmp_path):
         "assert not {'torch', 'mujoco', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 3), (128, 160, 3)])
+@pytest.mark.parametrize("kind", ["noise", "smooth", "black", "view"])
+def test_pictures_are_lossless_whatever_they_show(shape, kind):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2 * shape[0], 2 * shape[1], 3), dtype=np.uint8)
+    smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1]))[..., None].repeat(3, 2).astype(np.uint8)
+    image = {"noise": noise[::2, ::2].copy(), "smooth": smooth, "black": np.zeros(shape, np.uint8), "view": noise[::2, ::-2]}[
+        kind
+    ]
+    with Image.open(io.BytesIO(encode_png(image))) as picture:
+        picture.verify()  # the checksums
+    with Image.open(io.BytesIO(encode_png(image))) as picture:
+        assert picture.mode == "RGB" and (np.asarray(picture) == image).all()
 
 
 def test_a_gap_in_the_numbers_is_a_loss_and_a_new_generation_is_none():

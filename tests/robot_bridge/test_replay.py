@@ -308,9 +308,10 @@ def test_a_real_run_is_recorded_and_its_bundle_computes_it_again_bit_for_bit(rea
     done = here("replay", path, BUNDLE, "--json").ok()
     data = done.json
     assert data["is_same_bundle"] and data["is_same_machine"] and data["tolerance"] == 0.0
-    assert data["chunks"] == streams["chunk"]["kept"] >= report.chunks_received > 10
+    kept, lost = streams["chunk"]["kept"], streams["chunk"]["lost"]
+    assert data["chunks"] == kept > 10 and kept + lost >= report.chunks_received
     assert data["first"] is None and data["exact"] == data["compared"] == data["chunks"] - data["broken"] - data["no_frame"]
-    assert streams["frame"]["lost"] or data["compared"] == data["chunks"], "only a lost frame excuses"
+    assert streams["frame"]["lost"] or lost or data["compared"] == data["chunks"], "only a loss excuses"
     counted = here("replay", path, "--json").ok().json
     for name in ("sent", "run", "held", "chunks_applied", "rejected", "violations", "observation_to_command_ms"):
         assert counted["report"][name] == json.loads(json.dumps(report.to_json()))[name], name

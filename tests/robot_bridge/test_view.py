@@ -241,7 +241,7 @@ def test_watchers_are_few_and_a_slow_one_is_dropped_without_delaying_the_others(
         return server.num_watchers == 1
 
     wait_for(push, "seven watchers that read nothing are dropped, the one that reads stays")
-    assert longest < 0.25, "publishing waits for nobody"
+    assert longest < 1.0, "publishing waits for nobody: seven times 0.3 s would be longer"
     for connection, _ in streams:
         connection.close()
     wait_for(push_nothing(server), "a watcher that has gone is counted out")

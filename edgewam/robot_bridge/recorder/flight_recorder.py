@@ -32,7 +32,7 @@ from edgewam.robot_bridge.wires import Wires
 
 FLUSH_NS = 4 * NS // 5  # a kill costs less than a second
 FLUSH_BYTES = 16 << 20
-PART_NS = 600 * NS  # a file's index lies in memory until the file is closed: a new one keeps that bounded
+PART_NS = 300 * NS  # a file's index lies in memory until it is closed, about 1 kB a second: a new file keeps that small
 # Records of which only the newest value exists.  Read in this order and written in the other one: what a chunk was computed
 # from was published before it, so it also stands before it in the file.
 NEWEST = ("chunk", "context", "frame", "state")
