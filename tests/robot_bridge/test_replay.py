@@ -26,7 +26,12 @@ BUNDLE = Path(edgewam.__file__).parent / "assets/small/bundle"
 FIRST_SEED = 7
 EPISODE_TICKS = 96
 REFRESH, REPLAN, HORIZON = 32, 8, 16
-LIMITS = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * NUM_JOINTS, "max_velocity": [1.0] * NUM_JOINTS}
+LIMITS = {
+    "lower": [-1.0] * NUM_JOINTS,
+    "upper": [1.0] * NUM_JOINTS,
+    "max_velocity": [1.0] * NUM_JOINTS,
+    "max_acceleration": None,
+}
 
 
 class Remembering:
