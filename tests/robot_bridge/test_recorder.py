@@ -196,7 +196,7 @@ def test_a_full_disk_stops_the_recording_and_every_later_item_is_counted(bridge,
     assert recording.torn == [path]
     for name, stream in done["streams"].items():
         assert stream["kept"] == len(found[name]) > 0 and stream["kept"] + stream["lost"] == len(bridge.sent[name]), name
-    assert done["fault"] == recorder.fault and done["lost"] > 60
+    assert done["fault"] == recorder.fault and done["lost"] > 40
 
 
 def test_a_disk_that_is_full_from_the_start_is_an_error_before_anything_moves(bridge, tmp_path):
@@ -211,6 +211,8 @@ def test_a_long_recording_goes_on_in_a_new_file_without_a_gap(bridge, tmp_path, 
     play(bridge, recorder, 0, 5)
     done = recorder.close()
     found, recording = stored(path)
+    with pytest.raises(ArtifactError, match="is part 2 of a recording"):
+        Recording(tmp_path / "run-2.mcap")
     assert len(recording.parts) == done["parts"] == 6 and recording.torn == [] and done["lost"] == 0
     assert [int(row["number"]) for row in found["tick"]] == list(range(5)) and len(found["frame"]) == 3
     assert done["bytes"] == sum(part.stat().st_size for part in recording.parts)

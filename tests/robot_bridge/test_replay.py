@@ -238,6 +238,14 @@ def test_a_lost_refresh_breaks_the_memory_until_the_next_episode(record, lost):
 
 
 @pytest.mark.parametrize("planner", ["process", "engine"])
+def test_an_episode_whose_beginning_is_lost_is_not_compared(record, planner):
+    lose = [("context", 0), *(("chunk", tick) for tick in range(0, REFRESH, REPLAN))]
+    result = replay(record((), lose, (), planner=planner), Remembering())
+    assert result.first is None and result.exact == result.compared == 2 * NUM_CHUNKS
+    assert result.broken == result.chunks - result.compared == NUM_CHUNKS - REFRESH // REPLAN
+
+
+@pytest.mark.parametrize("planner", ["process", "engine"])
 def test_a_refresh_that_nothing_recorded_names_breaks_the_memory(record, planner):
     per_refresh = REFRESH // REPLAN
     lose = [("context", REFRESH), *(("chunk", tick) for tick in range(REFRESH, 2 * REFRESH, REPLAN))]
