@@ -218,6 +218,31 @@ def test_a_long_recording_goes_on_in_a_new_file_without_a_gap(bridge, tmp_path, 
     assert done["bytes"] == sum(part.stat().st_size for part in recording.parts)
 
 
+def test_a_successor_goes_on_from_the_newest_counts_that_reached_a_file(bridge, tmp_path, monkeypatch):
+    """The second process died before it had flushed anything; the third knows of the first."""
+    path = tmp_path / "run.mcap"
+    monkeypatch.setattr(flight_recorder, "FLUSH_NS", 0)
+    first = bridge.recorder(path)
+    play(bridge, first, 0, 10)
+    monkeypatch.undo()
+    second = bridge.recorder(path, generation=1)
+    play(bridge, second, 10, 4)
+    for dead in (first, second):
+        dead._part.abandon()
+    third = bridge.recorder(path, generation=2)
+    play(bridge, third, 14, 4)
+    done = third.close()
+    found, recording = stored(path)
+    assert [part.name for part in recording.torn] == ["run.mcap", "run-2.mcap"] and done["parts"] == 3
+    assert [int(row["number"]) for row in found["tick"]] == list(range(18)), "the ring still held what had died"
+    assert done["streams"]["frame"] == {"kept": 7, "lost": 2, "last": 9}
+
+
+def test_a_joint_without_a_limit_can_be_recorded(bridge, tmp_path):
+    bridge.recorder(tmp_path / "run.mcap", upper=[float("inf")] * 3).close()
+    assert Recording(tmp_path / "run.mcap").run["config"]["upper"] == [float("inf")] * 3
+
+
 def test_any_torn_tail_is_read_up_to_the_last_whole_piece(bridge, tmp_path, monkeypatch):
     monkeypatch.setattr(flight_recorder, "FLUSH_NS", 0)
     path, cut = tmp_path / "run.mcap", tmp_path / "cut.mcap"

@@ -42,7 +42,7 @@ def bridge():
 
 
 def config(bridge, **more):
-    limits = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * NUM_JOINTS}
+    limits = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * (NUM_JOINTS - 1) + [float("inf")]}
     told = {**bridge.config("unused"), **limits, "role": "view", "view_port": 0, "prompt": PROMPT}
     return {**told, "roles": ["io", "driver", "camera", "engine", "recorder", "view"], **more}
 

@@ -73,10 +73,12 @@ class FlightRecorder:
         return sum(tally.lost for name, tally in self.tallies.items() if name != "state")
 
     def _continue(self) -> None:
-        """After a predecessor's death: its counts, up to what reached its last file."""
+        """After a predecessor's death: its counts, up to what reached a file (one that died at once left none in its own)."""
         while part_path(self._path, self._number + 1).exists():
             self._number += 1
-        streams = last_status(part_path(self._path, self._number)).get("streams", {}) if self._number else {}
+        parts = (part_path(self._path, number) for number in range(self._number, 0, -1))
+        newest_first = (status["streams"] for part in parts if (status := last_status(part)))
+        streams: dict[str, Any] = next(newest_first, {})
         self.tallies.update({name: Tally.continued(data) for name, data in streams.items() if name in self.tallies})
         for name in NEWEST:  # what it has recorded already is not recorded again
             newest = self._wires[name].read()
