@@ -36,7 +36,7 @@ SPEC = RobotSpec(
     control_hz=50.0,  # the rate of the demonstrations: the policy's rows are that far apart
     camera_shapes={name: (128, 160, 3) for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")},
     camera_hz=25.0,
-    prompts=("pick up the red cube with the right arm and hand it over to the left arm",),  # one that the bundle knows
+    prompts=("pick up the cube with the right hand and hand it over to the left hand",),  # one that the bundle knows
     lease_ticks=5,  # without a new command for so many control ticks the driver calls stop(): 0.1 s here
 )
 

@@ -11,6 +11,7 @@ robot is made, never before.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -92,7 +93,7 @@ class LeRobotArm:
             return function(*arguments, **options)
         except Exception as error:
             raise ContractError(
-                f"Cannot {what} robot '{self.spec.name}': {type(error).__name__}: {error}. Check power, cable and port."
+                f"Cannot {what} robot '{self.spec.name}': {_reason(error)}. Check power, cable and port."
             ) from error
 
     def _check_features(self) -> None:
@@ -134,7 +135,7 @@ class LeRobotCameras:
             self.close()
             if isinstance(error, ContractError):
                 raise
-            raise ContractError(f"Cannot open camera '{name}': {type(error).__name__}: {error}. Check its cable.") from error
+            raise ContractError(f"Cannot open camera '{name}': {_reason(error)}. Check its cable.") from error
 
     def grab(self) -> dict[str, CameraImage]:
         """The newest image of each camera that has a new one."""
@@ -162,7 +163,7 @@ class LeRobotCameras:
 
 
 def _made(device: Device, from_config: Callable[[Any], Any]) -> Any:
-    """Call the dotted name with its options; a LeRobot configuration becomes its device, anything else is the device."""
+    """Call the dotted name with its options; a configuration class becomes its device, a function returns it."""
     module_name, _, attribute = device.make.rpartition(".")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
@@ -172,13 +173,18 @@ def _made(device: Device, from_config: Callable[[Any], Any]) -> Any:
             "returns the device, and install LeRobot into this environment."
         ) from error
     try:
-        made = function(**device.options)
-        return made if hasattr(made, "connect") else from_config(made)
+        if isinstance(function, type) and dataclasses.is_dataclass(function):
+            # LeRobot's configuration classes are decoded from plain values by its own library: paths, enums, nested ones
+            return from_config(importlib.import_module("draccus").decode(function, dict(device.options)))
+        return function(**device.options)
     except Exception as error:
-        if isinstance(error, ContractError):
-            raise
-        raise ContractError(f"'{device.make}' cannot be made: {type(error).__name__}: {error}. Check its options.") from error
+        raise ContractError(f"'{device.make}' cannot be made: {_reason(error)}. Check its options.") from error
 
 
 def _lerobot(module: str) -> Any:
     return importlib.import_module(f"{module}.utils")
+
+
+def _reason(error: Exception) -> str:
+    """One line; LeRobot's messages have several."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")

@@ -19,6 +19,7 @@ from edgewam.robot_bridge.robot import Images, RobotSpec, StepResult, Vector
 from edgewam.robot_bridge.robots.episode_file import Episode, encode
 
 DEFAULT_TASK = "example"
+_PROMPT = "pick up the cube with the right hand and hand it over to the left hand"  # one that the shipped bundle knows
 IS_OPEN_LOOP = True  # nothing that is commanded moves it
 
 
@@ -58,7 +59,7 @@ def example(num_ticks: int = 200) -> Episode:
     pictures = {camera: [files[k % len(files)] for k in range(num_ticks // 2)] for camera in CAMERAS}
     lower, upper = np.where(is_gripper, 0.0, -1.5), np.where(is_gripper, 1.0, 1.5)
     speed = np.full(len(joint_names), 3.0)
-    return Episode("example", "sway", 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)
+    return Episode("example", _PROMPT, 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)
 
 
 SPEC = describe(DEFAULT_TASK)
