@@ -49,7 +49,8 @@ class EdgewamPolicy(PreTrainedPolicy):
             chunk = self._chunk(batch, self._steps, **options)[0]
             if len(chunk) < self.config.n_action_steps:
                 raise ValueError(
-                    f"n_action_steps is {self.config.n_action_steps}, but a chunk of this bundle has {len(chunk)} rows. Choose fewer."
+                    f"n_action_steps is {self.config.n_action_steps}, but a chunk of this bundle has {len(chunk)} rows. "
+                    "Choose fewer."
                 )
             self._rows.extend(chunk[: self.config.n_action_steps])
         self._steps += 1

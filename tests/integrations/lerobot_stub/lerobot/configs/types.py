@@ -1,16 +1,16 @@
 """Test double of lerobot.configs.types."""
 
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 
-class FeatureType(str, Enum):
+class FeatureType(StrEnum):
     STATE = "STATE"
     VISUAL = "VISUAL"
     ACTION = "ACTION"
 
 
-class NormalizationMode(str, Enum):
+class NormalizationMode(StrEnum):
     IDENTITY = "IDENTITY"
 
 

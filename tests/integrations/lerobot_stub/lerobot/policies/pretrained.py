@@ -2,8 +2,9 @@
 
 import abc
 
-from lerobot.configs.policies import PreTrainedConfig
 from torch import nn
+
+from lerobot.configs.policies import PreTrainedConfig
 
 
 class PreTrainedPolicy(nn.Module, abc.ABC):
