@@ -58,7 +58,7 @@ class MyArm:
 
     def __init__(self) -> None:
         self._bus = FakeBus()
-        self._last_command = self._positions()
+        self._last_command: Vector | None = None
 
     def reset(self, seed: int) -> None:
         """Begin an episode.  Never move here: a person puts the robot and the scene where the task starts."""
@@ -77,8 +77,9 @@ class MyArm:
     def stop(self) -> None:
         """Hold the present pose with power on: an arm without torque falls.  Called when commands stop coming, and at the end."""
         hold = self._positions()
-        grippers = [j for j, name in enumerate(SPEC.joint_names) if name.endswith("gripper")]
-        hold[grippers] = self._last_command[grippers]  # a gripper that holds something keeps pressing
+        if self._last_command is not None:  # a gripper that holds something keeps pressing
+            grippers = [j for j, name in enumerate(SPEC.joint_names) if name.endswith("gripper")]
+            hold[grippers] = self._last_command[grippers]
         self.command(hold)
 
     def close(self) -> None:

@@ -26,6 +26,8 @@ from edgewam.robot_bridge.clock import NS, now_ns
 from edgewam.robot_bridge.robot import CameraImage, RobotSpec, Vector
 from edgewam.robot_bridge.robots.lerobot_description import Description, Device
 
+_BROKEN_NS = NS  # a camera that has failed for so long will not come back by itself
+
 
 def from_description(path: Path | str) -> tuple[RobotSpec, Callable[..., LeRobotArm], Callable[[], LeRobotCameras]]:
     """SPEC, make and make_cameras of the robot that a description file describes; ContractError when the file is wrong."""
@@ -53,7 +55,8 @@ class LeRobotArm:
         if not self._device.is_calibrated:
             self.close()
             raise ContractError(f"Robot '{self.spec.name}' is not calibrated. Run lerobot-calibrate for it, then start again.")
-        self._last_command = self._positions()
+        self._last_command: Vector | None = None
+        self._positions()  # a robot that cannot be read is refused here, not in the middle of a run
 
     def reset(self, seed: int) -> None:
         """Nothing moves: a person puts the robot and the scene where the task starts."""
@@ -72,7 +75,10 @@ class LeRobotArm:
 
     def stop(self) -> None:
         """Hold: command the measured pose; grippers keep their command, else they would drop what they hold."""
-        self.command(np.where(self._description.is_gripper, self._last_command, self._positions()))
+        hold = self._positions()
+        if self._last_command is not None:
+            hold = np.where(self._description.is_gripper, self._last_command, hold)
+        self.command(hold)
 
     def close(self) -> None:
         """Disconnect; whether that takes the torque off is LeRobot's `disable_torque_on_disconnect`."""
@@ -124,7 +130,8 @@ class LeRobotCameras:
 
     def __init__(self, description: Description) -> None:
         self._timeout_ms = 1000.0 / description.spec.camera_hz
-        self._newest_ns: dict[str, int] = {}
+        self._newest_ns: dict[str, int] = {}  # stamp of the last image
+        self._good_ns: dict[str, int] = {}  # when it was read
         self._devices: dict[str, Any] = {}
         try:
             for name, device in description.cameras.items():
@@ -138,7 +145,7 @@ class LeRobotCameras:
             raise ContractError(f"Cannot open camera '{name}': {_reason(error)}. Check its cable.") from error
 
     def grab(self) -> dict[str, CameraImage]:
-        """The newest image of each camera that has a new one."""
+        """The newest image of each camera that has a new one; the camera's own exception when one fails for a second."""
         images = {}
         for name, camera in self._devices.items():
             # the stamp is read first: if a frame arrives in between, the image is newer than its stamp, never older
@@ -149,8 +156,10 @@ class LeRobotCameras:
             try:
                 image = camera.read_latest() if hasattr(camera, "read_latest") else camera.async_read(timeout_ms=self._timeout_ms)
             except (OSError, RuntimeError):  # not connected, timed out, too old: the bridge sees its age grow and holds
+                if begin_ns - self._good_ns.setdefault(name, begin_ns) > _BROKEN_NS:
+                    raise  # this process is then started again, which opens the camera anew
                 continue
-            self._newest_ns[name] = t_ns
+            self._newest_ns[name], self._good_ns[name] = t_ns, begin_ns
             images[name] = CameraImage(np.asarray(image), t_ns)
         return images
 
