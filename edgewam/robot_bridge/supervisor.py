@@ -70,6 +70,7 @@ class Supervisor:
         self._memory = MemoryWatch()
         self._tally = Tally(config, spec.joint_names)
         self._drained = 0
+        self._watching_since_ns = 0  # who is ready early waits in silence for the others
         self._is_complete = self._is_interrupted = False
 
     @property
@@ -117,7 +118,7 @@ class Supervisor:
                     f"Not ready after {self._config['start_timeout_s']:.0f} s: {waiting}. Is the machine overloaded?"
                 )
             time.sleep(_WATCH_S)
-        self._control["epoch_ns"] = now_ns() + NS // 10
+        self._control["epoch_ns"] = self._watching_since_ns = now_ns() + NS // 10
         self._wires["control"].write(self._control)
 
     def watch(self, on_progress: Callable[[Progress], None] | None) -> None:
@@ -166,7 +167,7 @@ class Supervisor:
         silence_s = silence_limit_s(role, float(self._config["heartbeat_timeout_s"]))
         return is_hanging(
             bool(status["is_ready"]),
-            int(status["heartbeat_ns"]),
+            max(int(status["heartbeat_ns"]), self._watching_since_ns),
             self._started_ns[role],
             now_ns(),
             silence_s,
