@@ -19,7 +19,7 @@ from edgewam.robot_bridge.clock import become_preferred, now_ns, sleep_until
 from edgewam.robot_bridge.delay import DelayEstimator, Rows, committed
 from edgewam.robot_bridge.frames import Frames
 from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.policy import Policy, SplitPolicy, longest_prefix, open_policy
+from edgewam.robot_bridge.policy import Policy, SplitPolicy, longest_prefix, open_policy, prefix_policy
 from edgewam.robot_bridge.refresh import NONE, Blocking, FromPlanner, InEngine, Refresh, interval
 
 POLL_NS = 500_000
@@ -166,9 +166,4 @@ def delay_estimator(config: Mapping[str, Any], policy: Policy, ticks_per_row: in
     """
     if config.get("schedule") != RTC:
         return None
-    if not isinstance(policy, SplitPolicy) or not policy.prefix_trained:
-        raise EdgewamError(
-            "Real-time chunking ('rtc') continues the actions under way, and these weights were never trained to: train and "
-            "distil with max_prefix, or choose the schedule replace, ensemble or crossfade."
-        )
-    return DelayEstimator(longest_prefix(policy) * ticks_per_row)
+    return DelayEstimator(longest_prefix(prefix_policy(policy)) * ticks_per_row)

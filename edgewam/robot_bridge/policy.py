@@ -90,6 +90,20 @@ class SplitPolicy(Policy, Protocol):
         """Use a context from `export_context`; chunks are then bitwise those of the policy that made it."""
 
 
+def prefix_policy(policy: Policy) -> SplitPolicy:
+    """The policy, for real-time chunking.
+
+    Raises:
+        EdgewamError: its weights were not trained with prefixes.
+    """
+    if not isinstance(policy, SplitPolicy) or not policy.prefix_trained:
+        raise EdgewamError(
+            "Real-time chunking ('rtc') continues the actions under way, and these weights were never trained to: train and "
+            "distil with max_prefix, or choose the schedule replace, ensemble or crossfade."
+        )
+    return policy
+
+
 def longest_prefix(policy: SplitPolicy) -> int:
     """Rows that may be given: what the policy's training allows (`max_prefix`), or half a chunk where it does not say."""
     return int(getattr(policy, "max_prefix", policy.chunk_size // 2)) if policy.prefix_trained else 0

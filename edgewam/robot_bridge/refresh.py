@@ -198,8 +198,8 @@ def to_record(record: SharedRecord, data: bytes, **fields: Any) -> Value:
     room = value["data"]
     if len(data) > len(room):
         raise EdgewamError(
-            f"The planner's context has {len(data)} bytes and its record {len(room)}. Run with planner 'engine', or make the "
-            f"records with max_context={len(data)}."
+            f"The planner's context has {len(data)} bytes and its record {len(room)}. Run with planner 'engine', or give the "
+            f"run max_context_bytes={len(data)}."
         )
     for name, number in fields.items():
         value[name] = number

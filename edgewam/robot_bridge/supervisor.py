@@ -33,7 +33,7 @@ _LEAVE_S = 3.0  # for a child that was asked to leave
 
 @dataclass(frozen=True)
 class Progress:
-    """A glance at a run: control tick of how many, mode and its cause, episodes that ended."""
+    """A glance at a run: control tick of how many, mode and its cause, episodes that ended, port of the live page if any."""
 
     tick: int
     num_ticks: int
@@ -41,6 +41,7 @@ class Progress:
     episodes: int
     cause: str = "none"
     is_armed: bool = True
+    view_port: int | None = None
 
 
 class _Duty:
@@ -70,6 +71,7 @@ class Supervisor:
         self._memory = MemoryWatch()
         self._tally = Tally(config, spec.joint_names)
         self._drained = 0
+        self._latch: str | None = None
         self._watching_since_ns = 0  # who is ready early waits in silence for the others
         self._is_complete = self._is_interrupted = False
 
@@ -193,6 +195,7 @@ class Supervisor:
 
     def _progress(self) -> Progress:
         io, driver = self._status("io"), self._status("driver")
+        view = self._status("view") if "view" in self._roles else None
         tick, mode, cause = (int(io["tick"]), int(io["mode"]), int(io["cause"])) if io is not None else (0, 0, 0)
         return Progress(
             tick=tick,
@@ -201,6 +204,7 @@ class Supervisor:
             episodes=0 if driver is None else int(driver["count"]),
             cause=Cause(cause).name.lower(),
             is_armed=bool(self._control["is_armed"]),
+            view_port=None if view is None else int(view["tick"]),
         )
 
     def _answer(self, verb: str) -> dict[str, Any]:
@@ -232,6 +236,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """io brakes and leaves first, then the others; who does not leave is killed."""
+        if not self._control["quit"]:
+            self._drain()
+            self._latch = self._tally.latch  # braking because of `quit` is no latched STOP
         self._control["quit"] = 1
         self._wires["control"].write(self._control)
         for child in self._children.values():
@@ -249,15 +256,15 @@ class Supervisor:
         self._drain()
         has_ended = self._is_complete and not self._is_interrupted
         lasted = int(self._config["num_ticks"]) if has_ended else self._tally.last_tick + 1
-        if self._is_complete and (latch := self._tally.latch) is not None:
-            self._fault(latch)
+        if self._is_complete and self._latch is not None:
+            self._fault(self._latch)
         results = {role: self._children[role].results() for role in self._roles}
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
         return replace(
             self._tally.report(lasted),
             robot=self._config["robot"],
             robot_options=dict(self._config["robot_options"]),
-            is_complete=self._is_complete and self._tally.latch is None,
+            is_complete=self._is_complete and self._latch is None,
             faults=self._faults,
             engine_restarts=self._budget.counts["engine"],
             restarts=dict(self._budget.counts),

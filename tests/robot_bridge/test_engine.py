@@ -296,7 +296,7 @@ def test_a_context_that_does_not_fit_its_record_is_refused_with_the_way_out(benc
     made, _, planner, (_, planning) = pair(bench)
     planning.export_context = lambda: bytes(1 << 21)
     made.frame(0)
-    with pytest.raises(EdgewamError, match="max_context=2097152"):
+    with pytest.raises(EdgewamError, match="max_context_bytes=2097152"):
         planner.step()
 
 
