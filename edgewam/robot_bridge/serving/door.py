@@ -28,7 +28,7 @@ class DoorOptions:
     max_frame_bytes: int = MAX_FRAME_BYTES
     max_connections: int = 16
     open_s: float = 5.0
-    idle_s: float = 60.0
+    idle_s: float = 300.0
     quit: threading.Event = field(default_factory=threading.Event)
     on_ready: Callable[[Address], None] = lambda address: None
     extra: Mapping[str, str] = field(default_factory=dict)

@@ -1,7 +1,8 @@
 """The handler behind every door: one controller, a stop that latches, rates, episodes and their ticks, over one engine.
 
 Chunks are indexed by time (DESIGN section 8): by the tick that the client counts, else by the monotonic time since the first
-look of the episode.  An episode begins with `reset`, a new controller, another prompt, a tick that goes back, or a restarted engine.
+look of the episode.  An episode begins with `reset`, a new controller, another prompt, a tick that goes back or a restarted
+engine.
 """
 
 from __future__ import annotations

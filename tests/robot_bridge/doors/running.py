@@ -5,8 +5,9 @@ code with the door.  It offers:
 
     connect(address, token=None) -> Probe                 raises Refused("unauthorized") or Refused("closed")
     Probe.infer(images, state, prompt=None, tick=None)    actions float32 [rows, D]; raises Refused(code)
-    Probe.raw() -> bytes                                  the bytes of one valid request, as they follow the transport's own framing
+    Probe.raw() -> bytes                                  one valid request, without the framing of its transport
     Probe.send_raw(data) -> str                           "answer", a code of DoorError, or "closed"
+    Probe.is_open                                         False once a refusal has ended the connection
     Probe.big() -> str                                    announces or sends more than the limit; as `send_raw`
     Probe.close(), Probe.drop()                           leaves in order; breaks off without a word
     ADDRESS (optional), EXTRA (optional)                  where to listen, and `DoorOptions.extra`
