@@ -1,8 +1,8 @@
 """A recorded episode as if it were a live robot: observations come by time, commands go nowhere and are compared.
 
 `task` is an episode file (see `episode_file`) or a flight recording (`.mcap`); without one it plays a made-up example.  It tries
-a policy, a door or a whole run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what is
-commanded does not change what is seen, so it says nothing about success.
+a policy, a door or a whole run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what
+is commanded does not change what is seen, so it says nothing about success.
 """
 
 from __future__ import annotations
