@@ -1,0 +1,127 @@
+"""A robot that misbehaves on order and keeps a diary, two cameras and a policy that do the same: for runs with real processes.
+
+The fault is named in EDGEWAM_TEST_FAULT and is on while the file EDGEWAM_TEST_SWITCH exists.  The diary (EDGEWAM_TEST_DIARY)
+holds every command that reached the robot: a witness that survives whatever dies, and knows nothing of the bridge's own log.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from edgewam.core.records import Observation
+from edgewam.robot_bridge.robot import RobotSpec, StepResult
+
+MODULE = "tests.robot_bridge.faults.robot"
+HORIZON = 16
+NUM_JOINTS = 14
+PERIOD_TICKS, AMPLITUDE = 240, 0.5
+
+SPEC = RobotSpec(
+    name="faulty",
+    joint_names=tuple(f"joint_{j}" for j in range(NUM_JOINTS)),
+    lower=np.full(NUM_JOINTS, -1.0),
+    upper=np.full(NUM_JOINTS, 1.0),
+    max_velocity=np.full(NUM_JOINTS, 3.0),
+    control_hz=50.0,
+    camera_shapes={"cam_high": (48, 64, 3), "cam_wrist": (48, 64, 3)},
+    camera_hz=25.0,
+    prompts=("swing",),
+)
+
+DIARY = np.dtype([("t_ns", "<i8"), ("kind", "S8"), ("joints", "<f8", (NUM_JOINTS,))])
+
+
+def wave(tick: int | np.ndarray) -> np.ndarray:
+    """Targets [..., D] at a tick: every joint swings, each in its own phase, at a third of the velocity limit."""
+    phase = np.arange(NUM_JOINTS) * (np.pi / NUM_JOINTS)
+    return AMPLITUDE * np.sin(2 * np.pi * np.asarray(tick)[..., None] / PERIOD_TICKS + phase)
+
+
+def active() -> str:
+    """The fault that is on now, or nothing."""
+    switch = os.environ.get("EDGEWAM_TEST_SWITCH", "")
+    return os.environ.get("EDGEWAM_TEST_FAULT", "") if switch and os.path.exists(switch) else ""
+
+
+def make(*, render: bool = True) -> FaultyRobot:
+    """A robot at the wave's first pose."""
+    return FaultyRobot()
+
+
+def make_renderer() -> FaultyRenderer:
+    """Draws physics states."""
+    return FaultyRenderer()
+
+
+class FaultyRobot:
+    """Goes where it is told at once, while the lease lasts; the episode never ends."""
+
+    spec = SPEC
+
+    def __init__(self) -> None:
+        path = os.environ.get("EDGEWAM_TEST_DIARY")
+        self._diary = open(path, "ab", buffering=0) if path else None  # noqa: SIM115  closed with the robot
+        self.reset(0)
+
+    def _note(self, kind: str, joints: np.ndarray) -> None:
+        if self._diary is not None:
+            row = np.zeros((), DIARY)
+            row["t_ns"], row["kind"], row["joints"] = time.monotonic_ns(), kind.encode(), joints
+            self._diary.write(row.tobytes())
+
+    def reset(self, seed: int) -> None:
+        """The wave's first pose."""
+        self._joints = wave(0)
+        self._command = self._joints.copy()
+        self._age, self._tick = 0, 0
+        self._note("reset", self._joints)
+
+    def observe(self) -> Observation:
+        """The joints, or what a broken encoder says of them."""
+        state = self._joints.astype(np.float32)
+        match active():
+            case "state_nan":
+                state[3] = np.nan
+            case "state_dim":
+                state = state[:5]
+            case "state_late":
+                time.sleep(0.3)
+        return Observation({}, state, self._tick, time.monotonic_ns())
+
+    def command(self, target: np.ndarray) -> None:
+        """Renew the lease."""
+        self._note("command", np.array(target, np.float64))
+        self._command, self._age = SPEC.checked(target), 0
+
+    def stop(self) -> None:
+        """Hold."""
+        self._note("stop", self._joints)
+        self._command = self._joints.copy()
+
+    def step(self, target: np.ndarray) -> StepResult:
+        """Lockstep."""
+        self.command(target)
+        return self.advance()
+
+    def advance(self) -> StepResult:
+        """Joints follow the command at once while the lease lasts."""
+        if self._age == SPEC.lease_ticks:
+            self.stop()
+        self._age += 1
+        self._tick += 1
+        self._joints = self._command.copy()
+        self._note("advance", self._joints)
+        return StepResult(0, False, False)
+
+    def physics_state(self) -> np.ndarray:
+        """Joints and tick."""
+        return np.array([*self._joints, self._tick])
+
+    def close(self) -> None:
+        """The last entry of the diary; safe to call twice."""
+        if self._diary is not None and not self._diary.closed:
+            self._note("close", self._joints)
+            self._diary.close()
