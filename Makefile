@@ -7,7 +7,7 @@ PIP_QUIET = -q --disable-pip-version-check
 TORCH = torch==2.13.0
 SHELL = /bin/bash
 
-.PHONY: demo test lint gpu clean
+.PHONY: demo test soak gpu clean
 
 demo: .venv/ready
 	.venv/bin/edgewam demo $(ARGS)
@@ -18,12 +18,16 @@ test: .venv-test/ready
 	.venv-test/bin/mypy
 	.venv-test/bin/python -m pytest $(ARGS)
 
+# The whole fault matrix and the long fuzz runs: real processes, real time, about half an hour on a quiet machine.
+soak: .venv-test/ready
+	.venv-test/bin/python -m pytest -m soak $(ARGS)
+
 # Everything that needs a GPU, with whatever Python is active: `make gpu ARGS=--list` works without one.
 gpu:
 	$(or $(GPU_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
 .venv/ready: EXTRAS = train,onnx,sim,quant
-.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,dev
+.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,serve,ros2,telemetry,dev
 %/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "edgewam needs Python >= 3.11. Install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $*
@@ -31,6 +35,8 @@ gpu:
 	$*/bin/python -m pip install $(PIP_QUIET) -e '.[$(EXTRAS)]'
 	# only the MuJoCo assets are needed, not the 500 MB that gym-aloha would pull in
 	$*/bin/python -m pip install $(PIP_QUIET) --no-deps gym-aloha==0.1.5
+	# the client that strangers will use: unmodified, without its old NumPy
+	$(if $(findstring test,$*),$*/bin/python -m pip install $(PIP_QUIET) dm-tree && $*/bin/python -m pip install $(PIP_QUIET) --no-deps openpi-client==0.1.2)
 	touch $@
 
 clean:

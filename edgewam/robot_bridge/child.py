@@ -25,6 +25,9 @@ ROLE_MODULES = {
     "driver": "edgewam.robot_bridge.driver_process",
     "camera": "edgewam.robot_bridge.camera_process",
     "engine": "edgewam.robot_bridge.engine_process",
+    "planner": "edgewam.robot_bridge.planner_process",
+    "recorder": "edgewam.robot_bridge.recorder_process",
+    "view": "edgewam.robot_bridge.view_process",
 }
 
 
@@ -48,7 +51,22 @@ class Link:
     @property
     def is_stopping(self) -> bool:
         """The parent asked to stop, or is gone."""
-        return bool(self._read_control()["quit"]) or os.getppid() != self._parent
+        return self.is_quitting or self.is_orphaned
+
+    @property
+    def is_quitting(self) -> bool:
+        """The parent asked to stop."""
+        return bool(self._read_control()["quit"])
+
+    @property
+    def is_orphaned(self) -> bool:
+        """The parent is gone."""
+        return os.getppid() != self._parent
+
+    @property
+    def is_armed(self) -> bool:
+        """Somebody at this machine allowed the arm to move."""
+        return bool(self._read_control()["is_armed"])
 
     @property
     def is_estop(self) -> bool:
@@ -56,15 +74,36 @@ class Link:
         return bool(self._read_control()["estop"])
 
     @property
+    def stops(self) -> int:
+        """How often a stop was asked for at this machine."""
+        return int(self._read_control()["stops"])
+
+    @property
+    def resets(self) -> int:
+        """How often somebody at this machine asked to leave STOP."""
+        return int(self._read_control()["resets"])
+
+    @property
     def epoch_ns(self) -> int:
         """Time of control tick 0, or 0 while the parent still waits for everyone to be ready."""
         return int(self._read_control()["epoch_ns"])
 
-    def report(self, *, is_ready: bool = True, count: int = 0, tick: int = 0, mode: int = 0) -> None:
-        """Publish this child's status with a fresh heartbeat."""
+    def report(
+        self,
+        *,
+        is_ready: bool = True,
+        count: int = 0,
+        tick: int = 0,
+        mode: int = 0,
+        cause: int = 0,
+        applied_id: int = -1,
+        delay_ticks: int = 0,
+    ) -> None:
+        """Publish this child's status with a fresh heartbeat; see `wires.layouts`."""
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
-        status["count"], status["tick"], status["mode"] = count, tick, mode
+        status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause
+        status["applied_id"], status["delay_ticks"] = applied_id, delay_ticks
         self._status_record.write(status)
 
 

@@ -30,6 +30,8 @@ class RobotSpec:
     lower, upper [D]: command limits in rad (grippers 0 closed .. 1 open).  max_velocity [D]: largest change of a
     command, rad/s (grippers 1/s).  lease_ticks: control ticks that one command stays in force without a new one.
     prompts: instructions, the default first.  episode_ticks: an attempt that takes longer has failed.
+    max_acceleration [D]: largest change of a command's velocity, rad/s^2; None: not limited.
+    home [D]: a pose that is safe to stand in; None: wherever the robot is when it starts.
     """
 
     name: str
@@ -43,14 +45,20 @@ class RobotSpec:
     prompts: tuple[str, ...]
     lease_ticks: int = 5
     episode_ticks: int = 300
+    max_acceleration: Vector | None = None
+    home: Vector | None = None
 
     def __post_init__(self) -> None:
-        for field in ("lower", "upper", "max_velocity"):
+        for field in ("lower", "upper", "max_velocity", "max_acceleration", "home"):
+            if getattr(self, field) is None:
+                continue
             value = np.array(getattr(self, field), np.float64)
             assert value.shape == (self.num_joints,), f"{self.name}: {field} must have one value per joint"
             value.flags.writeable = False
             object.__setattr__(self, field, value)
         assert (self.lower < self.upper).all() and (self.max_velocity > 0).all(), self.name
+        assert self.max_acceleration is None or (self.max_acceleration > 0).all(), self.name
+        assert self.home is None or ((self.lower <= self.home) & (self.home <= self.upper)).all(), self.name
         assert self.control_hz % self.camera_hz == 0, "a camera frame must fall on a control tick"
 
     @property

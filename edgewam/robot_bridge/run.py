@@ -1,7 +1,8 @@
-"""`edgewam run`: drives a robot in real time with a policy, in four processes, and reports what happened."""
+"""`edgewam run`: drives a robot in real time with a policy, in several processes, and reports what happened."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -10,9 +11,13 @@ from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.wires import MAX_CONTEXT, ROLES, Wires
 
 __all__ = ["Progress", "RunReport", "RunSettings", "run"]
+
+SCHEDULES = ("replace", "ensemble", "crossfade", "rtc")
+PLANNERS = ("engine", "process")
+_MAY_BE_ZERO = ("ensemble_decay", "max_restarts", "view_port")
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,19 @@ class RunSettings:
     driver_lead_s: how long before a control tick the simulator publishes its state.
     jump_s: a chunk is refused when its first action is farther away than this much time at the velocity limit.
     approach_fraction: speed of leaving a hold, as a part of the velocity limit.  ramp_ticks: ticks to brake in.
+    schedule: how a new chunk takes over: "replace", "ensemble" (rows of all chunks, weights exp(-ensemble_decay * age rank)),
+        "crossfade" (over crossfade_ticks) or "rtc" (the policy continues a prefix that it was trained for).
+    refresh_ticks: ticks between two planner refreshes; None: the policy's own number.
+    planner: "process" gives the planner a process of its own, "engine" lets the engine refresh between chunks.
+    max_context_age_ticks: a chunk from an older refresh is refused; None: as far as the policy's horizon reaches.
+    max_camera_age_s: hold when the oldest camera is older.  resume_chunks: good chunks that end a hold (READY ends with one).
+    max_rejects: refused chunks in a row that stop the arm.  engine_lost_s: hold when the engine has not been heard of so long.
+    max_restarts: how often a child is started again within restart_window_s before the run ends.
+    heartbeat_timeout_s: silence after which engine and planner count as hanging; the others after 2 s at most.
+    orphan_s: how long io goes on holding the pose after its supervisor has died.
+    ticks_per_row: control ticks per row of the policy (2: a 50 Hz policy at 100 Hz, interpolated).
+    max_context_bytes: room for a planner's context.  workspace: dotted name of a function command [D] -> command [D] or None.
+    record: MCAP file of the flight recorder.  view_port: port of the live page on 127.0.0.1 (0: any free one).
     """
 
     replan_ticks: int = 8
@@ -36,11 +54,45 @@ class RunSettings:
     max_state_age_s: float = 0.06
     max_observation_age_s: float = 0.5
     start_timeout_s: float = 120.0
+    schedule: str = "replace"
+    crossfade_ticks: int = 4
+    ensemble_decay: float = 0.05
+    refresh_ticks: int | None = None
+    planner: str = "engine"
+    max_context_age_ticks: int | None = None
+    max_camera_age_s: float = 0.2
+    resume_chunks: int = 2
+    max_rejects: int = 25
+    engine_lost_s: float = 1.0
+    max_restarts: int = 3
+    restart_window_s: float = 60.0
+    heartbeat_timeout_s: float = 5.0
+    orphan_s: float = 2.0
+    ticks_per_row: int = 1
+    max_context_bytes: int = MAX_CONTEXT
+    workspace: str | None = None
+    record: str | None = None
+    view_port: int | None = None
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            if not value > 0:
+            if isinstance(value, str) or value is None or (name in _MAY_BE_ZERO and value == 0):
+                continue
+            if not 0 < value < math.inf:
                 raise EdgewamError(f"{name} must be positive, got {value}.")
+        for name, choices in (("schedule", SCHEDULES), ("planner", PLANNERS)):
+            if getattr(self, name) not in choices:
+                raise EdgewamError(f"Unknown {name} '{getattr(self, name)}'. Available: {', '.join(choices)}.")
+        if self.approach_fraction > 1:
+            raise EdgewamError(f"approach_fraction is a part of the velocity limit, at most 1; got {self.approach_fraction}.")
+        if self.view_port is not None and self.view_port > 65535:
+            raise EdgewamError(f"view_port must be from 0 (any free port) to 65535, got {self.view_port}.")
+
+    @property
+    def roles(self) -> list[str]:
+        """The children of such a run, in the order of their start."""
+        wanted = {"planner": self.planner == "process", "recorder": self.record is not None, "view": self.view_port is not None}
+        return [role for role in ROLES if wanted.get(role, True)]
 
 
 def run(
@@ -81,9 +133,13 @@ def run(
     num_ticks = max(1, round(seconds * spec.control_hz))
     config = {
         **asdict(settings),
+        "roles": settings.roles,
         "lower": spec.lower.tolist(),
         "upper": spec.upper.tolist(),
         "max_velocity": spec.max_velocity.tolist(),
+        "max_acceleration": None if spec.max_acceleration is None else spec.max_acceleration.tolist(),
+        "home": None if spec.home is None else spec.home.tolist(),
+        "lease_ticks": spec.lease_ticks,
         "control_hz": spec.control_hz,
         "camera_every": spec.camera_every,
         "num_ticks": num_ticks,
@@ -94,7 +150,7 @@ def run(
         "policy_factory": policy_factory,
         "policy_args": dict(policy_args),
     }
-    wires = Wires(spec.num_joints, spec.camera_shapes)
+    wires = Wires(spec.num_joints, spec.camera_shapes, max_context=settings.max_context_bytes)
     supervisor = Supervisor(config, wires)
     try:
         supervisor.start()

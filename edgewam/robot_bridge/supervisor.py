@@ -23,7 +23,6 @@ from edgewam.robot_bridge.robot import RobotSpec
 from edgewam.robot_bridge.shm_record import Value
 from edgewam.robot_bridge.wires import Wires
 
-ROLES = ("io", "driver", "camera", "engine")
 MAX_ENGINE_RESTARTS = 3
 _WATCH_S = 0.02
 
@@ -43,7 +42,9 @@ class Supervisor:
 
     def __init__(self, config: Mapping[str, Any], wires: Wires) -> None:
         self._config, self._wires = config, wires
+        self._roles: list[str] = config["roles"]
         self._control = wires["control"].blank()
+        self._control["is_armed"] = 1
         self._children: dict[str, Child] = {}
         self._faults: list[str] = []
         self._restarts = 0
@@ -74,15 +75,15 @@ class Supervisor:
 
     def start(self) -> None:
         """Start everyone, wait until all are ready, and set the epoch."""
-        for role in ROLES:
+        for role in self._roles:
             self._spawn(role)
         limit = time.monotonic() + self._config["start_timeout_s"]
-        while not all(self._is_ready(role) for role in ROLES):
+        while not all(self._is_ready(role) for role in self._roles):
             for child in self._children.values():
                 if child.exit_code is not None:
                     raise EdgewamError(child.failure())
             if time.monotonic() > limit:
-                waiting = ", ".join(role for role in ROLES if not self._is_ready(role))
+                waiting = ", ".join(role for role in self._roles if not self._is_ready(role))
                 raise EdgewamError(
                     f"Not ready after {self._config['start_timeout_s']:.0f} s: {waiting}. Is the machine overloaded?"
                 )
@@ -96,7 +97,7 @@ class Supervisor:
         while io.exit_code is None:
             io.wait(_WATCH_S)
             self._drain()
-            for role in ("driver", "camera", "engine"):
+            for role in self._roles[1:]:
                 child = self._children[role]
                 if child.exit_code is None or io.exit_code is not None:
                     continue
@@ -129,9 +130,8 @@ class Supervisor:
         """io brakes and leaves first, then the others; who does not leave is killed."""
         self._control["quit"] = 1
         self._wires["control"].write(self._control)
-        for role in ("io", "driver", "engine", "camera"):
-            if role in self._children:
-                self._children[role].end(3.0)
+        for child in self._children.values():
+            child.end(3.0)
 
     def report(self, spec: RobotSpec, robot: str) -> RunReport:
         """Counters from the log, and what the children said about themselves."""
@@ -141,7 +141,7 @@ class Supervisor:
         lasted = num_ticks if self._is_complete else (int(log["tick"][-1]) + 1 if len(log) else 0)
         if self._is_complete and (latch := latched(log)) is not None:
             self._faults.append(latch)
-        results = {role: self._children[role].results() for role in ROLES}
+        results = {role: self._children[role].results() for role in self._roles}
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
         episodes = driver.get("episodes", [])
         return replace(

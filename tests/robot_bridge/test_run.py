@@ -262,3 +262,26 @@ def test_a_hold_that_does_not_end_is_latched_and_explained():
     report = drive("faulty", arguments, seconds=2.5, settings=RunSettings(max_hold_s=0.6))
     assert report.final_mode == "STOP" and report.stopped > 0 and not report.is_complete
     assert len(report.faults) == 1 and "no valid chunk" in report.faults[0]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"schedule": "average"}, r"Unknown schedule 'average'. Available: replace, ensemble, crossfade, rtc"),
+        ({"planner": "thread"}, "Available: engine, process"),
+        ({"approach_fraction": 1.5}, "at most 1"),
+        ({"view_port": 70_000}, "65535"),
+        ({"refresh_ticks": 0}, "refresh_ticks must be positive"),
+        ({"jump_s": float("nan")}, "jump_s must be positive"),
+        ({"max_hold_s": float("inf")}, "max_hold_s must be positive"),
+    ],
+)
+def test_a_setting_that_makes_no_sense_is_refused_with_what_would(wrong, message):
+    with pytest.raises(EdgewamError, match=message):
+        RunSettings(**wrong)
+
+
+def test_optional_processes_exist_only_when_asked_for():
+    assert RunSettings().roles == ["io", "driver", "camera", "engine"]
+    everything = RunSettings(planner="process", record="run.mcap", view_port=0)
+    assert everything.roles == ["io", "driver", "camera", "engine", "planner", "recorder", "view"]
