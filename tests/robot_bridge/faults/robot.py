@@ -11,8 +11,9 @@ import time
 
 import numpy as np
 
-from edgewam.core.records import Observation
+from edgewam.core.records import ActionChunk, Observation
 from edgewam.robot_bridge.robot import RobotSpec, StepResult
+from tests.robot_bridge.faults.injectors import CHUNKS, spoil_writes
 
 MODULE = "tests.robot_bridge.faults.robot"
 HORIZON = 16
@@ -125,3 +126,73 @@ class FaultyRobot:
         if self._diary is not None and not self._diary.closed:
             self._note("close", self._joints)
             self._diary.close()
+
+
+class FaultyRenderer:
+    """Grey images whose first pixel counts ticks."""
+
+    def render(self, physics_state: np.ndarray) -> dict[str, np.ndarray]:
+        """Camera name -> image."""
+        return pictures(int(physics_state[-1]))
+
+    def close(self) -> None:
+        """Nothing to release."""
+
+
+def pictures(tick: int) -> dict[str, np.ndarray]:
+    """Images of all cameras at a tick, or what a broken camera gives."""
+    images = {name: np.full(shape, 128, np.uint8) for name, shape in SPEC.camera_shapes.items()}
+    for image in images.values():
+        image[0, 0] = tick % 251
+    match active():
+        case "camera_drop":
+            raise OSError("VIDIOC_DQBUF: No such device")
+        case "camera_absent":
+            del images["cam_wrist"]
+        case "camera_shape":
+            images["cam_wrist"] = images["cam_wrist"][:24]
+        case "camera_dtype":
+            images["cam_wrist"] = images["cam_wrist"].astype(np.float32)
+        case "camera_black":
+            images["cam_wrist"][:] = 0
+    return images
+
+
+class FaultyPolicy:
+    """The wave, in the time that the shipped bundle takes; while a fault is on, what a broken engine does."""
+
+    INFER_S = 0.011
+    refresh_ticks, horizon, chunk_size, prefix_trained, offset_trained = 32, 32, HORIZON, False, True
+
+    def __init__(self) -> None:
+        spoil_writes(active, "actions")
+        self._calls = 0
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """Nothing to forget."""
+
+    def plan(self, observation: Observation) -> None:
+        """Nothing to refresh."""
+
+    def act(self, observation: Observation) -> ActionChunk:
+        """The wave from the tick of the observation."""
+        self._calls += 1
+        fault = active() if self._calls > 1 else ""
+        time.sleep(PAUSES.get(fault, self.INFER_S))
+        if fault == "raise":
+            raise RuntimeError("the engine is on fire")
+        rows = wave(observation.tick + np.arange(HORIZON)).astype(np.float32)
+        chunk = ActionChunk(rows, observation.tick, observation.tick, observation.t_capture_ns)
+        return CHUNKS.get(fault, lambda chunk: chunk)(chunk)
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """See `act`."""
+        return self.act(observation)
+
+
+PAUSES = {"stall_50": 0.05, "stall_500": 0.5, "stall_forever": 3600.0}
+
+
+def policy() -> FaultyPolicy:
+    """The factory."""
+    return FaultyPolicy()

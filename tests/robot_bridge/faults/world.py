@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +33,14 @@ MAX_CONTEXT_AGE = 32
 class Spoiler:
     """What a fault does in simulated time.
 
-    point: which value it gets ("state", "frame", "chunk", "status"; "tick": none, called before the tick).
+    point: which value it gets ("state", "frame", "answer" (an ActionChunk), "chunk" (its record), "status"; "tick": None, called
+        before the tick).
     spoil: (world, tick, value) -> the value to publish instead, or None to publish nothing.
     ticks: how long it lasts; total: ticks of the whole run.  settings: of the run, where they differ from the defaults.
     """
 
     point: str
-    spoil: Callable[[World, int, Value], Value | None]
+    spoil: Callable[[World, int, Any], Any]
     ticks: int = 48
     total: int = 320
     settings: RunSettings | None = None
@@ -62,8 +64,9 @@ class World:
             "wires": self.wires.describe() | {"fds": {name: os.dup(fd) for name, fd in self.wires.fds.items()}},
         }
         self.spoiler, self.now, self.pose = spoiler, EPOCH_NS, wave(0)
-        self.chunk_number, self.frame_number, self.context_tick = 0, 0, 0
+        self.chunk_number, self.frame_number = 0, 0
         self.frame: Value | None = None
+        self.due: dict[int, ActionChunk] = {}  # tick -> an answer that comes late
         set_clock(lambda: self.now)
         control = self.wires["control"].blank()
         control["epoch_ns"], control["is_armed"] = EPOCH_NS, 1
@@ -94,21 +97,29 @@ class World:
 
     def _others(self, tick: int, deadline: int) -> None:
         """What driver, camera and engine have published by this tick."""
-        self._publish("tick", tick, None)
+        self._spoiled("tick", tick, None)
         self._publish("state", tick, self._state(tick, deadline - LEAD_NS))
         if tick % CAMERA_EVERY == 0:
             self.frame_number += 1
             self._publish("frame", tick, self._frame(tick, deadline - LEAD_NS))
         if tick >= DELAY_TICKS and (tick - DELAY_TICKS) % REPLAN_TICKS == 0:
-            self._publish("chunk", tick, self._chunk(tick - DELAY_TICKS, deadline))
+            answer = self._spoiled("answer", tick, self._answer(tick - DELAY_TICKS, deadline))
+            if answer is not None:
+                self.due[tick] = answer
+        if tick in self.due:
+            self._publish("chunk", tick, self._record(self.due.pop(tick), deadline))
         status = self.wires["status_engine"].blank()
         status["is_ready"], status["heartbeat_ns"] = 1, deadline - LEAD_NS
         self._publish("status", tick, status, "status_engine")
 
-    def _publish(self, point: str, tick: int, value: Value | None, record: str | None = None) -> None:
+    def _spoiled(self, point: str, tick: int, value: Any) -> Any:
         spoiler = self.spoiler
-        if spoiler is not None and spoiler.point == point and BEGIN <= tick < BEGIN + spoiler.ticks:
-            value = spoiler.spoil(self, tick, value)
+        if spoiler is None or spoiler.point != point or not BEGIN <= tick < BEGIN + spoiler.ticks:
+            return value
+        return spoiler.spoil(self, tick, value)
+
+    def _publish(self, point: str, tick: int, value: Value, record: str | None = None) -> None:
+        value = self._spoiled(point, tick, value)
         if value is not None:
             self.wires[record or point].write(value)
             if point == "frame":
@@ -131,13 +142,16 @@ class World:
             value[name] = 128
         return value
 
-    def _chunk(self, observed: int, now_ns: int) -> Value:
-        """The wave from the newest frame on, as an engine that looks every eight ticks gives it."""
-        self.chunk_number += 1
-        self.context_tick = observed - observed % MAX_CONTEXT_AGE
+    def _answer(self, observed: int, now_ns: int) -> ActionChunk:
+        """The wave from the newest frame on, as an engine gives it that looks every eight ticks."""
         capture = int(self.frame["t_camera_ns"].min()) if self.frame is not None else now_ns
-        rows = np.stack([wave(observed + k) for k in range(HORIZON)]).astype(np.float32)
-        chunk = ActionChunk(rows, observed, observed, min(capture, now_ns - DELAY_TICKS * PERIOD_NS + LEAD_NS))
-        value = to_record(self.wires["chunk"], chunk, self.chunk_number, 0, 0, 11_000_000)
-        value["t_sent_ns"], value["context_tick"] = now_ns - 1_000_000, self.context_tick
+        seen = now_ns - DELAY_TICKS * PERIOD_NS - LEAD_NS  # a later frame has not been looked at yet
+        rows = wave(observed + np.arange(HORIZON)).astype(np.float32)
+        return ActionChunk(rows, observed, observed, min(capture, seen))
+
+    def _record(self, answer: ActionChunk, now_ns: int) -> Value:
+        self.chunk_number += 1
+        value = to_record(self.wires["chunk"], answer, self.chunk_number, 0, 0, 11_000_000)
+        value["t_sent_ns"] = now_ns - 1_000_000
+        value["context_tick"] = answer.observation_tick - answer.observation_tick % MAX_CONTEXT_AGE
         return value
