@@ -1,128 +1,218 @@
 """The fault matrix: one row per fault, what is done, and what the bridge must do about it.
 
-`tick`: the fault in simulated time, exact to the tick (world.py).  `run`: the same with real processes (rig.py).  `door`: against
-the serving core (doors.py).  A row may have several; the expectation is one.  Rows marked `is_fast` also run with real processes in
-`make test`; `make soak` runs everything.
+`tick`: the fault in simulated time, exact to the tick (world.py).  `run`: with real processes (rig.py).  `door`: against a door with
+the serving core behind it (doors.py).  A row may have several; what is expected is the same.
 """
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from edgewam.robot_bridge.run import RunSettings
-from tests.robot_bridge.faults import injectors
+from tests.robot_bridge.faults import doors, scenes, spoilers
 from tests.robot_bridge.faults.judge import ENDS, RECOVERS, STOPS, UNAFFECTED
-from tests.robot_bridge.faults.world import BEGIN, HORIZON, PERIOD_NS, Spoiler, World
+from tests.robot_bridge.faults.rig import Evidence, Incident, nothing, send
+from tests.robot_bridge.faults.world import HORIZON, MAX_CONTEXT_AGE, Spoiler
 
 # ticks until HOLD at 50 Hz with the default settings
-CHUNK_ENDS = HORIZON + 1  # the last good chunk reaches so far
+AT_CHUNK_END = HORIZON + 1  # the last good chunk reaches so far
 STATE_OLD = 4  # max_state_age_s 0.06 is three periods
-CAMERA_OLD = 12  # max_camera_age_s 0.2 is ten periods, a picture is two long
-ENGINE_GONE = 51  # engine_lost_s 1.0
+CAMERA_OLD = 13  # max_camera_age_s 0.2 is ten periods; a picture is shown for two
+ENGINE_GONE = 52  # engine_lost_s 1.0
+CONTEXT_OLD = MAX_CONTEXT_AGE + AT_CHUNK_END
 
-
-FIRST_ANSWER = 2  # ticks from a fault's begin to the first answer after it
+NO_CHUNK = ("no_chunk", "rejects", "engine_lost", "old_context")
+CAMERA, STATE = ("camera",), ("stale_state",)
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One row.  hold_within: ticks until HOLD, None: no tick of HOLD.  cause: of the first tick of it, one of these.
+    """One row.
 
-    counted: what must have been counted, by the names of `Seen.counted`.  outcome: one of judge.py's.
+    name: "what: how".  hold_within: ticks until HOLD, None: no tick of HOLD.  outcome: one of these of judge.py; a row that may stay
+    unaffected need not hold.  cause: of the first tick of HOLD, one of these.  counted: must have been, by the names of `Seen`.
+    check: what else must be true of a run with real processes.  is_fast: runs with real processes in `make test` too.
     """
 
     name: str
     injected: str
     hold_within: int | None
-    outcome: str
+    outcome: tuple[str, ...]
     cause: tuple[str, ...] = ()
     counted: tuple[str, ...] = ()
     tick: Spoiler | None = None
+    run: Incident | None = None
+    door: Callable[[str], str] | None = None
+    check: Callable[[Evidence], list[str]] = field(default=scenes.nothing_more)
+    is_fast: bool = False
+    is_real: bool = False
 
 
-def _chunk(kind: str, ticks: int = 48) -> Spoiler:
-    spoil = injectors.CHUNKS[kind]
-    return Spoiler("answer", lambda world, tick, answer: spoil(answer), ticks)
+def _camera(how: str, injected: str, tick: Spoiler, run: Incident, *counted: str) -> Fault:
+    return Fault(f"camera: {how}", injected, CAMERA_OLD, (RECOVERS,), CAMERA, counted, tick, run)
 
 
-def _changed(point: str, change: Callable[[object], None], ticks: int = 48) -> Spoiler:
-    def spoil(world: World, tick: int, value: object) -> object:
-        change(value)
-        return value
-
-    return Spoiler(point, spoil, ticks)
+def _chunk(how: str, injected: str, reject: str, tick: Spoiler, run: Incident) -> Fault:
+    return Fault(f"chunk: {how}", injected, AT_CHUNK_END, (RECOVERS,), NO_CHUNK, (f"reject:{reject}",), tick, run)
 
 
-def _nothing(point: str, ticks: int = 48, total: int = 320, settings: RunSettings | None = None) -> Spoiler:
-    return Spoiler(point, lambda world, tick, value: None, ticks, total, settings)
+def _torn(name: str, how: str, injected: str, within: int, cause: tuple[str, ...], tick: Spoiler) -> Fault:
+    return Fault(f"record {name}: {how}", injected, within, (RECOVERS,), cause, ("torn_reads",), tick)
 
 
-def _stalled(ticks: int) -> Spoiler:
-    """One answer takes longer; what it would have looked at meanwhile is not answered at all."""
-
-    def spoil(world: World, tick: int, answer: object) -> None:
-        if tick == BEGIN + FIRST_ANSWER:
-            world.due[tick + ticks] = answer
-
-    return Spoiler("answer", spoil, max(ticks, FIRST_ANSWER + 1))
+def _door(how: str, injected: str, door: Callable[[str], str]) -> Fault:
+    return Fault(f"door: {how}", injected, None, (UNAFFECTED,), door=door)
 
 
-def _state_nan(value) -> None:
-    value["state"][3] = float("nan")
-
-
-def _state_frozen(value) -> None:
-    value["t_ns"] -= 5 * PERIOD_NS
-
-
-def _half_written(name: str, ticks: int = 48) -> Spoiler:
-    """The writer dies in the middle of its first write; nobody writes again for a while."""
-    is_dead = []
-
-    def spoil(world: World, tick: int, value: object) -> None:
-        if not is_dead:
-            is_dead.append(tick)
-            injectors.leave_half_written(world.wires[name], value)
-
-    return Spoiler(name, spoil, ticks)
-
-
-def _damaged(name: str) -> Spoiler:
-    def spoil(world: World, tick: int, value: object) -> None:
-        world.wires[name].write(value)
-        injectors.damage(world.wires[name])
-
-    return Spoiler(name, spoil)
-
-
-NO_CHUNK = ("no_chunk", "rejects", "engine_lost")
-
-MATRIX = (
-    Fault("state NaN", "one joint of the robot's report is NaN", STATE_OLD, RECOVERS, ("stale_state",), tick=_changed("state", _state_nan)),
-    Fault("state stale", "reports keep coming, stamped 100 ms ago", STATE_OLD, RECOVERS, ("stale_state",), tick=_changed("state", _state_frozen)),
-    Fault("state missing", "the driver publishes nothing", STATE_OLD, RECOVERS, ("stale_state",), tick=_nothing("state")),
-    Fault("chunk NaN", "one number of every chunk is NaN", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:not_finite",), _chunk("nan")),
-    Fault("chunk Inf", "the last row has -Inf", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:not_finite",), _chunk("inf")),
-    Fault("chunk jump", "one joint is 0.9 rad off", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:jump",), _chunk("jump")),
-    Fault("chunk too narrow", "5 of 14 joints", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:shape",), _chunk("narrow")),
-    Fault("chunk empty", "no rows", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:shape",), _chunk("empty")),
-    Fault("chunk too long", "160 rows", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:shape",), _chunk("long")),
-    Fault("chunk dtype", "float64", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:dtype",), _chunk("dtype")),
-    Fault("chunk of the future", "t0 lies 40 ticks ahead", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:future",), _chunk("future")),
-    Fault("chunk of the past", "t0 lies 40 ticks back", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:expired",), _chunk("expired")),
-    Fault("chunk of an old picture", "observed 2 s ago", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:stale",), _chunk("old")),
-    Fault("chunk id negative", "number -7", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:replayed",), _changed("chunk", injectors.negative_id)),
-    Fault("chunk id replayed", "number 1 again and again", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("reject:replayed",), _changed("chunk", injectors.replayed_id)),
-    Fault("state record torn", "writer killed in the middle of a write", STATE_OLD, RECOVERS, ("stale_state",), ("torn_reads",), _half_written("state")),
-    Fault("state record damaged", "a byte flips after every write", STATE_OLD, RECOVERS, ("stale_state",), ("torn_reads",), _damaged("state")),
-    Fault("chunk record torn", "writer killed in the middle of a write", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("torn_reads",), _half_written("chunk")),
-    Fault("chunk record damaged", "a byte flips after every write", CHUNK_ENDS, RECOVERS, NO_CHUNK, ("torn_reads",), _damaged("chunk")),
-    Fault("engine stalls 50 ms", "one chunk comes three ticks late", None, UNAFFECTED, tick=_stalled(3)),
-    Fault("engine stalls 500 ms", "one chunk comes 25 ticks late", CHUNK_ENDS, RECOVERS, NO_CHUNK, tick=_stalled(25), counted=("reject:expired",)),
-    Fault(
-        "engine stalls for ever", "no chunk any more", CHUNK_ENDS, STOPS, NO_CHUNK,
-        tick=_nothing("answer", 1000, 300, RunSettings(max_hold_s=2.0)),
+MATRIX: tuple[Fault, ...] = (
+    _camera("drop", "one camera gives no images any more", spoilers.frozen(1), Incident("camera_absent")),
+    _camera("all drop", "reading any camera raises", spoilers.silent("frame"), Incident("camera_drop")),
+    _camera("freeze", "the same frame with its old stamp", spoilers.frozen(0), Incident("camera_freeze", is_real=True)),
+    _camera(
+        "wrong shape", "half of the rows", spoilers.frozen(1, is_lost=True),
+        Incident("camera_shape"), "lost_images:cam_wrist",
     ),
+    _camera(
+        "wrong dtype", "float32", spoilers.frozen(1, is_lost=True),
+        Incident("camera_dtype"), "lost_images:cam_wrist",
+    ),
+    _camera(
+        "black", "every pixel 0", spoilers.frozen(1, is_lost=True),
+        Incident("camera_black"), "lost_images:cam_wrist",
+    ),
+    _camera("late", "one camera's images are 200 ms old", spoilers.late(0.2), Incident("camera_late", is_real=True)),
+    Fault(
+        "camera process: SIGKILL", "the process is killed", CAMERA_OLD, (RECOVERS,), CAMERA, ("restarts:camera",),
+        run=Incident(begin=send("camera", signal.SIGKILL), end=nothing),
+    ),
+    Fault(
+        "state: NaN", "one joint of the robot's report is NaN", STATE_OLD, (RECOVERS,), STATE,
+        tick=spoilers.state_nan(), run=Incident("state_nan"),
+    ),
+    Fault(
+        "state: wrong dim", "5 numbers for 14 joints", STATE_OLD, (RECOVERS,), STATE,
+        run=Incident("state_dim", is_real=True),
+    ),
+    Fault(
+        "state: stale", "reports keep coming, stamped 100 ms ago", STATE_OLD, (RECOVERS,), STATE,
+        tick=spoilers.state_old(0.1), run=Incident("state_late", end_s=1.5),
+    ),
+    Fault("state: missing", "the driver publishes nothing", STATE_OLD, (RECOVERS,), STATE, tick=spoilers.silent("state")),
+    Fault(
+        "engine: stalls 50 ms", "one chunk comes three ticks late", None, (UNAFFECTED,),
+        tick=spoilers.stalled(3), run=Incident("stall_50", end_s=1.35),
+    ),
+    Fault(
+        "engine: stalls 500 ms", "one chunk comes 25 ticks late", AT_CHUNK_END, (RECOVERS,), NO_CHUNK,
+        tick=spoilers.stalled(25), run=Incident("stall_500", end_s=1.5),
+    ),
+    Fault(
+        "engine: stalls for good", "no chunk any more; nobody restarts the engine", AT_CHUNK_END, (STOPS,), NO_CHUNK,
+        tick=spoilers.silent("answer", 1000, 300, max_hold_s=2.0),
+    ),
+    Fault(
+        "engine: hangs", "a call that never returns", AT_CHUNK_END, (RECOVERS,), NO_CHUNK, ("restarts:engine",),
+        run=Incident("stall_forever", end_s=1.7, seconds=8.0, settings={"heartbeat_timeout_s": 1.5}),
+    ),
+    Fault(
+        "engine: silent", "no sign of life, though chunks come", ENGINE_GONE, (RECOVERS,), ("engine_lost",),
+        tick=spoilers.silent("status", 80),
+    ),
+    Fault(
+        "engine: SIGKILL", "the process is killed", AT_CHUNK_END, (RECOVERS,), NO_CHUNK, ("restarts:engine",),
+        run=Incident("slow_start", send("engine", signal.SIGKILL), nothing, before=scenes.slow_start), is_fast=True,
+    ),
+    Fault(
+        "engine: fails again and again", "every call raises", AT_CHUNK_END, (ENDS,), NO_CHUNK, ("restarts:engine",),
+        run=Incident("raise", end_s=20.0, seconds=25.0),
+    ),
+    Fault(
+        "planner: stale", "chunks go on with the context of long ago", CONTEXT_OLD, (RECOVERS,), NO_CHUNK, ("reject:old_context",),
+        tick=spoilers.old_context(96),
+    ),
+    Fault(
+        "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
+        run=Incident(begin=send("planner", signal.SIGKILL), end=nothing, settings={"planner": "process"}),
+    ),
+    Fault(
+        "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
+        run=Incident("plan_forever", end_s=1.7, seconds=8.0, settings={"planner": "process", "heartbeat_timeout_s": 1.5}),
+    ),
+    _chunk("NaN", "one number is NaN", "not_finite", spoilers.answer("nan"), Incident("nan")),
+    _chunk("Inf", "the last row has -Inf", "not_finite", spoilers.answer("inf"), Incident("inf")),
+    _chunk("jump", "one joint is 0.9 rad off", "jump", spoilers.answer("jump"), Incident("jump", end_s=1.7)),
+    _chunk("out of range", "every joint 3 rad off", "limits", spoilers.answer("beyond"), Incident("beyond")),
+    _chunk("too narrow", "5 of 14 joints", "shape", spoilers.answer("narrow"), Incident("narrow")),
+    _chunk("empty", "no rows", "shape", spoilers.answer("empty"), Incident("empty")),
+    _chunk("wrong H", "160 rows", "shape", spoilers.answer("long"), Incident("long")),
+    _chunk("dtype", "float64", "dtype", spoilers.answer("dtype"), Incident("dtype")),
+    _chunk("negative id", "number -7", "replayed", spoilers.negative_id(), Incident("id_negative")),
+    _chunk("replayed id", "number 1 again and again", "replayed", spoilers.replayed_id(), Incident("id_replayed")),
+    _chunk("t0 in the future", "it begins 40 ticks ahead", "future", spoilers.answer("future"), Incident("future")),
+    _chunk("t0 in the past", "it begins 40 ticks back", "expired", spoilers.answer("expired"), Incident("expired")),
+    _chunk("old picture", "observed 2 s ago", "stale", spoilers.answer("old"), Incident("old")),
+    Fault(
+        "chunk: bad for good", "NaN in every chunk from now on", AT_CHUNK_END, (STOPS,), NO_CHUNK, ("reject:not_finite",),
+        tick=spoilers.answer("nan", 1000, 400), run=Incident("nan", end_s=30.0, seconds=7.0, settings={"max_hold_s": 2.0}),
+    ),
+    _torn("state", "torn", "writer killed in the middle of a write", STATE_OLD, STATE, spoilers.half_written("state")),
+    _torn("state", "damaged", "a byte flips after every write", STATE_OLD, STATE, spoilers.damaged("state")),
+    _torn("chunk", "torn", "writer killed in the middle of a write", AT_CHUNK_END, NO_CHUNK, spoilers.half_written("chunk")),
+    _torn("chunk", "damaged", "a byte flips after every write", AT_CHUNK_END, NO_CHUNK, spoilers.damaged("chunk")),
+    _torn("cameras", "torn", "writer killed in the middle of a write", CAMERA_OLD, CAMERA, spoilers.half_written("cameras")),
+    Fault(
+        "record chunk: writer killed", "the engine dies in the middle of its write", AT_CHUNK_END, (RECOVERS,), NO_CHUNK,
+        ("restarts:engine", "torn_reads"),
+        run=Incident("torn", end_s=1.6, before=scenes.slow_start), is_fast=True,
+    ),
+    Fault(
+        "clock: stepped by an hour", "time.time() jumps 1 h ahead, then 1 h back, in every process", None, (UNAFFECTED,),
+        run=Incident("clock", environment=scenes.stepped_clock()), check=scenes.clock_was_stepped, is_fast=True,
+    ),
+    Fault(
+        "io: SIGSTOP 300 ms", "the process is stopped and continued", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
+        (*NO_CHUNK, *STATE, *CAMERA, "recovering"), ("missed",),
+        run=Incident(begin=send("io", signal.SIGSTOP), end=send("io", signal.SIGCONT), end_s=1.6), check=scenes.skips_and_never_bursts,
+    ),
+    Fault(
+        "io: SIGKILL", "the process is killed", None, (ENDS,),
+        run=Incident(begin=send("io", signal.SIGKILL), end=nothing, seconds=8.0), check=scenes.lease_stops_the_robot, is_fast=True,
+    ),
+    Fault(
+        "driver: SIGSTOP 300 ms", "the process is stopped and continued", STATE_OLD, (RECOVERS,), STATE,
+        run=Incident(begin=send("driver", signal.SIGSTOP), end=send("driver", signal.SIGCONT), end_s=1.6),
+    ),
+    Fault(
+        "driver: SIGKILL", "the process is killed", STATE_OLD, (ENDS,), STATE,
+        run=Incident(begin=send("driver", signal.SIGKILL), end=nothing, seconds=12.0), check=scenes.says_who_died("driver"),
+    ),
+    Fault(
+        "supervisor: SIGKILL", "the parent of all is killed", None, (ENDS,),
+        run=Incident(begin=send("supervisor", signal.SIGKILL), end=nothing, seconds=12.0), check=scenes.orphans_come_to_rest, is_fast=True,
+    ),
+    Fault(
+        "machine: CPU burners", "two busy loops per core at nice 0", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
+        (*NO_CHUNK, *STATE, *CAMERA, "recovering"),
+        run=Incident(begin=scenes.burn, end=scenes.cool, end_s=4.0, seconds=6.0), check=scenes.few_ticks_are_missed,
+    ),
+    Fault(
+        "recorder: disk full", "no byte more can be written", None, (UNAFFECTED,),
+        run=Incident(begin=scenes.fill_the_disk, end=nothing, settings={"record": scenes.RECORDING}), check=scenes.losses_are_told,
+    ),
+    Fault(
+        "recorder: SIGKILL", "the process is killed", None, (UNAFFECTED,), counted=("restarts:recorder",),
+        run=Incident(begin=send("recorder", signal.SIGKILL), end=nothing, settings={"record": scenes.RECORDING}),
+    ),
+    Fault(
+        "shared memory: unlinked", "everything in /dev/shm that could be ours is looked for", None, (UNAFFECTED,),
+        run=Incident(begin=scenes.look_for_names, end=nothing), check=scenes.memory_had_no_name,
+    ),
+    _door("garbage", "random bytes, before and inside of the protocol", doors.garbage),
+    _door("oversize", "a frame above the limit", doors.oversize),
+    _door("truncated", "half of a valid request", doors.truncated),
+    _door("slow loris", "eight connections that send a byte now and then", doors.slow_loris),
+    _door("100 connects", "a hundred connections that say nothing", doors.hundred_connects),
+    _door("disconnect mid-chunk", "the controller vanishes while its chunk is computed", doors.disconnect),
+    _door("wrong token", "a token that is wrong, empty, or missing", doors.wrong_token),
 )  # fmt: skip
-_ = ENDS, CAMERA_OLD, ENGINE_GONE

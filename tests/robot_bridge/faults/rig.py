@@ -1,4 +1,4 @@
-"""A fault in a run with real processes: start a bridge, do something to it, and collect its log, its report and the robot's diary.
+"""A fault in a run with real processes: start a bridge, do something to it, and collect log, report and diary.
 
 Times are those of two noisy cores: what is exact to the tick is tested in simulated time (world.py).
 """
@@ -6,28 +6,22 @@ Times are those of two noisy cores: what is exact to the tick is tested in simul
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgewam.robot_bridge.processes import child_environment
+from benchmarks.bridge import BridgeRun, wait_until_gone
 from edgewam.robot_bridge.run import RunSettings
-from edgewam.robot_bridge.wires import log_layout
 from tests.robot_bridge.faults import robot
 
-ROOT = Path(__file__).parents[3]
 PERIOD_NS = 20_000_000
-END_TIMEOUT_S = 60.0  # from the end of a run to the end of its processes, on a machine that is busy with other tests
 
 
 @dataclass
@@ -98,38 +92,27 @@ class Evidence:
     begin_ns: int
     end_ns: int
     scene: Scene
-    exit_code: int
 
 
 def play(incident: Incident, folder: Path) -> Evidence:
     """Run the bridge with an incident; every process it started has ended when this returns."""
     scene = Scene(folder)
     incident.before(scene)
-    request = {
-        "rows": str(folder / "rows"),
-        "settings": asdict(RunSettings(**incident.settings)),
-        "policy_factory": f"{robot.MODULE}.policy",
-        "policy_args": {},
-        "robot": robot.MODULE,
-        "seconds": incident.seconds,
-    }
-    environment = {
-        "EDGEWAM_TEST_FAULT": incident.fault,
-        "EDGEWAM_TEST_SWITCH": str(scene.switch),
-        "EDGEWAM_TEST_DIARY": str(folder / "diary"),
-        **incident.environment,
-    }
-    parent = subprocess.Popen(
-        [sys.executable, "-m", "tests.robot_bridge.faults.parent"],
-        cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=child_environment(environment),
-    )  # fmt: skip
-    assert parent.stdin is not None and parent.stdout is not None
-    parent.stdin.write(json.dumps(request) + "\n")
-    parent.stdin.flush()
-    started = json.loads(parent.stdout.readline() or "{}")
-    assert "io" in started, f"the bridge did not start: {started} {parent.communicate()[1]}"
-    scene.pids.update(started, supervisor=parent.pid)
+    run = BridgeRun(
+        folder,
+        f"{robot.MODULE}.policy",
+        {},
+        RunSettings(**incident.settings),
+        environment={
+            "EDGEWAM_TEST_FAULT": incident.fault,
+            "EDGEWAM_TEST_SWITCH": str(scene.switch),
+            "EDGEWAM_TEST_DIARY": str(folder / "diary"),
+            **incident.environment,
+        },
+        robot=robot.MODULE,
+        seconds=incident.seconds,
+    )
+    scene.pids.update(run.pids)
     start = time.monotonic() + 0.1
     times = [0, 0]
 
@@ -144,36 +127,14 @@ def play(incident: Incident, folder: Path) -> Evidence:
     for timer in timers:
         timer.start()
     try:
-        output, errors = parent.communicate(timeout=incident.seconds + END_TIMEOUT_S)
+        report = run.wait()
     finally:
         for timer in timers:
             timer.join()
-        parent.kill()
-        parent.wait()
-    last = output.strip().rpartition("\n")[2]
-    report = json.loads(last) if last else None
-    assert report is None or "error" not in report, f"{report} {errors}"
-    wait_for_the_end(started)
-    rows = np.fromfile(folder / "rows", log_layout(robot.NUM_JOINTS))
-    _, first = np.unique(rows["tick"], return_index=True)
-    rows = rows[first]
+        run.close()
+    wait_until_gone(scene.pids)
+    rows = run.rows()
     epoch_ns = int(rows["deadline_ns"][0]) - int(rows["tick"][0]) * PERIOD_NS
     begin = -(-(times[0] - epoch_ns) // PERIOD_NS)
     diary = np.fromfile(folder / "diary", robot.DIARY)
-    return Evidence(rows, begin, report, diary, times[0], times[1], scene, parent.returncode)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether a process runs; a zombie does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_for_the_end(pids: Mapping[str, int]) -> None:
-    """All processes of a run leave by themselves, whoever died."""
-    limit = time.monotonic() + END_TIMEOUT_S
-    while left := {role: pid for role, pid in pids.items() if is_alive(pid)}:
-        assert time.monotonic() < limit, f"still there: {left}"
-        time.sleep(0.05)
+    return Evidence(rows, begin, report, diary, times[0], times[1], scene)
