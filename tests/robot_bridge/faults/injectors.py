@@ -53,14 +53,16 @@ CHUNKS: dict[str, Callable[[ActionChunk], ActionChunk]] = {
 }
 
 
-def negative_id(value: Value) -> None:
+def negative_id(value: Value) -> Value:
     """A number that no engine gives."""
     value["id"] = -7
+    return value
 
 
-def replayed_id(value: Value) -> None:
+def replayed_id(value: Value) -> Value:
     """The number of a chunk that came before."""
     value["id"] = 1
+    return value
 
 
 def leave_half_written(record: SharedRecord, value: Value) -> None:

@@ -22,7 +22,7 @@ UNAFFECTED, RECOVERS, STOPS, ESTOPS, ENDS = "unaffected", "recovers", "latches S
 
 @dataclass(frozen=True)
 class Seen:
-    """hold_after: ticks from the fault's begin to the first tick in HOLD, None without one; held: such ticks; cause: of the first.
+    """hold_after: ticks from the fault's begin to the first one in HOLD, None without one; held: such ticks; cause: of the first.
 
     counted: everything that was counted, by "what:name".  not_finite, violations: commands that break a limit, in the log and at
     the robot.  worst_step: largest change of a command in units of the velocity limit.  outcome: one of the five above.
@@ -51,7 +51,7 @@ def counts(kind: type[Cause] | type[Reject], codes: np.ndarray, prefix: str) -> 
 
 
 def steps_too_far(commands: np.ndarray, ticks: np.ndarray, spec: RobotSpec) -> tuple[int, float]:
-    """Commands [n, D] that moved further than the velocity limit allows in `ticks` [n - 1], and the worst in units of the limit."""
+    """Commands [n, D] that moved further than the velocity limit allows in `ticks` [n - 1]; the worst in units of the limit."""
     if len(commands) < 2:
         return 0, 0.0
     reach = (spec.max_velocity / spec.control_hz)[None] * ticks[:, None]
@@ -109,7 +109,9 @@ def clamps(rows: np.ndarray) -> dict[str, int]:
     return {f"clamp:{name}": int((rows[f"{name}_clamps"] != 0).sum()) for name in ("range", "step")}
 
 
-def complaints(seen: Seen, hold_within: int | None, cause: Sequence[str], counted: Sequence[str], outcomes: Sequence[str]) -> list[str]:
+def complaints(
+    seen: Seen, hold_within: int | None, cause: Sequence[str], counted: Sequence[str], outcomes: Sequence[str]
+) -> list[str]:
     """In what a run differs from what was expected of it; empty when in nothing."""
     found = []
     if seen.not_finite or seen.violations:
@@ -118,7 +120,8 @@ def complaints(seen: Seen, hold_within: int | None, cause: Sequence[str], counte
         found.append(f"outcome '{seen.outcome}', expected {' or '.join(outcomes)}")
     if hold_within is None and seen.held:
         found.append(f"{seen.held} ticks of HOLD ({seen.cause}), expected none")
-    if hold_within is not None and (seen.hold_after is None or seen.hold_after > hold_within):
+    must_hold = hold_within is not None and UNAFFECTED not in outcomes
+    if must_hold and seen.hold_after is None or hold_within is not None and (seen.hold_after or 0) > hold_within:
         found.append(f"HOLD after {seen.hold_after} ticks, expected within {hold_within}")
     if cause and seen.hold_after is not None and seen.cause not in cause:
         found.append(f"held for '{seen.cause}', expected {' or '.join(cause)}")

@@ -1,7 +1,7 @@
 """The fault matrix: one row per fault, what is done, and what the bridge must do about it.
 
-`tick`: the fault in simulated time, exact to the tick (world.py).  `run`: with real processes (rig.py).  `door`: against a door with
-the serving core behind it (doors.py).  A row may have several; what is expected is the same.
+`tick`: the fault in simulated time, exact to the tick (world.py).  `run`: with real processes (rig.py).  `door`: against a door
+with the serving core behind it (doors.py).  A row may have several; what is expected is the same.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ CAMERA, STATE = ("camera",), ("stale_state",)
 class Fault:
     """One row.
 
-    name: "what: how".  hold_within: ticks until HOLD, None: no tick of HOLD.  outcome: one of these of judge.py; a row that may stay
-    unaffected need not hold.  cause: of the first tick of HOLD, one of these.  counted: must have been, by the names of `Seen`.
+    name: "what: how".  hold_within: ticks until HOLD, None: no tick of HOLD.  outcome: one of these of judge.py; a row that may
+    stay unaffected need not hold.  cause: of the first tick of HOLD, one of these.  counted: must be, by the names of `Seen`.
     check: what else must be true of a run with real processes.  is_fast: runs with real processes in `make test` too.
     """
 
@@ -46,7 +46,6 @@ class Fault:
     door: Callable[[str], str] | None = None
     check: Callable[[Evidence], list[str]] = field(default=scenes.nothing_more)
     is_fast: bool = False
-    is_real: bool = False
 
 
 def _camera(how: str, injected: str, tick: Spoiler, run: Incident, *counted: str) -> Fault:
@@ -121,15 +120,15 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "engine: SIGKILL", "the process is killed", AT_CHUNK_END, (RECOVERS,), NO_CHUNK, ("restarts:engine",),
-        run=Incident("slow_start", send("engine", signal.SIGKILL), nothing, before=scenes.slow_start), is_fast=True,
+        run=Incident("", send("engine", signal.SIGKILL), nothing, before=scenes.slow_start), is_fast=True,
     ),
     Fault(
         "engine: fails again and again", "every call raises", AT_CHUNK_END, (ENDS,), NO_CHUNK, ("restarts:engine",),
         run=Incident("raise", end_s=20.0, seconds=25.0),
     ),
     Fault(
-        "planner: stale", "chunks go on with the context of long ago", CONTEXT_OLD, (RECOVERS,), NO_CHUNK, ("reject:old_context",),
-        tick=spoilers.old_context(96),
+        "planner: stale", "chunks go on with the context of long ago", CONTEXT_OLD, (RECOVERS,), NO_CHUNK,
+        ("reject:old_context",), tick=spoilers.old_context(96),
     ),
     Fault(
         "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
@@ -168,16 +167,19 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "clock: stepped by an hour", "time.time() jumps 1 h ahead, then 1 h back, in every process", None, (UNAFFECTED,),
-        run=Incident("clock", environment=scenes.stepped_clock()), check=scenes.clock_was_stepped, is_fast=True,
+        run=Incident(begin=scenes.step_clock(3600), end=scenes.step_clock(-3600), environment=scenes.stepped_clock()),
+        check=scenes.clock_was_stepped, is_fast=True,
     ),
     Fault(
         "io: SIGSTOP 300 ms", "the process is stopped and continued", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
         (*NO_CHUNK, *STATE, *CAMERA, "recovering"), ("missed",),
-        run=Incident(begin=send("io", signal.SIGSTOP), end=send("io", signal.SIGCONT), end_s=1.6), check=scenes.skips_and_never_bursts,
+        run=Incident(begin=send("io", signal.SIGSTOP), end=send("io", signal.SIGCONT), end_s=1.6),
+        check=scenes.skips_and_never_bursts,
     ),
     Fault(
         "io: SIGKILL", "the process is killed", None, (ENDS,),
-        run=Incident(begin=send("io", signal.SIGKILL), end=nothing, seconds=8.0), check=scenes.lease_stops_the_robot, is_fast=True,
+        run=Incident(begin=send("io", signal.SIGKILL), end=nothing, seconds=8.0),
+        check=scenes.lease_stops_the_robot, is_fast=True,
     ),
     Fault(
         "driver: SIGSTOP 300 ms", "the process is stopped and continued", STATE_OLD, (RECOVERS,), STATE,
@@ -189,7 +191,8 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "supervisor: SIGKILL", "the parent of all is killed", None, (ENDS,),
-        run=Incident(begin=send("supervisor", signal.SIGKILL), end=nothing, seconds=12.0), check=scenes.orphans_come_to_rest, is_fast=True,
+        run=Incident(begin=send("supervisor", signal.SIGKILL), end=nothing, seconds=12.0),
+        check=scenes.orphans_come_to_rest, is_fast=True,
     ),
     Fault(
         "machine: CPU burners", "two busy loops per core at nice 0", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
@@ -198,7 +201,8 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "recorder: disk full", "no byte more can be written", None, (UNAFFECTED,),
-        run=Incident(begin=scenes.fill_the_disk, end=nothing, settings={"record": scenes.RECORDING}), check=scenes.losses_are_told,
+        run=Incident(begin=scenes.fill_the_disk, end=nothing, settings={"record": scenes.RECORDING}),
+        check=scenes.losses_are_told,
     ),
     Fault(
         "recorder: SIGKILL", "the process is killed", None, (UNAFFECTED,), counted=("restarts:recorder",),

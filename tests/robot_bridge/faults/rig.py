@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -31,6 +32,7 @@ class Scene:
     folder: Path
     pids: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    helpers: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def switch(self) -> Path:
@@ -66,8 +68,9 @@ def nothing(scene: Scene) -> None:
 class Incident:
     """What happens in a run, in seconds from its first control tick.
 
-    fault: what robot.py does while the switch is on.  begin, end: called at begin_s and end_s.  environment: of all processes.
-    settings: of the run, where they differ from the defaults.  before: called before the run is started.
+    fault: what robot.py does while the switch is on.  begin, end: called at begin_s and end_s.  before: called before the start.
+    settings: of the run, where they differ from the defaults.  environment: of all processes.  "{folder}" in a text of either is
+    the run's own folder.  is_real: the robot is no simulator, and has cameras (real_robot.py).
     """
 
     fault: str = ""
@@ -79,6 +82,7 @@ class Incident:
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, str] = field(default_factory=dict)
     before: Callable[[Scene], None] = nothing
+    is_real: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,22 +98,22 @@ class Evidence:
     scene: Scene
 
 
+def _placed(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    return {name: value.replace("{folder}", str(folder)) if isinstance(value, str) else value for name, value in values.items()}
+
+
 def play(incident: Incident, folder: Path) -> Evidence:
     """Run the bridge with an incident; every process it started has ended when this returns."""
     scene = Scene(folder)
     incident.before(scene)
+    texts = {"EDGEWAM_TEST_FAULT": incident.fault, "EDGEWAM_TEST_FOLDER": str(folder), **incident.environment}
     run = BridgeRun(
         folder,
         f"{robot.MODULE}.policy",
         {},
-        RunSettings(**incident.settings),
-        environment={
-            "EDGEWAM_TEST_FAULT": incident.fault,
-            "EDGEWAM_TEST_SWITCH": str(scene.switch),
-            "EDGEWAM_TEST_DIARY": str(folder / "diary"),
-            **incident.environment,
-        },
-        robot=robot.MODULE,
+        RunSettings(**_placed(incident.settings, folder)),
+        environment=_placed(texts, folder),
+        robot=f"{robot.PACKAGE}.real_robot" if incident.is_real else robot.MODULE,
         seconds=incident.seconds,
     )
     scene.pids.update(run.pids)

@@ -1,6 +1,6 @@
 """A robot that misbehaves on order and keeps a diary, two cameras and a policy that do the same: for runs with real processes.
 
-The fault is named in EDGEWAM_TEST_FAULT and is on while the file EDGEWAM_TEST_SWITCH exists.  The diary (EDGEWAM_TEST_DIARY)
+The fault is named in EDGEWAM_TEST_FAULT and is on while there is a file `switch` in EDGEWAM_TEST_FOLDER.  The file `diary` there
 holds every command that reached the robot: a witness that survives whatever dies, and knows nothing of the bridge's own log.
 """
 
@@ -15,10 +15,12 @@ from edgewam.core.records import ActionChunk, Observation
 from edgewam.robot_bridge.robot import RobotSpec, StepResult
 from tests.robot_bridge.faults.injectors import CHUNKS, spoil_writes
 
-MODULE = "tests.robot_bridge.faults.robot"
+PACKAGE = "tests.robot_bridge.faults"
+MODULE = f"{PACKAGE}.robot"
 HORIZON = 16
 NUM_JOINTS = 14
 PERIOD_TICKS, AMPLITUDE = 240, 0.5
+START_AGAIN_S = 0.8  # of an engine that is asked to be slow
 
 SPEC = RobotSpec(
     name="faulty",
@@ -41,10 +43,14 @@ def wave(tick: int | np.ndarray) -> np.ndarray:
     return AMPLITUDE * np.sin(2 * np.pi * np.asarray(tick)[..., None] / PERIOD_TICKS + phase)
 
 
+def place(name: str) -> str:
+    """A file of the run; none of it exists outside of a run with faults."""
+    return os.path.join(os.environ.get("EDGEWAM_TEST_FOLDER", "/nonexistent"), name)
+
+
 def active() -> str:
     """The fault that is on now, or nothing."""
-    switch = os.environ.get("EDGEWAM_TEST_SWITCH", "")
-    return os.environ.get("EDGEWAM_TEST_FAULT", "") if switch and os.path.exists(switch) else ""
+    return os.environ.get("EDGEWAM_TEST_FAULT", "") if os.path.exists(place("switch")) else ""
 
 
 def make(*, render: bool = True) -> FaultyRobot:
@@ -63,8 +69,8 @@ class FaultyRobot:
     spec = SPEC
 
     def __init__(self) -> None:
-        path = os.environ.get("EDGEWAM_TEST_DIARY")
-        self._diary = open(path, "ab", buffering=0) if path else None  # noqa: SIM115  closed with the robot
+        path = place("diary")  # closed with the robot
+        self._diary = open(path, "ab", buffering=0) if os.path.isdir(os.path.dirname(path)) else None  # noqa: SIM115
         self.reset(0)
 
     def _note(self, kind: str, joints: np.ndarray) -> None:
@@ -89,7 +95,7 @@ class FaultyRobot:
             case "state_dim":
                 state = state[:5]
             case "state_late":
-                time.sleep(0.3)
+                time.sleep(0.1)  # the report is stamped when this returns: the driver itself is late
         return Observation({}, state, self._tick, time.monotonic_ns())
 
     def command(self, target: np.ndarray) -> None:
@@ -172,7 +178,9 @@ class FaultyPolicy:
         """Nothing to forget."""
 
     def plan(self, observation: Observation) -> None:
-        """Nothing to refresh."""
+        """Nothing to refresh, but it can hang."""
+        if active() == "plan_forever":
+            time.sleep(3600.0)
 
     def act(self, observation: Observation) -> ActionChunk:
         """The wave from the tick of the observation."""
@@ -194,5 +202,11 @@ PAUSES = {"stall_50": 0.05, "stall_500": 0.5, "stall_forever": 3600.0}
 
 
 def policy() -> FaultyPolicy:
-    """The factory."""
+    """The factory; where a file `slow_start` lies, every call but the first takes a while."""
+    if os.path.exists(place("slow_start")):
+        try:
+            with open(place("started"), "x"):
+                pass
+        except FileExistsError:
+            time.sleep(START_AGAIN_S)
     return FaultyPolicy()

@@ -97,11 +97,10 @@ def replayed_id() -> Spoiler:
 
 def half_written(name: str) -> Spoiler:
     """The writer dies in the middle of its first write; nobody writes again while the fault lasts."""
-    killed_at: list[int] = []
 
     def spoil(world: World, tick: int, value: Any) -> None:
-        if not killed_at or tick <= killed_at[0]:
-            killed_at[:] = [tick]
+        if name not in world.dead:
+            world.dead.add(name)
             injectors.leave_half_written(world.wires[name], value)
 
     return Spoiler(name, spoil)

@@ -4,19 +4,44 @@ from __future__ import annotations
 
 import pytest
 
-from edgewam.robot_bridge import io_process
-from tests.robot_bridge.faults.judge import complaints, judge
+from edgewam.core import plugins
 from tests.robot_bridge.faults.matrix import MATRIX, Fault
-from tests.robot_bridge.faults.robot import SPEC
-from tests.robot_bridge.faults.world import BEGIN, World
+from tests.robot_bridge.faults.play import in_real_time, in_simulated_time
 
 
-@pytest.mark.parametrize("fault", [fault for fault in MATRIX if fault.tick], ids=lambda fault: fault.name)
-def test_a_fault_in_simulated_time(fault: Fault, monkeypatch):
-    world = World(fault.tick, lambda clock: monkeypatch.setattr(io_process, "now_ns", clock))
-    try:
-        rows = world.run()
-        seen = judge(rows, BEGIN, SPEC, {"torn_reads": world.loop.torn_reads})
-    finally:
-        world.close()
-    assert not complaints(seen, fault.hold_within, fault.cause, fault.counted, [fault.outcome])
+def rows(level: str, is_fast: bool | None = None) -> list:
+    """The rows that have a level, as parameters."""
+    chosen = [fault for fault in MATRIX if getattr(fault, level) and is_fast in (None, fault.is_fast)]
+    return [pytest.param(fault, id=fault.name) for fault in chosen]
+
+
+@pytest.mark.parametrize("fault", rows("tick"))
+def test_a_fault_in_simulated_time(fault: Fault):
+    _, found = in_simulated_time(fault)
+    assert not found
+
+
+@pytest.mark.parametrize("door", plugins.names("door"))
+@pytest.mark.parametrize("fault", rows("door"))
+def test_a_fault_at_a_door(fault: Fault, door: str):
+    assert fault.door is not None
+    assert fault.door(door)
+
+
+@pytest.mark.parametrize("fault", rows("run", is_fast=True))
+def test_a_fault_with_real_processes(fault: Fault, tmp_path):
+    _, found = in_real_time(fault, tmp_path)
+    assert not found
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("fault", rows("run", is_fast=False))
+def test_every_other_fault_with_real_processes(fault: Fault, tmp_path):
+    _, found = in_real_time(fault, tmp_path)
+    assert not found
+
+
+def test_every_row_is_played_somewhere_and_has_a_name_of_its_own():
+    assert all(fault.tick or fault.run or fault.door for fault in MATRIX)
+    names = [fault.name for fault in MATRIX]
+    assert len(set(names)) == len(names)

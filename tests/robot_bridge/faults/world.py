@@ -1,4 +1,4 @@
-"""The io tick on real records in simulated time: a robot that goes where it is told, two cameras and an engine, all in one process.
+"""The io tick on real records in simulated time: a robot that goes where it is told, two cameras, an engine, all in one process.
 
 Nothing of the bridge is replaced: the records, the controller and the log are the ones of a run, only the clock is the test's.
 A fault spoils what one of the others publishes, or the record itself, for a span of ticks.
@@ -66,6 +66,7 @@ class World:
         self.spoiler, self.now, self.pose = spoiler, EPOCH_NS, wave(0)
         self.chunk_number, self.frame_number = 0, 0
         self.frame: Value | None = None
+        self.dead: set[str] = set()  # records whose writer has been killed
         self.due: dict[int, ActionChunk] = {}  # tick -> an answer that comes late
         set_clock(lambda: self.now)
         control = self.wires["control"].blank()
