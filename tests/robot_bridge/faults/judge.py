@@ -121,7 +121,8 @@ def complaints(
     if hold_within is None and seen.held:
         found.append(f"{seen.held} ticks of HOLD ({seen.cause}), expected none")
     must_hold = hold_within is not None and UNAFFECTED not in outcomes
-    if must_hold and seen.hold_after is None or hold_within is not None and (seen.hold_after or 0) > hold_within:
+    too_late = hold_within is not None and (seen.hold_after or 0) > hold_within
+    if too_late or (must_hold and seen.hold_after is None):
         found.append(f"HOLD after {seen.hold_after} ticks, expected within {hold_within}")
     if cause and seen.hold_after is not None and seen.cause not in cause:
         found.append(f"held for '{seen.cause}', expected {' or '.join(cause)}")

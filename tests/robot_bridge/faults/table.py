@@ -2,8 +2,9 @@
 
     python3 -m tests.robot_bridge.faults.table [--only PART ...] [--render] [--check]
 
-Results are kept in benchmarks/results/<device>/faults.json; --only plays the rows whose name contains a part and keeps the others,
---render only writes the table again, --check only compares it (exit status 1 when it differs).  Exit status 1 when a row fails.
+Results are kept in benchmarks/results/<device>/faults.json; --only plays the rows whose name contains a part and keeps the
+others, --render only writes the table again, --check only compares it (exit status 1 when it differs).  Exit status 1 when a row
+fails.
 """
 
 from __future__ import annotations
