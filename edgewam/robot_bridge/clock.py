@@ -12,6 +12,7 @@ import resource
 import time
 
 NS = 1_000_000_000
+DRIVER_PRIORITY = 40  # below the io process, whose tick it must not delay
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 

@@ -93,8 +93,12 @@ class Child:
     def end(self, timeout_s: float = 1.0) -> None:
         """Give it a moment to leave by itself, then kill it, and collect it so that no zombie stays."""
         if not self.wait(timeout_s):
-            self._process.kill()
-            self._process.wait()
+            self.kill()
+
+    def kill(self) -> None:
+        """End it now, whatever it does, and collect it."""
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """End it and forget its output."""

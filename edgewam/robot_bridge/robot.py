@@ -1,15 +1,19 @@
 """What a robot is to the bridge: a spec, `observe`, `command`, `stop`; a simulator adds lockstep and its own clock.
 
 A robot is one module in `robot_bridge/robots/`: its file name is the plugin name, and it offers `SPEC: RobotSpec` and
-`make(**options) -> Robot`.  A simulator also offers `make_renderer() -> Renderer`, which may live in another process, and
-`make(render=False)`, whose observations have no images.  A robot with several tasks has a `DEFAULT_TASK`, takes `task` in
-`make` and `make_renderer`, and offers `describe(task) -> RobotSpec`, the spec with that task's prompt and episode length.
+`make(**options) -> Robot`.  In a run its cameras live in a process of their own, so `make(render=False)` gives a robot whose
+observations have no images.
+
+A simulator also offers `make_renderer(**options) -> Renderer`, which draws its states anywhere.  A real robot offers
+`make_cameras(**options) -> Cameras`, and `make` must not move it.  A robot with several tasks has a `DEFAULT_TASK`, takes `task`
+in `make` and `make_renderer`, and offers `describe(task) -> RobotSpec`, the spec with that task's prompt and episode length.
+A simulator that can be commanded faster than `SPEC.control_hz` takes `control_hz` in `make` (see `at_rate`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -150,6 +154,30 @@ class Simulator(Robot, Steps, Protocol):
         """A copy of the full state as one flat float64 array of fixed length: all a `Renderer` needs."""
 
 
+@dataclass(frozen=True, eq=False)
+class CameraImage:
+    """image: uint8 [H, W, 3] RGB.  t_ns: when it was captured, on the monotonic clock (`time.monotonic_ns`)."""
+
+    image: npt.NDArray[np.uint8]
+    t_ns: int
+
+
+class Cameras(Protocol):
+    """A real robot's cameras, in a process of their own.
+
+    A camera that raises, or whose image has a wrong shape or is black, counts as lost; the last good image stays and grows old.
+    """
+
+    def grab(self) -> Mapping[str, CameraImage]:
+        """Camera name -> newest image, in the shapes of `spec.camera_shapes`; one that has nothing new may be left out.
+
+        Called at `spec.camera_hz`.  It may block for a frame period, but not for seconds: then the process is started again.
+        """
+
+    def close(self) -> None:
+        """Release devices; safe to call twice."""
+
+
 class Renderer(Protocol):
     """Draws a simulator's cameras from a physics state, in the simulator's process or in another one."""
 
@@ -158,6 +186,25 @@ class Renderer(Protocol):
 
     def close(self) -> None:
         """Release the graphics context; safe to call twice."""
+
+
+def at_rate(spec: RobotSpec, control_hz: float) -> RobotSpec:
+    """The spec of the same robot commanded at a whole multiple of its own rate: what is counted in ticks lasts as long.
+
+    Raises:
+        EdgewamError: no whole multiple.
+    """
+    times = control_hz / spec.control_hz
+    if times < 1 or times != round(times):
+        raise EdgewamError(
+            f"Robot '{spec.name}' runs at {spec.control_hz:g} Hz or a whole multiple of it, not at {control_hz:g} Hz."
+        )
+    return replace(
+        spec,
+        control_hz=control_hz,
+        lease_ticks=spec.lease_ticks * round(times),
+        episode_ticks=spec.episode_ticks * round(times),
+    )
 
 
 def with_task(robot: str, task: str | None) -> tuple[RobotSpec, dict[str, Any]]:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import math
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
+from edgewam.robot_bridge.local_control import ControlServer
 from edgewam.robot_bridge.report import RunReport
-from edgewam.robot_bridge.robot import with_task
+from edgewam.robot_bridge.robot import RobotSpec, at_rate, with_task
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
 from edgewam.robot_bridge.wires import MAX_CONTEXT, ROLES, Wires
 
-__all__ = ["Progress", "RunReport", "RunSettings", "run"]
+__all__ = ["Interrupted", "Progress", "RunReport", "RunSettings", "run", "run_name"]
 
 SCHEDULES = ("replace", "ensemble", "crossfade", "rtc")
 PLANNERS = ("engine", "process")
+ENDLESS_TICKS = 1 << 53  # longer than any run: six million years at 50 Hz
 _MAY_BE_ZERO = ("ensemble_decay", "max_restarts", "view_port")
 
 
@@ -95,6 +101,14 @@ class RunSettings:
         return [role for role in ROLES if wanted.get(role, True)]
 
 
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C before the end of a run: the arm was braked, and `report` says what happened until then."""
+
+    def __init__(self, report: RunReport) -> None:
+        super().__init__()
+        self.report = report
+
+
 def run(
     policy_factory: str,
     policy_args: Mapping[str, Any],
@@ -105,6 +119,10 @@ def run(
     prompt: str | None = None,
     seed: int = 0,
     settings: RunSettings | None = None,
+    control_hz: float | None = None,
+    robot_options: Mapping[str, Any] | None = None,
+    arm: bool | None = None,
+    name: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[dict[str, int]], None] | None = None,
 ) -> RunReport:
@@ -114,23 +132,34 @@ def run(
         policy_factory: dotted name of a function that returns a `Policy`, called as factory(**policy_args) in the engine.
         policy_args: plain data (JSON).
         robot: plugin name or dotted module.
-        seconds: how long to control, from the first control tick.
+        seconds: how long to control, from the first control tick; 0: until Ctrl-C, which is then the end as planned.
         task: one of the robot's tasks; by default its default one.
         prompt: instruction; by default the task's.
         seed: scene and noise of the first episode; the next ones follow by one.
-        settings: timing and safety; by default an episode is as long as the task wants it.
+        settings: timing and safety; by default an episode is as long as the task wants it.  `control_hz` sets ticks_per_row.
+        control_hz: command a simulator at a whole multiple of its rate, while the policy keeps the robot's own.
+        robot_options: passed to the robot's `make` and `make_cameras`.
+        arm: let the arm move at once; by default only a simulator may, a real robot waits for `edgewam control arm`.
+        name: how `edgewam control` calls this run; by default see `run_name`.
         on_progress: called about five times a second.
         on_start: called once with the process ids by role.
 
     Raises:
         EdgewamError: nothing could be started (the message of the child that failed), or bad arguments.
-        KeyboardInterrupt: after braking and cleaning up.
+        Interrupted: Ctrl-C before the end; a KeyboardInterrupt that carries the report.
     """
-    spec, robot_options = with_task(robot, task)
-    settings = settings or RunSettings(episode_ticks=spec.episode_ticks)
-    if not seconds > 0:
-        raise EdgewamError(f"--seconds must be positive, got {seconds}.")
-    num_ticks = max(1, round(seconds * spec.control_hz))
+    spec, options = with_task(robot, task)
+    options = {**options, **(robot_options or {})}
+    is_simulator = hasattr(plugins.load("robot", robot), "make_renderer")
+    ticks_per_row = 1
+    if control_hz is not None and control_hz != spec.control_hz:
+        ticks_per_row = round(control_hz / spec.control_hz)
+        spec = _at_rate(spec, robot, control_hz)
+        options["control_hz"] = control_hz
+    settings = settings or RunSettings(episode_ticks=spec.episode_ticks, replan_ticks=RunSettings.replan_ticks * ticks_per_row)
+    settings = replace(settings, ticks_per_row=settings.ticks_per_row * ticks_per_row)
+    if not 0 <= seconds < math.inf:
+        raise EdgewamError(f"--seconds must be positive, or 0 to run until Ctrl-C; got {seconds}.")
     config = {
         **asdict(settings),
         "roles": settings.roles,
@@ -142,23 +171,44 @@ def run(
         "lease_ticks": spec.lease_ticks,
         "control_hz": spec.control_hz,
         "camera_every": spec.camera_every,
-        "num_ticks": num_ticks,
+        "num_ticks": max(1, round(seconds * spec.control_hz)) if seconds else ENDLESS_TICKS,
+        "arm": is_simulator if arm is None else arm,
+        "name": name or run_name(robot),
         "robot": robot,
-        "robot_options": robot_options,
+        "robot_options": options,
         "seed": seed,
         "prompt": prompt if prompt is not None else spec.prompts[0],
         "policy_factory": policy_factory,
         "policy_args": dict(policy_args),
     }
-    wires = Wires(spec.num_joints, spec.camera_shapes, max_context=settings.max_context_bytes)
-    supervisor = Supervisor(config, wires)
-    try:
+    with ExitStack() as stack:
+        server = ControlServer(config["name"])
+        stack.callback(server.close)
+        wires = Wires(spec.num_joints, spec.camera_shapes, max_context=settings.max_context_bytes)
+        stack.callback(wires.close)
+        supervisor = Supervisor(config, wires, spec, server)
+        stack.callback(supervisor.close)
         supervisor.start()
         if on_start is not None:
             on_start(supervisor.pids)
-        supervisor.watch(on_progress)
+        try:
+            supervisor.watch(on_progress)
+        except KeyboardInterrupt as interrupt:
+            supervisor.interrupt(is_expected=not seconds)
+            if seconds:
+                raise Interrupted(supervisor.report()) from interrupt
         supervisor.stop()
-        return supervisor.report(spec, robot)
-    finally:
-        supervisor.close()
-        wires.close()
+        return supervisor.report()
+
+
+def run_name(robot: str) -> str:
+    """How a run is called unless it is told: by its robot, of which there is one; simulators have their process id as well."""
+    module = plugins.load("robot", robot)
+    name = robot.rpartition(".")[2]
+    return f"{name}-{os.getpid()}" if hasattr(module, "make_renderer") else name
+
+
+def _at_rate(spec: RobotSpec, robot: str, control_hz: float) -> RobotSpec:
+    if "control_hz" not in inspect.signature(plugins.load("robot", robot).make).parameters:
+        raise EdgewamError(f"Robot '{robot}' runs at {spec.control_hz:g} Hz only: its make() takes no control_hz.")
+    return at_rate(spec, control_hz)

@@ -1,6 +1,7 @@
 """The records between the processes of the bridge: their layouts, and one object that makes or attaches them all.
 
 driver --state--> io, recorder          driver --physics--> camera --frame--> engine, planner, recorder
+camera --cameras--> io (the stamps of the newest frame: io reads no images)
 planner --context--> engine             engine --chunk--> io, recorder         io --command--> driver
 supervisor --control--> all             each child --status_<role>--> all      io --log--> supervisor, recorder, view
 view --requests--> io (a network may ask for a stop, nothing else)
@@ -31,6 +32,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
     requests: `stops` counts requests that came over a network.
     state: `applied_tick`, `applied_ns`: the newest command that the driver has handed to the robot, and when.
     frame: `t_camera_ns` per camera, in the order of camera_shapes; `is_lost` per camera: the image is an old one, or black.
+    cameras: the same two of the newest frame, for io.
     chunk: `start_tick`, `observation_tick` in control ticks; its rows are `ticks_per_row` control ticks apart.
         t_capture_ns: oldest camera of its frame; t_frame_ns, t_begin_ns, t_sent_ns: frame published, inference begun, chunk
         published.  context_tick, context_number: the refresh it was computed with (-1: the policy has none).  prefix_rows:
@@ -65,6 +67,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
         "state": np.dtype([*state, ("applied_tick", "<i8"), ("applied_ns", "<i8")]),
         "physics": np.dtype([*state, ("length", "<i4"), ("physics", "<f8", (MAX_PHYSICS,))]),
         "frame": np.dtype([*state, *cameras, *images]),
+        "cameras": np.dtype([("number", "<i8"), ("t_camera_ns", "<i8", (num_cameras,)), ("is_lost", "u1", (num_cameras,))]),
         "context": np.dtype([*context, ("data", "u1", (max_context,))]),
         "chunk": np.dtype(chunk),
         "command": np.dtype([("tick", "<i8"), ("episode", "<i8"), ("t_sent_ns", "<i8"), ("target", "<f8", (num_joints,))]),
@@ -78,6 +81,8 @@ def log_layout(num_joints: int) -> Layout:
     `reject` and `infer_ns` belong to the chunk received in this tick (`is_received`), `chunk_id`, `row`, `is_seam`, the times of
     its making and its context to the chunk that supplied the command (chunk_id -1: none).  num_blended: chunks that were
     mixed into the command.  The clamp masks have bit j for joint j; workspace: the callback changed or refused the command.
+    is_seam: first command of a chunk that took over from another one while running.  is_anchor: the command is the robot's
+    measured pose, taken anew (episode, reset): it has no predecessor.  camera_age_ns: of the oldest camera.
     state, state_t_ns: the robot's report that the tick saw; applied_*: what the driver had handed on by then.
     """
     fields: list[Any] = [(name, "<i8") for name in ("tick", "deadline_ns", "woken_ns", "sent_ns", "episode", "chunk_id")]
@@ -85,7 +90,8 @@ def log_layout(num_joints: int) -> Layout:
     fields += [(name, "<i8") for name in ("observation_tick", "context_tick", "context_number", "state_t_ns", "camera_age_ns")]
     fields += [("applied_tick", "<i8"), ("applied_ns", "<i8"), ("row", "<i4"), ("num_blended", "<i4")]
     fields += [("range_clamps", "<u4"), ("step_clamps", "<u4"), ("acceleration_clamps", "<u4")]
-    fields += [(name, "u1") for name in ("mode", "cause", "is_received", "reject", "is_seam", "workspace", "is_violation")]
+    fields += [(name, "u1") for name in ("mode", "cause", "is_received", "reject", "is_seam", "workspace")]
+    fields += [(name, "u1") for name in ("is_anchor", "is_violation")]
     return np.dtype([*fields, ("state", "<f4", (num_joints,)), ("command", "<f8", (num_joints,))])
 
 

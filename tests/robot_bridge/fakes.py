@@ -210,6 +210,10 @@ class Faulty(ReplayPolicy):
                 with open(self._marker, "w"):
                     pass
                 os.kill(os.getpid(), 9)
+            case "hang_once" if self._marker and not os.path.exists(self._marker):
+                with open(self._marker, "w"):
+                    pass
+                time.sleep(60)
             case "die":
                 os.kill(os.getpid(), 9)
         return ActionChunk(actions, start, observed, stamp)

@@ -6,17 +6,17 @@ import types
 
 import pytest
 
-from edgewam.robot_bridge.driver_process import _Driver
+from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.wires import Wires
 from tests.robot_bridge import fakes
 
-CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks": 4}
+CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks": 4, "lease_ticks": 5, "orphan_s": 2.0}
 
 
 @pytest.fixture
 def driver():
     wires = Wires(2, fakes.SPEC.camera_shapes)
-    made = _Driver(CONFIG, types.SimpleNamespace(wires=wires), fakes.make(render=False))
+    made = SimulatorDriver(CONFIG, types.SimpleNamespace(wires=wires), fakes.make(render=False))
     made._robot.reset(7)
     yield made, wires
     wires.close()

@@ -33,14 +33,23 @@ ROOT = Path(__file__).parents[2]
 def logs(monkeypatch):
     """The logs of the runs of a test."""
     found = []
-    count = supervisor.count
 
-    def keep(log, *args):
-        found.append(log)
-        return count(log, *args)
+    class Keeping(supervisor.Tally):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.kept = []
+            found.append(self)
 
-    monkeypatch.setattr(supervisor, "count", keep)
-    return found
+        def add(self, rows, lost=0):
+            self.kept.append(rows)
+            super().add(rows, lost)
+
+    class Logs:
+        def __getitem__(self, index):
+            return np.concatenate(found[index].kept)
+
+    monkeypatch.setattr(supervisor, "Tally", Keeping)
+    return Logs()
 
 
 def drive(policy, args=None, seconds=2.0, **kwargs):
@@ -67,6 +76,10 @@ def is_alive(pid):
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+def kill(pid):
+    os.kill(pid, signal.SIGKILL)
 
 
 def when_running(action, role, after_s, pids):
@@ -131,8 +144,9 @@ def test_a_killed_engine_is_held_and_replaced(tmp_path):
 
 def test_an_engine_that_fails_again_and_again_ends_the_run_with_its_message():
     report = drive("faulty", {"fault": "raise", "begin": 24, "end": 10_000}, seconds=30.0)
-    assert not report.is_complete and report.engine_restarts == supervisor.MAX_ENGINE_RESTARTS
-    assert len(report.faults) == 4 and "RuntimeError: the engine is on fire" in report.faults[-1]
+    assert not report.is_complete and report.engine_restarts == RunSettings().max_restarts
+    assert "RuntimeError: the engine is on fire" in report.faults[0] and len(report.faults) == 5
+    assert report.faults[-1] == "The engine process failed too often within 60 s."
     assert report.held > 0 and report.ticks < 1500
 
 
@@ -150,22 +164,29 @@ def test_a_stopped_io_process_skips_ticks_and_never_bursts(logs):
     assert len(set(logs[0]["tick"].tolist())) == report.sent
 
 
-@pytest.mark.parametrize("role", ["driver", "camera"])
-def test_without_robot_or_camera_the_run_ends_and_says_so(role):
-    def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-
+def test_without_the_robot_s_driver_the_run_ends_and_says_so():
     begin = time.monotonic()
-    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, role, 0.6, pids))
+    report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, "driver", 0.6, pids))
     assert time.monotonic() - begin < 20
-    assert not report.is_complete and report.faults == [f"The {role} process was ended by SIGKILL."]
-    assert 0 < report.ticks < 1500
+    assert not report.is_complete and report.faults == ["The driver process was ended by SIGKILL."]
+    assert 0 < report.ticks < 1500 and report.restarts == {}
+
+
+def test_a_killed_camera_process_is_replaced_and_its_frames_go_on():
+    report = drive("slow_wave", seconds=4.0, on_start=lambda pids: when_running(kill, "camera", 0.8, pids))
+    assert report.is_complete and report.restarts == {"camera": 1} and report.engine_restarts == 0
+    assert report.faults == ["The camera process was ended by SIGKILL."]
+    assert report.held > 0 and report.final_mode == "RUN" and report.rejected == 0
+
+
+def test_a_hanging_engine_is_killed_and_replaced(tmp_path):
+    arguments = {"fault": "hang_once", "begin": 24, "end": 10_000, "marker": str(tmp_path / "hung")}
+    report = drive("faulty", arguments, seconds=4.5, settings=RunSettings(heartbeat_timeout_s=0.6, episode_ticks=10_000))
+    assert report.faults == ["The engine process gave no sign of life and was killed."]
+    assert report.restarts == {"engine": 1} and report.held > 20 and report.final_mode == "RUN"
 
 
 def test_a_killed_io_process_ends_the_run_and_its_log_survives():
-    def kill(pid):
-        os.kill(pid, signal.SIGKILL)
-
     report = drive("slow_wave", seconds=30.0, on_start=lambda pids: when_running(kill, "io", 0.8, pids))
     assert not report.is_complete and report.faults == ["The io process was ended by SIGKILL."]
     assert report.run > 0
@@ -189,7 +210,7 @@ def test_an_engine_that_cannot_start_is_reported_in_its_own_words():
         drive("slow_wave", {"wrong": 1})
 
 
-@pytest.mark.parametrize("wrong", [{"seconds": 0}, {"robot": "nobody"}])
+@pytest.mark.parametrize("wrong", [{"seconds": -1}, {"seconds": float("inf")}, {"robot": "nobody"}])
 def test_senseless_requests_are_refused(wrong):
     with pytest.raises((EdgewamError, PluginError)):
         run(FACTORY + "slow_wave", {}, **{"robot": fakes.ROBOT, **wrong})

@@ -3,7 +3,8 @@
 What lies on the table and what counts as success is the option `task` (`aloha_tasks/`).
 
 Lockstep: `step` per action.  Real time: `command` whenever one comes and `advance` once per tick; a command is in force
-for `lease_ticks`, then the arms hold where they are.  Physics is the gym environment's, step for step.
+for `lease_ticks`, then the arms hold where they are.  Physics is the gym environment's, step for step; at a multiple of its 50 Hz
+a tick has fewer of the same steps.
 """
 
 from __future__ import annotations
@@ -14,15 +15,16 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from edgewam.core.errors import EdgewamError
 from edgewam.core.records import Observation
-from edgewam.robot_bridge.robot import Images, Renderer, RobotSpec, StepResult, Vector
+from edgewam.robot_bridge.robot import Images, Renderer, RobotSpec, StepResult, Vector, at_rate
 from edgewam.robot_bridge.robots import aloha_scene as scene
 from edgewam.robot_bridge.robots.aloha_render import AlohaRenderer, drawn_values
 from edgewam.robot_bridge.robots.aloha_task import load_task
 from edgewam.robot_bridge.robots.aloha_tasks import transfer_cube
 from edgewam.robot_bridge.robots.mujoco_gl import import_mujoco
 
-STRICT_TICKS = 25  # half a second of holding
+STRICT_TICKS = 25  # half a second of holding, at 50 Hz
 DEFAULT_TASK = "transfer_cube"
 
 SPEC = RobotSpec(
@@ -47,14 +49,20 @@ def describe(task: str) -> RobotSpec:
 
 
 def make(
-    *, task: str = DEFAULT_TASK, render: bool = True, renderer: Renderer | None = None, lease_ticks: int = SPEC.lease_ticks
+    *,
+    task: str = DEFAULT_TASK,
+    render: bool = True,
+    renderer: Renderer | None = None,
+    lease_ticks: int | None = None,
+    control_hz: float = SPEC.control_hz,
 ) -> AlohaSim:
     """A simulator at rest, reset to seed 0.
 
     task: module name in `aloha_tasks`, or a dotted path; PluginError lists what there is.  render: draw the cameras in this
     process, when `observe` first asks.  renderer: share one among simulators of the same task; its owner closes it.
+    control_hz: 50, 100 or 250.
     """
-    return AlohaSim(task=task, render=render, renderer=renderer, lease_ticks=lease_ticks)
+    return AlohaSim(task=task, render=render, renderer=renderer, lease_ticks=lease_ticks, control_hz=control_hz)
 
 
 def make_renderer(task: str = DEFAULT_TASK) -> AlohaRenderer:
@@ -63,18 +71,22 @@ def make_renderer(task: str = DEFAULT_TASK) -> AlohaRenderer:
 
 
 class AlohaSim:
-    """`Simulator` over one MuJoCo model; images are taken every `SPEC.camera_every` ticks and held in between."""
+    """`Simulator` over one MuJoCo model; images are taken every `spec.camera_every` ticks and held in between."""
 
-    def __init__(self, *, task: str, render: bool, renderer: Renderer | None, lease_ticks: int) -> None:
+    def __init__(self, *, task: str, render: bool, renderer: Renderer | None, lease_ticks: int | None, control_hz: float) -> None:
         self._mj = import_mujoco()
-        self.task, self.spec = load_task(task), describe(task)
+        self.task, self.spec = load_task(task), at_rate(describe(task), control_hz)
+        self._substeps = round(scene.SUBSTEPS * SPEC.control_hz / control_hz)
+        if self._substeps < 2 or self._substeps * control_hz != scene.SUBSTEPS * SPEC.control_hz:
+            raise EdgewamError(f"aloha_sim runs at 50, 100 or 250 Hz, not at {control_hz:g} Hz: its physics has steps of 2 ms.")
+        self._strict_ticks_needed = round(STRICT_TICKS * control_hz / SPEC.control_hz)
         self._model = self.task.load_model()
         self._data = self._mj.MjData(self._model)
         self._judge = self.task.judge(self._model)
         self._variation = self.task.variation(self._model) if self.task.variation else None
         self._render = render or renderer is not None
         self._renderer, self._owns_renderer = renderer, renderer is None
-        self._lease_ticks = lease_ticks
+        self._lease_ticks = self.spec.lease_ticks if lease_ticks is None else lease_ticks
         self._images: Images | None = None
         self.reset(0)
 
@@ -125,21 +137,21 @@ class AlohaSim:
         return self.advance()
 
     def advance(self) -> StepResult:
-        """20 ms of physics towards the command in force."""
+        """One control tick of physics towards the command in force."""
         mujoco, model, data = self._mj, self._model, self._data
         if self._command_age == self._lease_ticks:
             self.stop()
         self._command_age += 1
-        # half a step, nine steps, half a step: contacts then belong to the final positions
+        # half a step, whole steps, half a step: contacts then belong to the final positions
         mujoco.mj_step2(model, data)
-        mujoco.mj_step(model, data, scene.SUBSTEPS - 1)
+        mujoco.mj_step(model, data, self._substeps - 1)
         mujoco.mj_step1(model, data)
         self._tick += 1
-        if self._tick % SPEC.camera_every == 0:
+        if self._tick % self.spec.camera_every == 0:
             self._take_frame()
         reward, holds = self._judge(data)
         self._strict_ticks = self._strict_ticks + 1 if holds else 0
-        return StepResult(reward, reward == 4, self._strict_ticks >= STRICT_TICKS)
+        return StepResult(reward, reward == 4, self._strict_ticks >= self._strict_ticks_needed)
 
     def joints(self) -> Vector:
         """Measured joint state [14], rad and 0..1."""
