@@ -40,7 +40,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
     """Serve until `options.quit` is set."""
     require("websockets.asyncio.server", extra="serve")
     require("msgpack", extra="serve")
-    listener, address = access.listen(address)
+    listener, address = access.listen(address, options.token)
     with listener, ThreadPoolExecutor(options.max_connections, "openpi") as pool:
         asyncio.run(_Server(handler, options, pool).run(listener, address))
 
@@ -91,7 +91,7 @@ def answer(handler: Handler, client: str, message: bytes | str) -> dict[str, Any
     if command != "infer":
         raise DoorError("bad_request", f"Unknown command {checks.shown(command)}. Known: infer (or none), reset, stop.")
     found = handler.infer(client, look_of(request, handler.metadata))
-    timing = {"infer_ms": (time.perf_counter() - begin) * 1e3, **found.timing}
+    timing = {**found.timing, "infer_ms": (time.perf_counter() - begin) * 1e3}
     context = {"context_number": found.context_number, "context_age_ticks": found.context_age_ticks}
     return {"actions": found.actions, "server_timing": timing, "tick": found.tick, **context}
 

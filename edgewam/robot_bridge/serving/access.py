@@ -103,12 +103,13 @@ def is_token(given: str | bytes | None, token: str | None) -> bool:
     return hmac.compare_digest(raw, token.encode())
 
 
-def listen(address: Address) -> tuple[socket.socket, Address]:
-    """A listening socket, and the address with the port that it got.  A Unix socket is readable by this user only.
+def listen(address: Address, token: str | None) -> tuple[socket.socket, Address]:
+    """A listening socket, and the address with the port that it got.  Only this user can open a Unix socket.
 
     Raises:
-        EdgewamError: the address is in use or does not exist here.
+        EdgewamError: `check_exposure`, or the address is in use or does not exist here.
     """
+    check_exposure(address, token)
     try:
         if address.path is not None:
             return _listen_unix(address.path), address

@@ -20,6 +20,8 @@ def test_loopback_needs_no_token(host):
 def test_every_other_address_needs_a_token_and_says_that_it_is_exposed(host):
     with pytest.raises(EdgewamError, match="--token-file"):
         access.check_exposure(Address(host, 8000), None)
+    with pytest.raises(EdgewamError, match="--token-file"):  # a door cannot forget to ask
+        access.listen(Address(host, 0), None)
     access.check_exposure(Address(host, 8000), TOKEN)
     assert "WARNING" in access.exposure(Address(host, 8000), TOKEN)
 
@@ -27,19 +29,19 @@ def test_every_other_address_needs_a_token_and_says_that_it_is_exposed(host):
 def test_a_unix_socket_is_for_this_user_only(tmp_path):
     address = Address(path=tmp_path / "door")
     access.check_exposure(address, None)
-    listener, _ = access.listen(address)
+    listener, _ = access.listen(address, None)
     assert stat.S_IMODE(address.path.stat().st_mode) == 0o600
     with pytest.raises(EdgewamError, match="another server"):
-        access.listen(address)
+        access.listen(address, None)
     listener.close()
-    access.listen(address)[0].close()  # what a killed server left behind is replaced
+    access.listen(address, None)[0].close()  # what a killed server left behind is replaced
 
 
 def test_an_address_in_use_is_an_error_for_people():
-    listener, address = access.listen(Address())
+    listener, address = access.listen(Address(), None)
     assert address.port > 0
     with pytest.raises(EdgewamError, match="Choose another"):
-        access.listen(address)
+        access.listen(address, None)
     listener.close()
 
 
