@@ -126,6 +126,24 @@ class Robot(Protocol):
         """Release devices; safe to call twice."""
 
 
+@dataclass(frozen=True)
+class CameraImage:
+    """image: uint8 [H, W, 3] RGB.  t_ns: CLOCK_MONOTONIC of its capture, or the latest time that is surely not after it."""
+
+    image: npt.NDArray[np.uint8]
+    t_ns: int
+
+
+class Cameras(Protocol):
+    """The cameras of a real robot, which live in a process of their own."""
+
+    def grab(self) -> dict[str, CameraImage]:
+        """The newest image of each camera; one that has nothing new may be absent."""
+
+    def close(self) -> None:
+        """Release the devices; safe to call twice."""
+
+
 class Steps(Protocol):
     """What lockstep needs of a simulator."""
 

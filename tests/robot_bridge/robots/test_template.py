@@ -1,0 +1,56 @@
+"""The template for a real arm keeps what its comments promise; the contract of every robot runs over it too."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgewam.core.errors import EdgewamError
+from edgewam.core.records import CAMERAS
+from examples import my_arm
+
+
+@pytest.fixture
+def arm():
+    arm = my_arm.make()
+    yield arm
+    arm.close()
+
+
+def test_it_fits_the_policy_that_ships_with_edgewam():
+    assert my_arm.SPEC.num_joints == 14 and tuple(my_arm.SPEC.camera_shapes) == CAMERAS
+
+
+def test_a_stopped_gripper_keeps_its_command_and_the_joints_their_pose(arm):
+    target = arm.observe().state + 0.5
+    arm.command(target)
+    time.sleep(0.03)
+    arm.stop()
+    time.sleep(0.5)
+    state = arm.observe().state
+    grippers = [j for j, name in enumerate(my_arm.SPEC.joint_names) if name.endswith("gripper")]
+    np.testing.assert_allclose(state[grippers], target[grippers], atol=1e-3)
+    others = np.delete(np.arange(14), grippers)
+    assert (np.abs(state - target)[others] > 0.1).all()
+
+
+def test_opening_and_resetting_it_moves_nothing(arm):
+    before = arm.observe().state
+    arm.reset(3)
+    time.sleep(0.05)
+    np.testing.assert_array_equal(arm.observe().state, before)
+
+
+def test_a_silent_bus_is_an_error_that_says_what_to_check(arm, monkeypatch):
+    def silent(self):
+        raise OSError("timed out")
+
+    monkeypatch.setattr(my_arm.FakeBus, "read_positions", silent)
+    with pytest.raises(EdgewamError, match="Check power and cable"):
+        arm.observe()
+
+
+def test_every_place_to_fill_in_is_numbered():
+    text = Path(my_arm.__file__).read_text()
+    assert all(f"# {number}. " in text for number in range(1, 6)) and "five numbered places" in text
