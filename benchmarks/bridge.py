@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.processes import child_environment
-from edgewam.robot_bridge.run import RunSettings, run
+from edgewam.robot_bridge.run import Interrupted, RunSettings, run
 from edgewam.robot_bridge.wires import Log, log_layout
 
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
@@ -93,7 +93,7 @@ class BridgeRun:
         self._process.send_signal(signal.SIGINT)
 
     def wait(self) -> dict[str, Any] | None:
-        """The report; None when the supervisor was killed or interrupted.
+        """The report; None when the supervisor was killed.
 
         Raises:
             EdgewamError: the run failed, in its own words.
@@ -175,6 +175,8 @@ def main() -> int:
     except EdgewamError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1
+    except Interrupted as interrupt:
+        report = interrupt.report
     print(json.dumps(report.to_json()), flush=True)
     return 0
 

@@ -215,8 +215,7 @@ def soak(
         folder = Path(work)
         settings = RunSettings(
             episode_ticks=round(spec.episode_ticks * control_hz / POLICY_HZ),
-            replan_ticks=round(8 * control_hz / POLICY_HZ),
-            ticks_per_row=round(control_hz / POLICY_HZ),
+            replan_ticks=round(RunSettings.replan_ticks * control_hz / POLICY_HZ),
             record=str(folder / "run.mcap") if record else None,
         )
         options: dict[str, Any] = {} if control_hz == spec.control_hz else {"control_hz": control_hz}
@@ -245,6 +244,8 @@ def soak(
             report = run.wait()
         except KeyboardInterrupt:
             print("interrupted: what there is will be written", file=sys.stderr)
+            run.interrupt()
+            report = run.wait()
         finally:
             run.close()
         size = (folder / "run.mcap").stat().st_size if (folder / "run.mcap").exists() else 0

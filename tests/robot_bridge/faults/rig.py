@@ -115,6 +115,8 @@ def play(incident: Incident, folder: Path) -> Evidence:
         environment=_placed(texts, folder),
         robot=f"{robot.PACKAGE}.real_robot" if incident.is_real else robot.MODULE,
         seconds=incident.seconds,
+        name=folder.name[-40:],
+        arm=True,
     )
     scene.pids.update(run.pids)
     start = time.monotonic() + 0.1

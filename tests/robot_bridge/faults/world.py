@@ -54,6 +54,7 @@ class World:
         self.wires = Wires(SPEC.num_joints, SPEC.camera_shapes)
         self.config = {
             **asdict(replace(settings, replan_ticks=REPLAN_TICKS)),
+            "max_acceleration": None,
             "lower": SPEC.lower.tolist(),
             "upper": SPEC.upper.tolist(),
             "max_velocity": SPEC.max_velocity.tolist(),
@@ -82,7 +83,7 @@ class World:
             deadline = EPOCH_NS + tick * PERIOD_NS
             self._others(tick, deadline)
             self.now = deadline + 100_000
-            self.loop.tick(tick, deadline, False)
+            self.loop.tick(tick, deadline, self.now, False, False)
             command = self.wires["command"].read()
             if command is not None:
                 self.pose = command[1]["target"].copy()
@@ -125,6 +126,7 @@ class World:
             self.wires[record or point].write(value)
             if point == "frame":
                 self.frame = value
+                self._publish("cameras", tick, self._stamps(value))
 
     def _state(self, tick: int, t_ns: int) -> Value:
         value = self.wires["state"].blank()
@@ -143,6 +145,12 @@ class World:
             value[name] = 128
         return value
 
+    def _stamps(self, frame: Value) -> Value:
+        value = self.wires["cameras"].blank()
+        for name in ("number", "t_camera_ns", "is_lost"):
+            value[name] = frame[name]
+        return value
+
     def _answer(self, observed: int, now_ns: int) -> ActionChunk:
         """The wave from the newest frame on, as an engine gives it that looks every eight ticks."""
         capture = int(self.frame["t_camera_ns"].min()) if self.frame is not None else now_ns
@@ -154,5 +162,6 @@ class World:
         self.chunk_number += 1
         value = to_record(self.wires["chunk"], answer, self.chunk_number, 0, 0, 11_000_000)
         value["t_sent_ns"] = now_ns - 1_000_000
+        value["context_number"] = answer.observation_tick // MAX_CONTEXT_AGE
         value["context_tick"] = answer.observation_tick - answer.observation_tick % MAX_CONTEXT_AGE
         return value
