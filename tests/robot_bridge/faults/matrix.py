@@ -48,7 +48,7 @@ class Fault:
     is_fast: bool = False
 
 
-def _camera(how: str, injected: str, tick: Spoiler, run: Incident, *counted: str) -> Fault:
+def _camera(how: str, injected: str, tick: Spoiler | None, run: Incident, *counted: str) -> Fault:
     return Fault(f"camera: {how}", injected, CAMERA_OLD, (RECOVERS,), CAMERA, counted, tick, run)
 
 
@@ -68,18 +68,9 @@ MATRIX: tuple[Fault, ...] = (
     _camera("drop", "one camera gives no images any more", spoilers.frozen(1), Incident("camera_absent")),
     _camera("all drop", "reading any camera raises", spoilers.silent("frame"), Incident("camera_drop")),
     _camera("freeze", "the same frame with its old stamp", spoilers.frozen(0), Incident("camera_freeze", is_real=True)),
-    _camera(
-        "wrong shape", "half of the rows", spoilers.frozen(1, is_lost=True),
-        Incident("camera_shape"), "lost_images:cam_wrist",
-    ),
-    _camera(
-        "wrong dtype", "float32", spoilers.frozen(1, is_lost=True),
-        Incident("camera_dtype"), "lost_images:cam_wrist",
-    ),
-    _camera(
-        "black", "every pixel 0", spoilers.frozen(1, is_lost=True),
-        Incident("camera_black"), "lost_images:cam_wrist",
-    ),
+    _camera("wrong shape", "half of the rows", None, Incident("camera_shape"), "lost_images:cam_wrist"),
+    _camera("wrong dtype", "float32", None, Incident("camera_dtype"), "lost_images:cam_wrist"),
+    _camera("black", "every pixel 0", None, Incident("camera_black"), "lost_images:cam_wrist"),
     _camera("late", "one camera's images are 200 ms old", spoilers.late(0.2), Incident("camera_late", is_real=True)),
     Fault(
         "camera process: SIGKILL", "the process is killed", CAMERA_OLD, (RECOVERS,), CAMERA, ("restarts:camera",),

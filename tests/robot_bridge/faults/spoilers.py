@@ -53,13 +53,12 @@ def state_old(age_s: float) -> Spoiler:
     return Spoiler("state", spoil)
 
 
-def frozen(camera: int, *, is_lost: bool = False) -> Spoiler:
+def frozen(camera: int) -> Spoiler:
     """One camera's stamp stays where it was when the fault began."""
 
     def spoil(world: World, tick: int, value: Any) -> Any:
         assert world.frame is not None
         value["t_camera_ns"][camera] = world.frame["t_camera_ns"][camera]
-        value["is_lost"][camera] = is_lost
         return value
 
     return Spoiler("frame", spoil)
