@@ -23,6 +23,7 @@ from edgewam.robot_bridge.run import RunSettings
 from tests.robot_bridge.faults import robot
 
 PERIOD_NS = 20_000_000
+ENDLESS = 1_000_000  # ticks of an episode: the robot is never put back
 
 
 @dataclass
@@ -111,7 +112,7 @@ def play(incident: Incident, folder: Path) -> Evidence:
         folder,
         f"{robot.MODULE}.policy",
         {},
-        RunSettings(**_placed(incident.settings, folder)),
+        RunSettings(**{"episode_ticks": ENDLESS, **_placed(incident.settings, folder)}),
         environment=_placed(texts, folder),
         robot=f"{robot.PACKAGE}.real_robot" if incident.is_real else robot.MODULE,
         seconds=incident.seconds,

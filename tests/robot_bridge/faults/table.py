@@ -87,13 +87,13 @@ def table_of(results: Mapping[str, Any]) -> str:
     for fault in MATRIX:
         if fault.door:
             continue
-        found = results[fault.name]
+        found = results.get(fault.name, {})  # empty: not played yet
         cells = [shown(fault, found[level]) if level in found else "" for level in ("simulated time", "real processes")]
         lines.append(f"| {fault.name} | {fault.injected} | {expected(fault)} | {' | '.join(cells)} |")
-    names = sorted({level for fault in doors for level in results[fault.name]})
+    names = sorted({level for fault in doors for level in results.get(fault.name, {})})
     lines += ["", f"| fault | injected | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
     for fault in doors:
-        found = results[fault.name]
+        found = results.get(fault.name, {})
         cells = [shown(fault, found[name]) if name in found else "" for name in names]
         lines.append(f"| {fault.name} | {fault.injected} | {' | '.join(cells)} |")
     return "\n".join(lines)
