@@ -78,10 +78,10 @@ def judge(rows: np.ndarray, begin: int, spec: RobotSpec, counted: Mapping[str, i
     holds = after[after["mode"] == Mode.HOLD]
     if (mode == Mode.ESTOP).any():
         outcome = ESTOPS if (mode[np.argmax(mode == Mode.ESTOP) :] == Mode.ESTOP).all() else "left ESTOP"
-    elif (mode == Mode.STOP).any() and not ended:
-        outcome = STOPS if (mode[np.argmax(mode == Mode.STOP) :] == Mode.STOP).all() else "left STOP"
     elif ended:
         outcome = ENDS
+    elif (mode == Mode.STOP).any():
+        outcome = STOPS if (mode[np.argmax(mode == Mode.STOP) :] == Mode.STOP).all() else "left STOP"
     elif not (mode[-STEADY_TICKS:] == Mode.RUN).all():
         outcome = f"ends in {Mode(int(mode[-1])).name}"
     else:

@@ -81,8 +81,12 @@ MATRIX: tuple[Fault, ...] = (
         tick=spoilers.state_nan(), run=Incident("state_nan"),
     ),
     Fault(
-        "state: wrong dim", "5 numbers for 14 joints", STATE_OLD, (RECOVERS,), STATE,
-        run=Incident("state_dim", is_real=True),
+        "state: wrong dim", "5 numbers for 14 joints, for 0.3 s", STATE_OLD, (RECOVERS,), STATE, ("robot_errors",),
+        run=Incident("state_dim", end_s=1.6, is_real=True),
+    ),
+    Fault(
+        "state: wrong dim for good", "5 numbers for 14 joints, from now on", STATE_OLD, (ENDS,), STATE,
+        run=Incident("state_dim", end_s=10.0, seconds=12.0, is_real=True),
     ),
     Fault(
         "state: stale", "reports keep coming, stamped 100 ms ago", STATE_OLD, (RECOVERS,), STATE,
