@@ -127,10 +127,10 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
-        run=Incident(begin=send("planner", signal.SIGKILL), end=nothing, settings={"planner": "process"}),
+        run=Incident(begin=send("planner", signal.SIGKILL), end=nothing, settings={"planner": "process"}, before=scenes.slow_start),
     ),
     Fault(
-        "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
+        "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (RECOVERS,), NO_CHUNK, ("restarts:planner",),
         run=Incident("plan_forever", end_s=1.7, seconds=8.0, settings={"planner": "process", "heartbeat_timeout_s": 1.5}),
     ),
     _chunk("NaN", "one number is NaN", "not_finite", spoilers.answer("nan"), Incident("nan")),

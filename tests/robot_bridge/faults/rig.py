@@ -110,7 +110,7 @@ def play(incident: Incident, folder: Path) -> Evidence:
     texts = {"EDGEWAM_TEST_FAULT": incident.fault, "EDGEWAM_TEST_FOLDER": str(folder), **incident.environment}
     run = BridgeRun(
         folder,
-        f"{robot.MODULE}.policy",
+        f"{robot.MODULE}.{'split_policy' if incident.settings.get('planner') == 'process' else 'policy'}",
         {},
         RunSettings(**{"episode_ticks": ENDLESS, **_placed(incident.settings, folder)}),
         environment=_placed(texts, folder),

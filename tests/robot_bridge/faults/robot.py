@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk, Observation
 from edgewam.robot_bridge.robot import RobotSpec, StepResult
 from tests.robot_bridge.faults.injectors import CHUNKS, spoil_writes
@@ -168,7 +169,6 @@ class FaultyPolicy:
     """The wave, in the time that the shipped bundle takes; while a fault is on, what a broken engine does."""
 
     INFER_S = 0.011
-    refresh_ticks, horizon, chunk_size, prefix_trained, offset_trained = 32, 32, HORIZON, False, True
 
     def __init__(self) -> None:
         spoil_writes(active, "actions")
@@ -178,9 +178,7 @@ class FaultyPolicy:
         """Nothing to forget."""
 
     def plan(self, observation: Observation) -> None:
-        """Nothing to refresh, but it can hang."""
-        if active() == "plan_forever":
-            time.sleep(3600.0)
+        """Nothing to refresh."""
 
     def act(self, observation: Observation) -> ActionChunk:
         """The wave from the tick of the observation."""
@@ -201,12 +199,70 @@ class FaultyPolicy:
 PAUSES = {"stall_50": 0.05, "stall_500": 0.5, "stall_forever": 3600.0}
 
 
+class SplitFaultyPolicy(FaultyPolicy):
+    """The same with a context, which is nothing but its tick, and a planner that can hang."""
+
+    refresh_ticks, horizon, chunk_size, prefix_trained, offset_trained = 16, 48, HORIZON, False, True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.context_tick: int | None = None
+
+    def reset(self, prompt: str, seed: int) -> None:
+        """No context."""
+        self.context_tick = None
+
+    def plan(self, observation: Observation) -> None:
+        """The context is the tick."""
+        if active() == "plan_forever":
+            time.sleep(PAUSES["stall_forever"])
+        self.context_tick = observation.tick
+
+    def start_plan(self, observation: Observation) -> None:
+        """At once."""
+        self.plan(observation)
+
+    def poll_plan(self) -> bool:
+        """It is done."""
+        return True
+
+    def export_context(self) -> bytes:
+        """The tick."""
+        return str(self.context_tick).encode()
+
+    def import_context(self, data: bytes) -> None:
+        """The tick."""
+        self.context_tick = int(data)
+
+    def act(self, observation: Observation, prefix: np.ndarray | None = None) -> ActionChunk:
+        """As far as the context reaches."""
+        if self.context_tick is None or observation.tick + HORIZON > self.context_tick + self.horizon:
+            raise EdgewamError(f"No context for tick {observation.tick}: it is of tick {self.context_tick}.")
+        return super().act(observation)
+
+    def infer(self, observation: Observation) -> ActionChunk:
+        """Refresh, then act."""
+        self.plan(observation)
+        return self.act(observation)
+
+
+def split_policy() -> SplitFaultyPolicy:
+    """The factory of a policy that a planner process can serve."""
+    slow_down()
+    return SplitFaultyPolicy()
+
+
 def policy() -> FaultyPolicy:
-    """The factory; where a file `slow_start` lies, every call but the first takes a while."""
+    """The factory."""
+    slow_down()
+    return FaultyPolicy()
+
+
+def slow_down() -> None:
+    """Where a file `slow_start` lies, every call but the first takes a while."""
     if os.path.exists(place("slow_start")):
         try:
             with open(place("started"), "x"):
                 pass
         except FileExistsError:
             time.sleep(START_AGAIN_S)
-    return FaultyPolicy()
