@@ -13,9 +13,9 @@ from typing import Any
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
+from edgewam.robot_bridge.camera_frames import FrameWriter
 from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.clock import NS, become_preferred, now_ns, sleep_until
-from edgewam.robot_bridge.frames import Frames
 from edgewam.robot_bridge.robot import CameraImage, Cameras, Renderer
 
 POLL_NS = 500_000
@@ -47,7 +47,7 @@ class _Shooter:
 
     def __init__(self, config: Mapping[str, Any], link: Link) -> None:
         self._link, self._name = link, config["robot"]
-        self.frames = Frames(link.wires, list(config["wires"]["camera_shapes"]))
+        self.frames = FrameWriter(link.wires, list(config["wires"]["camera_shapes"]))
         self._begun_ns = 0  # first try
         self._succeeded_ns = 0  # last try that raised nothing
         self.count = 0

@@ -49,9 +49,14 @@ class Link:
         return self._control
 
     @property
-    def is_stopping(self) -> bool:
-        """The parent asked to stop, or is gone."""
-        return self.is_quitting or self.is_orphaned
+    def control(self) -> Value:
+        """The newest whole control record: what the parent wants."""
+        return self._read_control()
+
+    @property
+    def is_orphan(self) -> bool:
+        """The parent is gone."""
+        return os.getppid() != self._parent
 
     @property
     def is_quitting(self) -> bool:
@@ -59,29 +64,14 @@ class Link:
         return bool(self._read_control()["quit"])
 
     @property
-    def is_orphaned(self) -> bool:
-        """The parent is gone."""
-        return os.getppid() != self._parent
-
-    @property
-    def is_armed(self) -> bool:
-        """Somebody at this machine allowed the arm to move."""
-        return bool(self._read_control()["is_armed"])
+    def is_stopping(self) -> bool:
+        """The parent asked to stop, or is gone."""
+        return self.is_quitting or self.is_orphan
 
     @property
     def is_estop(self) -> bool:
         """Somebody pressed the emergency stop."""
         return bool(self._read_control()["estop"])
-
-    @property
-    def stops(self) -> int:
-        """How often a stop was asked for at this machine."""
-        return int(self._read_control()["stops"])
-
-    @property
-    def resets(self) -> int:
-        """How often somebody at this machine asked to leave STOP."""
-        return int(self._read_control()["resets"])
 
     @property
     def epoch_ns(self) -> int:

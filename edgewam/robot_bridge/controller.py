@@ -1,7 +1,7 @@
-"""One control tick of the bridge as a pure function of what is known: no clock, no memory maps, no processes.
+"""One control tick of the bridge as a function of what is known: no clock, no memory maps, no processes.
 
-A tick takes in at most one chunk, asks the mode machine what to do, follows the chunk's row for this very tick, clamps it and
-checks what comes out.  Chunks are indexed by time: rows that are past are skipped, beyond the last row there is HOLD.
+A tick takes in at most one chunk, asks the mode machine what to do, follows the target that the schedule has for this very tick
+(or brakes), passes it through the filter and checks what comes out.
 """
 
 from __future__ import annotations
@@ -12,155 +12,195 @@ from typing import Any
 
 import numpy as np
 
-from edgewam.robot_bridge.chunks import Reject, check
-from edgewam.robot_bridge.modes import Cause, Mode, ModeMachine, Situation
-from edgewam.robot_bridge.safety import Limits, Vector, clamp, is_violation, mask_to_bits
+from edgewam.robot_bridge.chunks import Reject, Rules
+from edgewam.robot_bridge.decision import Decision, Health, Sensed
+from edgewam.robot_bridge.intake import Intake
+from edgewam.robot_bridge.modes import Cause, Mode, ModeMachine, Patience, Situation
+from edgewam.robot_bridge.motion import Motion
+from edgewam.robot_bridge.orders import Orders
+from edgewam.robot_bridge.safety import Limits, Vector, Watch, mask_to_bits
+from edgewam.robot_bridge.scheduling import open_schedule
+from edgewam.robot_bridge.scheduling.timed_rows import Target
 from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.workspace import load_workspace
 
 
-@dataclass(frozen=True)
-class Sensed:
-    """The robot's newest report: joint state [D], its episode and when it was measured."""
+@dataclass
+class _Move:
+    """A command in the making, and who supplied it."""
 
-    state: Vector
-    episode: int
-    t_ns: int
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a tick decided.  command: None only before the robot has reported.  chunk: the one that supplied the command."""
-
-    mode: Mode
-    cause: Cause
-    command: Vector | None
-    chunk: Value | None = None
-    row: int = -1
-    reject: Reject = Reject.NONE
-    range_clamps: int = 0  # bit j: the target of joint j was out of its range
-    step_clamps: int = 0  # bit j: ... too far from the last command
-    is_violation: bool = False
+    command: Vector
+    target: Target | None = None
+    range_clamps: int = 0
+    step_clamps: int = 0
+    acceleration_clamps: int = 0
+    workspace: bool = False
 
 
 class Controller:
-    """Holds the last command, the chunk in use and the mode.
+    """Holds the mode, the last motion and the chunks in use.
 
-    Besides the limits `config` has: control_hz, max_pause_s, max_hold_s, max_state_age_s, max_observation_age_s, ramp_ticks.
+    `config`: everything that `Limits`, `Rules` and `open_schedule` need, and max_pause_s, max_hold_s, resume_chunks, max_rejects,
+    max_state_age_s, max_camera_age_s, engine_lost_s, ramp_ticks, workspace.
+    applied_id, delay_ticks: the newest chunk that supplied a command, and control ticks from its observation to that command
+    (or to its refusal, when it had been given too short a prefix: the engine must learn of the delay).
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         hz = float(config["control_hz"])
         self._limits = Limits.from_rates(config)
-        self._machine = ModeMachine(round(config["max_pause_s"] * hz), round(config["max_hold_s"] * hz))
-        self._max_state_age_ns = round(config["max_state_age_s"] * 1e9)
-        self._max_observation_age_ns = round(config["max_observation_age_s"] * 1e9)
+        self._machine = ModeMachine(
+            Patience(
+                max_pause_ticks=round(config["max_pause_s"] * hz),
+                max_hold_ticks=round(config["max_hold_s"] * hz),
+                resume_chunks=int(config["resume_chunks"]),
+                max_rejects=int(config["max_rejects"]),
+            )
+        )
+        self._schedule = open_schedule(config)
+        self._workspace = load_workspace(config["workspace"])
+        self._intake = Intake(Rules.from_config(config), self._limits, self._workspace)
+        self._watch = Watch(self._limits)
+        self._max_age_ns = {
+            name: round(config[key] * 1e9)
+            for name, key in (("state", "max_state_age_s"), ("camera", "max_camera_age_s"), ("engine", "engine_lost_s"))
+        }
         self._ramp_ticks = int(config["ramp_ticks"])
-        self._chunk: Value | None = None
-        self._last: Vector | None = None  # last command, or the pose an episode started from
-        self._velocity: Vector = np.zeros(len(self._limits.lower))  # last change per tick while following
-        self._ramp_left = 0
-        self._last_id = -1
+        self._motion: Motion | None = None
+        self._last_reject = Reject.NONE
+        self._supplier = -1  # id of the chunk that supplied the last command, -1 when none did
         self.episode = -1
+        self.applied_id, self.delay_ticks = -1, 0
+
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing is left to brake: the held pose may be left to the robot."""
+        return self._motion is None or self._motion.is_at_rest
 
     def step(
-        self, tick: int, now_ns: int, sensed: Sensed | None, received: Value | None, *, stop: bool = False, estop: bool = False
+        self, tick: int, now_ns: int, sensed: Sensed | None, received: Value | None, orders: Orders, health: Health
     ) -> Decision:
         """Decide tick `tick` at time `now_ns` from the newest robot report and the chunk record received since, if any."""
-        is_fresh = sensed is not None and now_ns - sensed.t_ns <= self._max_state_age_ns and bool(np.isfinite(sensed.state).all())
-        is_new = is_fresh and sensed is not None and sensed.episode != self.episode and self._machine.mode < Mode.STOP
-        if is_new:
-            assert sensed is not None
-            self._anchor(sensed)
+        is_good = sensed is not None and self._is_good(now_ns, sensed)
+        is_new, is_reset = (False, False) if sensed is None or not is_good else self._anchor_if_due(tick, sensed, orders)
+        if self._motion is not None:
+            self._motion.begin(tick)
         reject = self._take_in(tick, now_ns, received) if received is not None else Reject.NONE
-        row = self._row(tick)
-        mode = self._machine.step(Situation(is_fresh, self._is_in_reach(row), is_new, stop, estop))
-        if self._last is None:
-            return Decision(mode, self._machine.cause, None, reject=reject)
+        target = self._schedule.target(tick)
+        self._machine.step(
+            Situation(
+                is_state_good=is_good,
+                is_row_in_reach=None if target is None else self._is_in_reach(target.pose),
+                chunk=None if received is None else reject is Reject.NONE,
+                is_armed=orders.is_armed,
+                trouble=self._trouble(sensed, health),
+                without_row=Cause.OLD_CONTEXT if self._last_reject is Reject.OLD_CONTEXT else Cause.NO_CHUNK,
+                is_new_episode=is_new,
+                is_reset=is_reset,
+                stop=orders.stop,
+                is_estop_asked=orders.estop,
+            )
+        )
+        if self._motion is None:
+            return Decision(self._machine.mode, self._machine.cause, None, reject=reject)
+        move = self._move(self._motion, target)
+        return self._commit(tick, self._motion, move, reject, is_new or is_reset)
 
-        limits, range_clamps, step_clamps = self._limits, 0, 0
-        if mode is Mode.RUN and row is not None:
-            command, ranged, stepped = clamp(row, self._last, limits, limits.max_step)
-            range_clamps, step_clamps = mask_to_bits(ranged), mask_to_bits(stepped)
-            self._follow(command)
-        elif self._machine.cause is Cause.APPROACH and mode is Mode.HOLD and row is not None:
-            command, _, _ = clamp(row, self._last, limits, limits.approach_step)
-            self._follow(command)
-        elif mode is Mode.ESTOP:
-            command = self._last
-        else:
-            command = self._brake()
+    def _is_good(self, now_ns: int, sensed: Sensed) -> bool:
+        return now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
 
-        broken = is_violation(command, self._last, limits.lower, limits.upper, limits.max_step)
-        if broken:  # a mistake of ours: never send it
+    def _anchor_if_due(self, tick: int, sensed: Sensed, orders: Orders) -> tuple[bool, bool]:
+        """Begin anew from where the robot is: in a new episode, or after a reset.  Nothing computed before may move the arm.
+
+        Not from a pose so far outside of the range that the nearest command would be a jump.
+        """
+        mode = self._machine.mode
+        is_new = sensed.episode != self.episode and mode < Mode.STOP
+        is_reset = orders.reset and mode is Mode.STOP and orders.stop is Cause.NONE and not orders.estop
+        pose = sensed.state.astype(np.float64)
+        if not (is_new or is_reset) or not self._limits.has(pose, self._limits.max_jump):
+            return False, False
+        self.episode = sensed.episode
+        self._motion = Motion(self._limits, self._ramp_ticks, pose, tick)
+        self._schedule.clear()
+        self._last_reject = Reject.NONE
+        return is_new, is_reset
+
+    def _take_in(self, tick: int, now_ns: int, value: Value) -> Reject:
+        is_running = self._machine.mode is Mode.RUN
+        running_from = self._motion.last if is_running and self._motion is not None else None
+        reject, chunk = self._intake.take(value, tick, now_ns, self.episode, running_from)
+        if chunk is not None:
+            if not is_running:
+                self._schedule.clear()  # what was computed before a hold is not mixed into what comes after it
+            self._schedule.add(chunk, tick)
+        elif reject is Reject.BAD_PREFIX:
+            self.delay_ticks = tick - int(value["observation_tick"])
+        self._last_reject = reject
+        return reject
+
+    def _is_in_reach(self, pose: Vector) -> bool:
+        if self._motion is None:
+            return False
+        target = np.clip(pose, self._limits.lower, self._limits.upper)
+        return bool((np.abs(target - self._motion.last) <= self._limits.max_jump).all())
+
+    def _trouble(self, sensed: Sensed | None, health: Health) -> Cause:
+        if sensed is not None and sensed.episode != self.episode:
+            return Cause.OUT_OF_RANGE  # else its pose would be the anchor by now
+        if health.engine_age_ns > self._max_age_ns["engine"]:
+            return Cause.ENGINE_LOST
+        return Cause.CAMERA if health.camera_age_ns > self._max_age_ns["camera"] else Cause.NONE
+
+    def _move(self, motion: Motion, target: Target | None) -> _Move:
+        mode, cause, limits = self._machine.mode, self._machine.cause, self._limits
+        is_approaching = mode is Mode.HOLD and cause is Cause.APPROACH
+        if target is None or not (mode is Mode.RUN or is_approaching):
+            return _Move(motion.freeze() if mode is Mode.ESTOP else motion.brake())
+        command, filtered = motion.follow(target.pose, limits.approach_step if is_approaching else limits.max_step)
+        move = _Move(command)
+        if mode is Mode.RUN:
+            move.target = target
+            move.range_clamps, move.step_clamps = mask_to_bits(filtered.ranged), mask_to_bits(filtered.slowed)
+            move.acceleration_clamps = mask_to_bits(filtered.smoothed)
+        if self._workspace is None:
+            return move
+        allowed = self._workspace(command)
+        if allowed is None:
+            self._machine.refuse()
+            return _Move(motion.freeze(), workspace=True)
+        if (allowed != command).any():
+            move.command, move.workspace = motion.redirect(allowed), True
+        return move
+
+    def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool) -> Decision:
+        """The last look at a command: a mistake of ours is never sent."""
+        command, target = move.command, move.target
+        is_broken = self._watch.is_violation(tick, command, is_anchor=is_anchor)
+        if is_broken:
             self._machine.trip()
-            command = self._last
-        self._last = command
-        supplied = mode is Mode.RUN and not broken
+            command, target = motion.last, None
+        self._watch.sent(tick, command, is_anchor=is_anchor)
+        motion.commit(command)
+        number = -1 if target is None else int(target.newest.record["id"])
+        is_first = target is not None and number != self._supplier
+        if target is not None and is_first:
+            self.applied_id, self.delay_ticks = number, tick - int(target.newest.record["observation_tick"])
+        is_seam = is_first and self._supplier >= 0
+        self._supplier = number
         return Decision(
             mode=self._machine.mode,
             cause=self._machine.cause,
             command=command,
-            chunk=self._chunk if supplied else None,
-            row=tick - int(self._chunk["start_tick"]) if supplied and self._chunk is not None else -1,
             reject=reject,
-            range_clamps=range_clamps,
-            step_clamps=step_clamps,
-            is_violation=broken,
+            chunk=None if target is None else target.newest.record,
+            row=-1 if target is None else target.newest.row(tick),
+            num_blended=0 if target is None else target.num_blended,
+            is_seam=is_seam,
+            range_clamps=move.range_clamps,
+            step_clamps=move.step_clamps,
+            acceleration_clamps=move.acceleration_clamps,
+            workspace=move.workspace,
+            is_anchor=is_anchor,
+            is_violation=is_broken,
         )
-
-    def _anchor(self, sensed: Sensed) -> None:
-        """Begin an episode from where the robot is; nothing that was computed before it may move the arm."""
-        self.episode = sensed.episode
-        self._last = np.clip(sensed.state.astype(np.float64), self._limits.lower, self._limits.upper)
-        self._velocity = np.zeros_like(self._last)
-        self._ramp_left = 0
-        self._chunk = None
-
-    def _take_in(self, tick: int, now_ns: int, value: Value) -> Reject:
-        reject = check(
-            value,
-            len(self._limits.lower),
-            tick=tick,
-            now_ns=now_ns,
-            episode=self.episode,
-            last_id=self._last_id,
-            max_age_ns=self._max_observation_age_ns,
-        )
-        if reject is not Reject.NONE:
-            return reject
-        # only a running arm refuses a jump: one that holds approaches slowly, else a hold could never end
-        first = _row_of(value, tick)
-        if self._machine.mode is Mode.RUN and not self._is_in_reach(first):
-            return Reject.JUMP
-        self._chunk = value
-        self._last_id = int(value["id"])
-        return Reject.NONE
-
-    def _row(self, tick: int) -> Vector | None:
-        return None if self._chunk is None else _row_of(self._chunk, tick)
-
-    def _is_in_reach(self, row: Vector | None) -> bool | None:
-        if row is None or self._last is None:
-            return None
-        target = np.clip(row, self._limits.lower, self._limits.upper)
-        return bool((np.abs(target - self._last) <= self._limits.max_jump).all())
-
-    def _follow(self, command: Vector) -> None:
-        assert self._last is not None
-        self._velocity = command - self._last
-        self._ramp_left = self._ramp_ticks
-
-    def _brake(self) -> Vector:
-        """The last command, reached with a speed that falls to zero in equal steps over `ramp_ticks`."""
-        assert self._last is not None
-        if self._ramp_left == 0:
-            return self._last
-        share = self._ramp_left / (self._ramp_ticks + 1)
-        self._ramp_left -= 1
-        return np.clip(self._last + share * self._velocity, self._limits.lower, self._limits.upper)
-
-
-def _row_of(value: Value, tick: int) -> Vector | None:
-    """The chunk's target [D] for a tick, by time; None outside of it."""
-    index = tick - int(value["start_tick"])
-    return value["actions"][index].astype(np.float64) if 0 <= index < int(value["rows"]) else None

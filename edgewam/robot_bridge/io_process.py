@@ -1,49 +1,73 @@
 """The io process: owns the control clock and the safety filter, sends one command per tick, and outlives all others.
 
-It imports neither torch nor the robot nor a policy; all it knows of the robot are numbers.
+It imports neither torch nor the robot nor a policy; all it knows of the robot are numbers.  When its supervisor is gone it
+latches STOP, brakes and goes on sending the held pose for `orphan_s`, so that the robot's own lease runs out on an arm at rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.clock import NS, become_real_time, now_ns, sleep_until
-from edgewam.robot_bridge.controller import Controller, Decision, Sensed
-from edgewam.robot_bridge.shm_record import SharedRecord, Value
+from edgewam.robot_bridge.controller import Controller
+from edgewam.robot_bridge.decision import Decision, Health, Sensed
+from edgewam.robot_bridge.orders import OrderReader
+from edgewam.robot_bridge.shm_record import Value
 
 PRIORITY = 60
 LATEST_START = 0.5  # a tick that would begin later than this part of its period is skipped: the next one is too near
+NEVER_NS = 1 << 62  # age of what has never come
+READS = ("state", "chunk", "cameras", "status_engine", "requests")
 
 
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     """Control for `config["num_ticks"]` ticks from the epoch, then brake and leave; returns permissions and torn reads."""
-    period_ns = round(NS / config["control_hz"])
+    period_ns, orphan_ns = round(NS / config["control_hz"]), round(config["orphan_s"] * NS)
+    loop = _Loop(config, link)  # what is wrong with the configuration is said before anybody is ready
     granted = become_real_time(PRIORITY)
     link.report()
     while not (epoch_ns := link.epoch_ns):
         if link.is_stopping:
             return {"real_time": granted, "torn_reads": 0}
         sleep_until(now_ns() + 5_000_000)
-    loop = _Loop(config, link)
-    tick, braking_left = 0, int(config["ramp_ticks"]) + 1
-    while tick < config["num_ticks"] and braking_left:
+    leave_ns: int | None = None
+    for tick, deadline_ns, woken_ns in ticks(epoch_ns, period_ns):
+        is_orphan, is_over = link.is_orphan, tick >= config["num_ticks"]
+        if is_over and loop.is_at_rest:
+            break
+        loop.tick(tick, deadline_ns, woken_ns, is_orphan, is_over)
+        if is_orphan and leave_ns is None:
+            leave_ns = woken_ns + orphan_ns
+        if leave_ns is not None and woken_ns >= leave_ns:
+            break
+        if link.is_quitting and loop.is_at_rest:
+            break
+    return {"real_time": granted, "torn_reads": loop.torn_reads}
+
+
+def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
+    """Sleep to each tick's deadline; gives tick, deadline and time of waking.  Ticks that woke too late are left out."""
+    tick = 0
+    while True:
         deadline_ns = epoch_ns + tick * period_ns
         woken_ns = sleep_until(deadline_ns)
         if woken_ns - deadline_ns > LATEST_START * period_ns:
             tick = _next_tick(woken_ns - epoch_ns, period_ns)
             continue
-        stop = link.is_stopping
-        loop.tick(tick, deadline_ns, stop)
-        braking_left -= stop
+        yield tick, deadline_ns, woken_ns
         tick += 1
-    return {"real_time": granted, "torn_reads": loop.torn_reads}
 
 
 def _next_tick(elapsed_ns: int, period_ns: int) -> int:
     """The next tick that can still be started in time, after a late waking."""
     return (elapsed_ns + period_ns - round(LATEST_START * period_ns)) // period_ns
+
+
+def age_ns(now: int, stamp: int) -> int:
+    """Time since a stamp that another process wrote: never negative, and it fits an int64 whatever was written."""
+    return min(max(now - stamp, 0), NEVER_NS)
 
 
 class _Loop:
@@ -52,48 +76,90 @@ class _Loop:
     def __init__(self, config: Mapping[str, Any], link: Link) -> None:
         self._link = link
         self._controller = Controller(config)
-        self._state, self._chunk = link.wires["state"], link.wires["chunk"]
+        self._orders = OrderReader()
+        self._records = {name: link.wires[name] for name in READS}
+        self._versions = dict.fromkeys(READS, 0)
+        self._newest: dict[str, Value] = {}
+        self._has_cameras = self._records["cameras"].blank()["t_camera_ns"].size > 0
         self._command = link.wires["command"]
         self._outgoing = self._command.blank()
         self._log = link.wires.log
-        self._row = 0
-        self._versions = {"state": 0, "chunk": 0}
-        self._sensed: Sensed | None = None
+        self._num_rows = 0
 
     @property
     def torn_reads(self) -> int:
-        return self._state.torn + self._chunk.torn
+        """Reads that found half-written or damaged bytes; each kept the value before it."""
+        return sum(record.torn for record in self._records.values())
 
-    def _newest(self, name: str, record: SharedRecord) -> Value | None:
-        newer = record.read(self._versions[name])
+    @property
+    def is_at_rest(self) -> bool:
+        """Nothing is left to brake."""
+        return self._controller.is_at_rest
+
+    def _read(self, name: str) -> Value | None:
+        """A value that has come since the last call, which is also kept in `_newest`."""
+        newer = self._records[name].read(self._versions[name])
         if newer is None:
             return None
-        self._versions[name] = newer[0]
+        self._versions[name], self._newest[name] = newer
         return newer[1]
 
-    def tick(self, tick: int, deadline_ns: int, stop: bool) -> None:
-        """Read, decide, send, log."""
-        if (state := self._newest("state", self._state)) is not None:
-            self._sensed = Sensed(state["state"], int(state["episode"]), int(state["t_ns"]))
-        received = self._newest("chunk", self._chunk)
-        decision = self._controller.step(tick, now_ns(), self._sensed, received, stop=stop, estop=self._link.is_estop)
+    def tick(self, tick: int, deadline_ns: int, woken_ns: int, is_orphan: bool, is_over: bool) -> None:
+        """Read, decide, send, log.  Once the run is over the arm is only braked, and that is not logged: it is no part of it."""
+        received = self._read("chunk")
+        for name in ("state", "cameras", "status_engine", "requests"):
+            self._read(name)
+        network_stops = int(self._newest["requests"]["stops"]) if "requests" in self._newest else 0
+        orders = self._orders.read(self._link.control, network_stops, is_orphan, is_over)
+        now = now_ns()
+        health, sensed = self._health(now), self._sensed()
+        decision = self._controller.step(tick, now, sensed, received, orders, health)
         if decision.command is not None:
             outgoing = self._outgoing
             outgoing["tick"], outgoing["episode"], outgoing["target"] = tick, self._controller.episode, decision.command
             outgoing["t_sent_ns"] = sent_ns = now_ns()
             self._command.write(outgoing)
-            self._write_log(tick, deadline_ns, sent_ns, decision, received)
-        self._link.report(count=self._row, tick=tick, mode=decision.mode)
+            if not is_over:
+                self._write_log((tick, deadline_ns, woken_ns, sent_ns), decision, received, health)
+        if not is_over:
+            self._link.report(
+                count=self._num_rows,
+                tick=tick,
+                mode=decision.mode,
+                cause=decision.cause,
+                applied_id=self._controller.applied_id,
+                delay_ticks=self._controller.delay_ticks,
+            )
 
-    def _write_log(self, tick: int, deadline_ns: int, sent_ns: int, decision: Decision, received: Value | None) -> None:
-        row = self._log.row(self._row)
-        row["tick"], row["deadline_ns"], row["sent_ns"] = tick, deadline_ns, sent_ns
+    def _sensed(self) -> Sensed | None:
+        state = self._newest.get("state")
+        return None if state is None else Sensed(state["state"], int(state["episode"]), int(state["t_ns"]))
+
+    def _health(self, now: int) -> Health:
+        cameras, engine = self._newest.get("cameras"), self._newest.get("status_engine")
+        if not self._has_cameras:
+            camera_age = 0
+        else:
+            camera_age = NEVER_NS if cameras is None else age_ns(now, int(cameras["t_camera_ns"].min()))
+        return Health(camera_age, NEVER_NS if engine is None else age_ns(now, int(engine["heartbeat_ns"])))
+
+    def _write_log(self, times: tuple[int, int, int, int], decision: Decision, received: Value | None, health: Health) -> None:
+        row, state, chunk = self._log.row(self._num_rows), self._newest["state"], decision.chunk
+        row["tick"], row["deadline_ns"], row["woken_ns"], row["sent_ns"] = times
         row["episode"], row["mode"], row["cause"] = self._controller.episode, decision.mode, decision.cause
         row["is_received"], row["reject"] = received is not None, decision.reject
         row["infer_ns"] = 0 if received is None else received["infer_ns"]
-        row["chunk_id"] = -1 if decision.chunk is None else decision.chunk["id"]
-        row["t_capture_ns"] = 0 if decision.chunk is None else decision.chunk["t_capture_ns"]
-        row["row"] = decision.row
+        row["chunk_id"] = -1 if chunk is None else chunk["id"]
+        for name in ("t_capture_ns", "t_frame_ns", "t_begin_ns", "observation_tick"):
+            row[name] = 0 if chunk is None else chunk[name]
+        row["t_chunk_ns"] = 0 if chunk is None else chunk["t_sent_ns"]
+        for name in ("context_tick", "context_number"):
+            row[name] = -1 if chunk is None else chunk[name]
+        row["row"], row["num_blended"], row["is_seam"] = decision.row, decision.num_blended, decision.is_seam
+        row["state"], row["state_t_ns"] = state["state"], state["t_ns"]
+        row["applied_tick"], row["applied_ns"] = state["applied_tick"], state["applied_ns"]
+        row["camera_age_ns"] = health.camera_age_ns
         row["range_clamps"], row["step_clamps"] = decision.range_clamps, decision.step_clamps
-        row["is_violation"], row["command"] = decision.is_violation, decision.command
-        self._row += 1
+        row["acceleration_clamps"], row["workspace"] = decision.acceleration_clamps, decision.workspace
+        row["is_anchor"], row["is_violation"], row["command"] = decision.is_anchor, decision.is_violation, decision.command
+        self._num_rows += 1

@@ -47,6 +47,7 @@ class RunReport:
     chunk_hz = chunks_applied over the whole time of the run, pauses included; control_hz from first to last command.
     restarts: by role, engine_restarts is one of them.  memory_mb: by role, see `memory.py`.
     robot_errors: exceptions of a real robot.  lost_images: by camera, frames that had to show an old image.
+    processes: by role, what else it counted; of a process that was started again, the last one (so are frames and lost_images).
     """
 
     ticks: int
@@ -105,6 +106,7 @@ class RunReport:
     torn_reads: int = 0
     driver_caught_up_ticks: int = 0
     robot_errors: int = 0
+    processes: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for `--json`."""

@@ -15,12 +15,12 @@ from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.local_control import ControlServer
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import RobotSpec, at_rate, with_task
+from edgewam.robot_bridge.scheduling import SCHEDULES
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
 from edgewam.robot_bridge.wires import MAX_CONTEXT, ROLES, Wires
 
 __all__ = ["Interrupted", "Progress", "RunReport", "RunSettings", "run", "run_name"]
 
-SCHEDULES = ("replace", "ensemble", "crossfade", "rtc")
 PLANNERS = ("engine", "process")
 ENDLESS_TICKS = 1 << 53  # longer than any run: six million years at 50 Hz
 _MAY_BE_ZERO = ("ensemble_decay", "max_restarts", "view_port")
@@ -34,12 +34,11 @@ class RunSettings:
     driver_lead_s: how long before a control tick the simulator publishes its state.
     jump_s: a chunk is refused when its first action is farther away than this much time at the velocity limit.
     approach_fraction: speed of leaving a hold, as a part of the velocity limit.  ramp_ticks: ticks to brake in.
-    schedule: how a new chunk takes over: "replace", "ensemble" (rows of all chunks, weights exp(-ensemble_decay * age rank)),
-        "crossfade" (over crossfade_ticks) or "rtc" (the policy continues a prefix that it was trained for).
+    schedule: how one chunk takes over from another (robot_bridge/scheduling); ensemble_decay, crossfade_ticks belong to it.
     refresh_ticks: ticks between two planner refreshes; None: the policy's own number.
     planner: "process" gives the planner a process of its own, "engine" lets the engine refresh between chunks.
-    max_context_age_ticks: a chunk from an older refresh is refused; None: as far as the policy's horizon reaches.
-    max_camera_age_s: hold when the oldest camera is older.  resume_chunks: good chunks that end a hold (READY ends with one).
+    max_context_age_ticks: a chunk whose planner context is older when it begins is refused; None: the engine's own bound.
+    max_camera_age_s: hold when the oldest camera is older.  resume_chunks: good chunks in a row that end a hold.
     max_rejects: refused chunks in a row that stop the arm.  engine_lost_s: hold when the engine has not been heard of so long.
     max_restarts: how often a child is started again within restart_window_s before the run ends.
     heartbeat_timeout_s: silence after which engine and planner count as hanging; the others after 2 s at most.
@@ -151,13 +150,14 @@ def run(
     spec, options = with_task(robot, task)
     options = {**options, **(robot_options or {})}
     is_simulator = hasattr(plugins.load("robot", robot), "make_renderer")
-    ticks_per_row = 1
     if control_hz is not None and control_hz != spec.control_hz:
         ticks_per_row = round(control_hz / spec.control_hz)
-        spec = _at_rate(spec, robot, control_hz)
-        options["control_hz"] = control_hz
-    settings = settings or RunSettings(episode_ticks=spec.episode_ticks, replan_ticks=RunSettings.replan_ticks * ticks_per_row)
-    settings = replace(settings, ticks_per_row=settings.ticks_per_row * ticks_per_row)
+        spec, options["control_hz"] = _at_rate(spec, robot, control_hz), control_hz
+        settings = settings or RunSettings(
+            episode_ticks=spec.episode_ticks, replan_ticks=RunSettings.replan_ticks * ticks_per_row
+        )
+        settings = replace(settings, ticks_per_row=ticks_per_row)
+    settings = settings or RunSettings(episode_ticks=spec.episode_ticks)
     if not 0 <= seconds < math.inf:
         raise EdgewamError(f"--seconds must be positive, or 0 to run until Ctrl-C; got {seconds}.")
     config = {

@@ -25,8 +25,9 @@ from edgewam.robot_bridge.watchdog import INDISPENSABLE, RestartBudget, is_hangi
 from edgewam.robot_bridge.wires import Wires
 
 _WATCH_S = 0.02
-_DRAIN_S, _MEMORY_S, _PROGRESS_S = 0.5, 3.0, 0.2  # how often the log, /proc and the user are served
+_DRAIN_S, _MEMORY_S, _PROGRESS_S = 0.2, 3.0, 0.2  # how often the log, /proc and the user are served
 _MAX_FAULTS = 100  # a run of days may restart a camera every minute
+_ELSEWHERE = ("episodes", "real_time")  # of what a child says of itself, what the report has in a place of its own
 _LEAVE_S = 3.0  # for a child that was asked to leave
 
 
@@ -69,6 +70,8 @@ class Supervisor:
         self._memory = MemoryWatch()
         self._tally = Tally(config, spec.joint_names)
         self._drained = 0
+        self._latch: str | None = None
+        self._watching_since_ns = 0  # who is ready early waits in silence for the others
         self._is_complete = self._is_interrupted = False
 
     @property
@@ -116,7 +119,7 @@ class Supervisor:
                     f"Not ready after {self._config['start_timeout_s']:.0f} s: {waiting}. Is the machine overloaded?"
                 )
             time.sleep(_WATCH_S)
-        self._control["epoch_ns"] = now_ns() + NS // 10
+        self._control["epoch_ns"] = self._watching_since_ns = now_ns() + NS // 10
         self._wires["control"].write(self._control)
 
     def watch(self, on_progress: Callable[[Progress], None] | None) -> None:
@@ -165,7 +168,7 @@ class Supervisor:
         silence_s = silence_limit_s(role, float(self._config["heartbeat_timeout_s"]))
         return is_hanging(
             bool(status["is_ready"]),
-            int(status["heartbeat_ns"]),
+            max(int(status["heartbeat_ns"]), self._watching_since_ns),
             self._started_ns[role],
             now_ns(),
             silence_s,
@@ -230,6 +233,9 @@ class Supervisor:
 
     def stop(self) -> None:
         """io brakes and leaves first, then the others; who does not leave is killed."""
+        if not self._control["quit"]:
+            self._drain()
+            self._latch = self._tally.latch  # braking because of `quit` is no latched STOP
         self._control["quit"] = 1
         self._wires["control"].write(self._control)
         for child in self._children.values():
@@ -247,15 +253,15 @@ class Supervisor:
         self._drain()
         has_ended = self._is_complete and not self._is_interrupted
         lasted = int(self._config["num_ticks"]) if has_ended else self._tally.last_tick + 1
-        if self._is_complete and (latch := self._tally.latch) is not None:
-            self._fault(latch)
+        if self._is_complete and self._latch is not None:
+            self._fault(self._latch)
         results = {role: self._children[role].results() for role in self._roles}
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
         return replace(
             self._tally.report(lasted),
             robot=self._config["robot"],
             robot_options=dict(self._config["robot_options"]),
-            is_complete=self._is_complete and self._tally.latch is None,
+            is_complete=self._is_complete and self._latch is None,
             faults=self._faults,
             engine_restarts=self._budget.counts["engine"],
             restarts=dict(self._budget.counts),
@@ -269,6 +275,7 @@ class Supervisor:
             torn_reads=io.get("torn_reads", 0),
             driver_caught_up_ticks=driver.get("caught_up_ticks", 0),
             robot_errors=driver.get("robot_errors", 0),
+            processes={role: {k: v for k, v in found.items() if k not in _ELSEWHERE} for role, found in results.items()},
         )
 
     def close(self) -> None:

@@ -29,7 +29,10 @@ _ROUNDING = 1e-9  # (a + b) - a may differ from b by the last bits of a; nothing
 
 
 class Tally:
-    """Takes the log of the io process some rows at a time.  config: lower, upper, max_velocity [D], control_hz."""
+    """Takes the log of the io process some rows at a time.
+
+    config: lower, upper, max_velocity, max_acceleration (or None) [D], control_hz.
+    """
 
     def __init__(self, config: Mapping[str, Any], joint_names: tuple[str, ...]) -> None:
         self._joint_names = joint_names
@@ -37,6 +40,9 @@ class Tally:
         self._lower, self._upper = np.array(config["lower"], np.float64), np.array(config["upper"], np.float64)
         velocity = np.array(config["max_velocity"], np.float64)
         self._max_step = velocity / float(config["control_hz"])
+        acceleration = config["max_acceleration"]
+        self._max_change = None if acceleration is None else np.array(acceleration) / float(config["control_hz"]) ** 2
+        self._last_step: Value = np.zeros(len(joint_names))
         self._n: Counter[str] = Counter()
         self._modes: Counter[int] = Counter()
         self._hold_causes: Counter[int] = Counter()
@@ -70,6 +76,7 @@ class Tally:
             return
         if lost:
             self._last = None  # nothing is known about what came before
+            self._last_step = np.full_like(self._last_step, np.nan)
         if not self._first_sent_ns:
             self._first_sent_ns = int(rows["sent_ns"][0])
         self._add_time(rows)
@@ -138,16 +145,25 @@ class Tally:
         self._n["violations in log"] += int(self._is_violation(rows).sum())
 
     def _is_violation(self, rows: Value) -> Value:
-        """Which commands [n] are not finite, out of range, or too far from the one before.
+        """Which commands [n] are not finite, out of range, or change too much from the one before, in place or in speed.
 
-        An episode, and a run that leaves STOP, begins where the robot was measured: only the range is checked there.
+        An anchor, where the robot was measured anew, has no predecessor: only its range is checked.  Over a tick without a
+        command the arm stood.
         """
         command, previous = rows["command"], self._previous(rows)
         in_range = (self._lower - _ROUNDING <= command) & (command <= self._upper + _ROUNDING)  # also false for NaN
-        near = np.abs(command - previous["command"]) <= self._max_step + _ROUNDING
-        begins = (rows["episode"] != previous["episode"]) | (rows["is_anchor"] != 0)
-        bad: Value = ~(in_range.all(1) & (near.all(1) | begins))
-        return bad
+        is_anchor = (rows["is_anchor"] != 0)[:, None]
+        step = np.where(is_anchor, 0.0, command - previous["command"])
+        if self._last is None:
+            step[0] = self._last_step  # NaN after lost rows: nothing is known of it and nothing concluded from it
+        in_reach = ~(np.abs(step) > self._max_step + _ROUNDING)
+        if self._max_change is not None:
+            before = np.concatenate([self._last_step[None], step[:-1]])
+            before[rows["tick"] != previous["tick"] + 1] = 0.0
+            in_reach &= is_anchor | ~(np.abs(step - before) > self._max_change + _ROUNDING)
+        self._last_step = step[-1]
+        is_good: Value = np.all(in_range & in_reach, axis=1)
+        return ~is_good
 
     @property
     def latch(self) -> str | None:

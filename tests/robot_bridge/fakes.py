@@ -116,6 +116,11 @@ def slow_wave(period_ticks: int = 200, amplitude: float = 0.4) -> ReplayPolicy:
     )
 
 
+def standing() -> ReplayPolicy:
+    """Wants the pose in which the fake arm was left."""
+    return ReplayPolicy(lambda seed: [[0.1, 0.5]], HORIZON)
+
+
 class Seeing:
     """Reads the goal from the image and moves there: needs its eyes.  The seed's noise makes runs distinguishable."""
 

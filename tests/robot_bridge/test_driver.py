@@ -1,14 +1,20 @@
-"""The simulated robot's side of the bridge, tick by tick, in this process."""
+"""The robot's side of the bridge, simulated or real, tick by tick, in this process."""
 
 from __future__ import annotations
 
+import threading
 import types
 
+import numpy as np
 import pytest
 
+from edgewam.core.errors import EdgewamError
+from edgewam.robot_bridge import driver_robot, driver_simulator
+from edgewam.robot_bridge.clock import now_ns
+from edgewam.robot_bridge.driver_robot import RobotDriver
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.wires import Wires
-from tests.robot_bridge import fakes
+from tests.robot_bridge import fake_arm, fakes
 
 CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks": 4, "lease_ticks": 5, "orphan_s": 2.0}
 
@@ -22,9 +28,9 @@ def driver():
     wires.close()
 
 
-def send(wires, target, episode):
+def send(wires, target, episode, tick=0):
     value = wires["command"].blank()
-    value["target"], value["episode"] = target, episode
+    value["target"], value["episode"], value["tick"] = target, episode, tick
     wires["command"].write(value)
 
 
@@ -67,3 +73,134 @@ def test_an_episode_that_is_over_is_put_back_at_the_next_tick_with_the_next_seed
     assert made._outcomes == [{"seed": 7, "ticks": 4, "reward": 0, "success_tick": None, "strict_success": False}]
     physics = wires["physics"].read()[1]
     assert int(physics["length"]) == 4 and physics["physics"][3] == 0.5, "seed 8 has its goal on the right"
+
+
+def test_the_state_says_which_command_the_robot_has_got(driver):
+    made, wires = driver
+    made._publish()
+    assert wires["state"].read()[1]["applied_tick"] == -1
+    send(wires, [0.3, 0.6], 0, tick=12)
+    made._apply_command()
+    made._publish()
+    state = wires["state"].read()[1]
+    assert state["applied_tick"] == 12 and 0 < state["applied_ns"] <= state["t_ns"]
+    send(wires, [0.3, 0.6], 1, tick=13)  # of another episode: not handed on
+    made._apply_command()
+    made._publish()
+    assert wires["state"].read()[1]["applied_tick"] == 12
+
+
+def test_more_episodes_than_are_listed_are_counted(driver, monkeypatch):
+    monkeypatch.setattr(driver_simulator, "MAX_OUTCOMES", 2)
+    made, _ = driver
+    for _ in range(5 * 5):
+        made._advance()
+    results = made._results({})
+    assert len(results["episodes"]) == 2 and results["num_episodes"] == 5
+
+
+class FakeLink:
+    """What a driver needs of its parent."""
+
+    def __init__(self, wires):
+        self.wires, self.is_stopping = wires, False
+        self.epoch_ns = now_ns() + 20_000_000
+
+    def report(self, **kwargs):
+        """Nobody looks."""
+
+
+@pytest.fixture
+def arm():
+    wires = Wires(2, fake_arm.SPEC.camera_shapes)
+    robot, link = fake_arm.FakeArm(), FakeLink(wires)
+    yield RobotDriver({**CONFIG, "robot": "fake_arm"}, link, robot), robot, link, wires
+    wires.close()
+
+
+def test_a_real_robot_gets_a_command_once_and_its_state_is_published(arm):
+    made, robot, _, wires = arm
+    made._look()
+    assert joints(wires) == pytest.approx([0.1, 0.5])
+    send(wires, [0.3, 0.6], 0, tick=5)
+    made._serve_commands()
+    made._serve_commands()
+    made._look()
+    state = wires["state"].read()[1]
+    assert robot.calls.count("command") == 1 and state["state"] == pytest.approx([0.3, 0.6])
+    assert state["applied_tick"] == 5 and state["episode"] == 0 and state["t_ns"] <= now_ns()
+
+
+def test_a_real_robot_is_told_to_stop_once_when_commands_stop_coming_and_may_go_on_later(arm, monkeypatch):
+    made, robot, _, wires = arm
+    monkeypatch.setattr(driver_robot, "now_ns", lambda: clock[0])
+    clock = [1_000_000_000]
+    made._serve_commands()
+    assert robot.calls == [], "a robot that was never moved is left alone"
+    send(wires, [0.3, 0.6], 0)
+    made._serve_commands()
+    clock[0] += 100_000_000
+    made._serve_commands()
+    assert "stop" not in robot.calls, "the lease is 5 ticks of 20 ms"
+    clock[0] += 1
+    made._serve_commands()
+    made._serve_commands()
+    assert robot.calls == ["command", "stop"] and made._results({})["lease_stops"] == 1
+    send(wires, [0.2, 0.6], 0)
+    made._serve_commands()
+    assert robot.calls == ["command", "stop", "command"]
+
+
+@pytest.mark.parametrize("fault", ["observe", "command"])
+def test_a_real_robot_that_raises_is_tried_again_and_counted_and_given_up_in_its_own_words(arm, fault):
+    made, robot, _, wires = arm
+    made._look()
+    before = wires["state"].read()[0]
+    robot.fault = fault
+    for tick in range(24):
+        send(wires, [0.3, 0.6], 0, tick=tick)
+        made._serve_commands()
+        made._look()
+    newest = wires["state"].read()
+    assert (newest[0] == before) == (fault == "observe"), "what could not be read is not published"
+    assert newest[1]["applied_tick"] == -1
+    assert made._results({})["robot_errors"] == 24
+    send(wires, [0.3, 0.6], 0, tick=24)
+    with pytest.raises(EdgewamError, match=f"'fake_arm' failed to {fault} 25 times in a row, at last: OSError: bus error"):
+        made._serve_commands()
+        made._look()
+
+
+def test_errors_of_a_real_robot_that_are_not_in_a_row_end_nothing(arm):
+    made, robot, _, _ = arm
+    for _ in range(30):
+        for robot.fault in ("observe", ""):
+            made._look()
+    assert made._results({})["robot_errors"] == 30
+
+
+def test_a_state_of_another_size_is_an_error_of_the_robot(arm):
+    made, robot, _, wires = arm
+    robot.joints = np.zeros(3)
+    made._look()
+    assert wires["state"].read() is None and "shape [3]" in made._results({})["last_robot_error"]
+
+
+def test_a_driver_leaves_when_asked_and_no_more_commands_come(arm, monkeypatch):
+    monkeypatch.setattr(driver_robot, "become_real_time", lambda priority: {})  # pytest is not to be
+    made, robot, link, wires = arm
+    end = threading.Event()
+
+    def brake():
+        for tick in range(15):
+            send(wires, [0.01 * tick, 0.5], 0, tick=tick)
+            end.wait(0.02)
+
+    sender = threading.Thread(target=brake)
+    sender.start()
+    link.is_stopping = True
+    link.epoch_ns = now_ns()
+    made.run()
+    sender.join()
+    assert robot.joints[0] == pytest.approx(0.14), "the last command of the braking ramp arrived"
+    assert "reset" not in robot.calls

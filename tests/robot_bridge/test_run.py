@@ -20,9 +20,10 @@ import pytest
 
 from edgewam.core.errors import EdgewamError, PluginError
 from edgewam.robot_bridge import supervisor
+from edgewam.robot_bridge.local_control import ControlServer, ask, runs
 from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.run import RunReport, RunSettings, run
-from tests.robot_bridge import fakes
+from edgewam.robot_bridge.run import Interrupted, RunReport, RunSettings, run
+from tests.robot_bridge import fake_arm, fakes
 
 PERIOD_NS = 20_000_000
 FACTORY = "tests.robot_bridge.fakes."
@@ -176,7 +177,8 @@ def test_a_killed_camera_process_is_replaced_and_its_frames_go_on():
     report = drive("slow_wave", seconds=4.0, on_start=lambda pids: when_running(kill, "camera", 0.8, pids))
     assert report.is_complete and report.restarts == {"camera": 1} and report.engine_restarts == 0
     assert report.faults == ["The camera process was ended by SIGKILL."]
-    assert report.held > 0 and report.final_mode == "RUN" and report.rejected == 0
+    assert report.held_by_cause["camera"] > 0 and report.final_mode == "RUN"
+    assert report.transitions["RUN > HOLD camera"] == 1
 
 
 def test_a_hanging_engine_is_killed_and_replaced(tmp_path):
@@ -224,23 +226,90 @@ def test_progress_is_shown():
     assert len(seen) >= 3 and seen[-1].tick > seen[0].tick and seen[-1].mode == "RUN" and seen[-1].num_ticks == 75
 
 
+def when_ready(action):
+    """Do something at this machine's control socket as soon as the run has begun."""
+    thread = threading.Timer(0.4, action)
+    return lambda pids: thread.start()
+
+
+def test_a_real_arm_waits_to_be_armed_and_can_be_stopped_and_reset_at_this_machine_only(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    journal = str(tmp_path / "journal")
+    seen = []
+
+    def operate():
+        for verb, wait_s in (("status", 0.5), ("arm", 0.8), ("stop", 0.4), ("arm", 0.4), ("reset", 1.0), ("status", 0)):
+            seen.append(ask(verb, "fake_arm"))
+            time.sleep(wait_s)
+
+    report = run(
+        FACTORY + "standing",
+        {},
+        robot=fake_arm.ROBOT,
+        seconds=4.5,
+        robot_options={"journal": journal},
+        on_start=when_ready(operate),
+    )
+    check_sums(report)
+    assert [(answer["mode"], answer["is_armed"]) for answer in seen] == [
+        ("READY", False), ("READY", True), ("RUN", True), ("STOP", True), ("STOP", True), ("RUN", True),
+    ]  # fmt: skip
+    assert report.transitions["RUN > STOP request"] == 1 and report.is_complete and report.final_mode == "RUN"
+    assert report.transitions["STOP > READY"] == 1 and report.violations == report.violations_in_log == 0
+    assert report.episodes == [] and report.robot_errors == 0
+    done = fake_arm.journal_of(journal)
+    assert "reset" not in done and done[-2:] == ["stop", "close"] and runs() == []
+
+
+def test_a_run_s_name_is_taken_while_it_lasts(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    server = ControlServer("fake_arm")
+    with pytest.raises(EdgewamError, match="already there"):
+        run(FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=1)
+    server.close()
+
+
+def test_a_camera_that_is_lost_holds_the_arm_until_it_is_back(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    journal = str(tmp_path / "journal")
+    lost = Path(f"{journal}.lost")
+
+    def unplug():
+        lost.touch()
+        time.sleep(0.8)
+        lost.unlink()
+
+    report = run(
+        FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=2.5, robot_options={"journal": journal}, arm=True,
+        on_start=when_ready(unplug),
+    )  # fmt: skip
+    assert report.held_by_cause["camera"] >= 20 and report.final_mode == "RUN" and report.restarts == {}
+
+
 SCRIPT = """
 import json, sys
 from edgewam.robot_bridge.run import run
 def show(pids):
     print(json.dumps(pids), flush=True)
-run("tests.robot_bridge.fakes.slow_wave", {}, robot="tests.robot_bridge.fakes", seconds=60, on_start=show)
+options = {options}
+run("tests.robot_bridge.fakes.standing", {{}}, robot="{robot}", seconds=60, arm=True, robot_options=options, on_start=show)
 """
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(how):
+def test_an_interrupted_run_stops_the_robot_and_leaves_no_process_no_shared_memory_and_no_socket(how, tmp_path):
     before = set(os.listdir("/dev/shm"))
-    parent = subprocess.Popen([sys.executable, "-c", SCRIPT], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / "journal"
+    script = SCRIPT.format(robot=fake_arm.ROBOT, options={"journal": str(journal)})
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "XDG_RUNTIME_DIR": str(tmp_path)},
+    )  # fmt: skip
     pids = json.loads(parent.stdout.readline())
     assert all(is_alive(pid) for pid in pids.values())
     time.sleep(0.5)
     parent.send_signal(how)
+    killed_ns = time.monotonic_ns()
     _, errors = parent.communicate(timeout=30)
     assert parent.returncode != 0
     assert ("KeyboardInterrupt" in errors) == (how == signal.SIGINT)
@@ -249,6 +318,29 @@ def test_an_interrupted_run_leaves_no_process_and_no_shared_memory(how):
         time.sleep(0.05)
     assert not any(is_alive(pid) for pid in pids.values())
     assert set(os.listdir("/dev/shm")) <= before
+    done = [line.split() for line in journal.read_text().splitlines()]
+    assert [what for what, _ in done[-2:]] == ["stop", "close"]
+    after = [what for what, t_ns in done if int(t_ns) > killed_ns]
+    # io brakes first; without a supervisor it holds the pose for two seconds more
+    assert after.count("command") >= (60 if how == signal.SIGKILL else 1)
+    assert (tmp_path / "edgewam" / "fake_arm.sock").exists() == (how == signal.SIGKILL)
+
+
+def test_ctrl_c_gives_the_report_of_what_was_and_ends_an_endless_run_as_planned():
+    def interrupt(pids):
+        threading.Timer(0.8, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    report = drive("slow_wave", seconds=0, on_start=interrupt)
+    assert report.is_complete and report.faults == [] and 20 < report.ticks < 200 and report.missed < report.ticks
+    with pytest.raises(Interrupted) as interrupted:
+        drive("slow_wave", seconds=30, on_start=interrupt)
+    report = interrupted.value.report
+    assert not report.is_complete and report.faults == ["The run was interrupted."] and 20 < report.ticks < 200
+
+
+def test_a_simulator_is_commanded_at_a_multiple_of_its_rate_and_only_if_it_can(logs):
+    with pytest.raises(EdgewamError, match=r"runs at 50 Hz only: its make\(\) takes no control_hz"):
+        drive("slow_wave", control_hz=100)
 
 
 def test_the_io_process_imports_nothing_heavy():

@@ -44,7 +44,7 @@ def a_log(n, seed=0):
     log["applied_tick"][1:], log["applied_ns"][1:] = log["tick"][:-1], log["sent_ns"][:-1] + 6 * MS
     log["applied_tick"][0] = -1
     walk = np.cumsum(rng.uniform(-0.05, 0.05, (n, 2)), 0)
-    log["command"] = np.clip(walk + [0.0, 0.5], CONFIG["lower"], CONFIG["upper"])
+    log["command"] = np.clip(walk + np.array([0.0, 0.5]), CONFIG["lower"], CONFIG["upper"])
     return log
 
 
@@ -153,15 +153,37 @@ def test_a_step_that_is_too_long_is_a_violation_except_where_the_robot_was_put_a
     assert counted(log, 7).violations_in_log == 1
     log["is_anchor"][50] = 1
     assert counted(log, 7).violations_in_log == 0
-    log["is_anchor"][50], log["episode"][50:] = 0, 1
-    assert counted(log, 7).violations_in_log == 0
+
+
+@pytest.mark.parametrize("batch", [1, 7, 1000])
+def test_a_speed_that_changes_too_fast_is_a_violation_unless_the_arm_stood_or_is_unknown(batch):
+    config = {**CONFIG, "max_acceleration": [25.0, 25.0]}  # 0.01 rad per tick and tick
+    log = a_log(20)
+    log["tick"], log["command"] = np.arange(20), [0.0, 0.5]
+
+    def violations(positions, **fields):
+        log["command"][:, 0] = np.concatenate([positions, np.full(20 - len(positions), positions[-1])])
+        log["is_anchor"], log["tick"] = 0, np.arange(20)
+        for name, value in fields.items():
+            log[name] = value
+        tally = Tally(config, NAMES)
+        for begin in range(0, 20, batch):
+            tally.add(log[begin : begin + batch])
+        return tally.report(20).violations_in_log
+
+    assert violations([0.0, 0.01, 0.03, 0.06, 0.08, 0.09]) == 0, "up and down by the limit"
+    assert violations([0.0, 0.011, 0.022, 0.022]) == 2, "too fast a start, too sudden an end"
+    assert violations([0.0, 0.01, 0.03, 0.06, 0.06]) == 1, "from 0.03 per tick to nothing"
+    skipped = np.arange(20) + (np.arange(20) >= 4)
+    assert violations([0.0, 0.01, 0.03, 0.06, 0.06], tick=skipped) == 0, "it stood in the tick without a command"
+    assert violations([0.0, 0.0, 0.9, 0.9], is_anchor=np.arange(20) == 2) == 0
 
 
 def test_lost_rows_are_reported_and_nothing_is_concluded_across_the_gap():
     log = a_log(100)
     log["tick"], log["episode"], log["command"] = np.arange(100), 0, [0.0, 0.5]
-    log["command"][60:, 0] = 0.9
-    tally = Tally(CONFIG, NAMES)
+    log["command"][60:, 0] = 0.1 + 0.022 * np.arange(40)  # as if it had moved long before
+    tally = Tally({**CONFIG, "max_acceleration": [50.0, 50.0]}, NAMES)
     tally.add(log[:30])
     tally.add(log[60:], lost=30)
     report = tally.report(100)

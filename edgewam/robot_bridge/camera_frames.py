@@ -20,7 +20,7 @@ BLACK = 8  # no pixel of a camera that works is darker than this everywhere: sen
 _MOMENT = ("episode", "tick", "episode_tick", "t_ns", "state")
 
 
-class Frames:
+class FrameWriter:
     """Writes the records `frame` and `cameras`."""
 
     def __init__(self, wires: Wires, names: list[str]) -> None:
