@@ -24,6 +24,7 @@ def command(
     task: Task = None,
     latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.", min=0)] = 0,
     execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.", min=1)] = 16,
+    schedule: Annotated[str, typer.Option(help="How a chunk takes over: replace, ensemble, crossfade, rtc.")] = "replace",
     refresh_ticks: Annotated[
         int | None, typer.Option(help="Control ticks between refreshes of the context; by default the bundle's.", min=1)
     ] = None,
@@ -42,7 +43,7 @@ def command(
     from edgewam.robot_bridge.robot import with_task
 
     spec, _ = with_task(robot, task)
-    settings = LockstepSettings(spec.episode_ticks, latency_ticks, execute_ticks)
+    settings = LockstepSettings(spec.episode_ticks, latency_ticks, execute_ticks, schedule)
     path = or_shipped(bundle, "bundle")
     with progress("evaluate") as update:
         won = 0

@@ -112,7 +112,7 @@ def evaluate(
         "robot": robot,
         "robot_options": {**chosen, **(robot_options or {})},
         "prompt": prompt if prompt is not None else spec.prompts[0],
-        "settings": asdict(settings or LockstepSettings(max_ticks=spec.episode_ticks)),
+        "settings": (settings or LockstepSettings(max_ticks=spec.episode_ticks)).to_json(),
         "ablate": list(ablate),
     }
     kept = config | {"policy": {"factory": policy_factory, "args": {**policy_args, **(identity or {})}}}

@@ -38,6 +38,78 @@ class Policy(Protocol):
 
 
 @runtime_checkable
+class SplitPolicy(Policy, Protocol):
+    """A policy whose slow part can run beside `act`: in the background of one device, or in another process.
+
+    What `plan` leaves for `act` is its context.  A context of tick c serves every chunk from tick c on, whenever it arrives, as
+    far as its horizon reaches; weights that were not `offset_trained` start chunks a multiple of `chunk_size` ticks after c.
+    `act` never changes the context.  A policy may also offer `max_prefix`, see `longest_prefix`.
+    """
+
+    @property
+    def context_tick(self) -> int | None:
+        """Tick of the context in use; None before the first one."""
+
+    @property
+    def refresh_ticks(self) -> int:
+        """Ticks between refreshes, where nobody asks for others."""
+
+    @property
+    def horizon(self) -> int:
+        """Ticks that a context reaches."""
+
+    @property
+    def chunk_size(self) -> int:
+        """Rows of a chunk."""
+
+    @property
+    def offset_trained(self) -> bool:
+        """Whether a chunk may start at any tick of its context."""
+
+    @property
+    def prefix_trained(self) -> bool:
+        """Whether the first rows of a chunk may be given."""
+
+    def act(self, observation: Observation, prefix: npt.NDArray[np.float32] | None = None) -> ActionChunk:
+        """As `Policy.act`; `prefix` float32 [k, D]: the first k rows, already decided.
+
+        Raises:
+            EdgewamError: no context, beyond its horizon, off its grid: there is no chunk for this tick.
+        """
+
+    def start_plan(self, observation: Observation) -> None:
+        """Begin a refresh.  Where nothing runs in the background it is done when this returns."""
+
+    def poll_plan(self) -> bool:
+        """Whether no refresh is under way, without waiting; one that has just ended is in use from now on."""
+
+    def export_context(self) -> bytes:
+        """The context in use, all that `act` reads of it, for a policy made and reset in the same way."""
+
+    def import_context(self, data: bytes) -> None:
+        """Use a context from `export_context`; chunks are then bitwise those of the policy that made it."""
+
+
+def prefix_policy(policy: Policy) -> SplitPolicy:
+    """The policy, for real-time chunking.
+
+    Raises:
+        EdgewamError: its weights were not trained with prefixes.
+    """
+    if not isinstance(policy, SplitPolicy) or not policy.prefix_trained:
+        raise EdgewamError(
+            "Real-time chunking ('rtc') continues the actions under way, and these weights were never trained to: train and "
+            "distil with max_prefix, or choose the schedule replace, ensemble or crossfade."
+        )
+    return policy
+
+
+def longest_prefix(policy: SplitPolicy) -> int:
+    """Rows that may be given: what the policy's training allows (`max_prefix`), or half a chunk where it does not say."""
+    return int(getattr(policy, "max_prefix", policy.chunk_size // 2)) if policy.prefix_trained else 0
+
+
+@runtime_checkable
 class Ablatable(Protocol):
     """A policy of which parts can be switched off, to show that they matter."""
 

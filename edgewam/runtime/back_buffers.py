@@ -19,7 +19,7 @@ class BackBuffers:
     """
 
     def __init__(self, programs: Programs, overlap: bool) -> None:
-        self.writers = _shared_states(programs) if overlap else {}  # state with two buffers -> its writer
+        self.writers = shared_states(programs) if overlap else {}  # state with two buffers -> its writer
         if len(names := sorted(set(self.writers.values()))) > 1:
             raise ContractError(f"Only one program can run in the background, and {', '.join(names)} all write what others read.")
         self._front = 0
@@ -58,7 +58,7 @@ class BackBuffers:
             self._front = variant
 
 
-def _shared_states(programs: Programs) -> dict[str, str]:
+def shared_states(programs: Programs) -> dict[str, str]:
     """State -> its writer, for states of lifetime `plan` that another program reads."""
     shared = {}
     for state in programs.states:

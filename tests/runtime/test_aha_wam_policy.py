@@ -125,7 +125,7 @@ def test_a_chunk_between_the_grid_takes_the_rows_of_its_index(policy):
 
     policy._pipeline.run = spy
     policy.plan(look(policy, 40))
-    noise = policy._context.noise
+    noise = policy._refreshes.context.noise
     for tick, index in ((40, 0), (55, 0), (56, 1), (71, 1), (72, 2), (87, 2)):
         policy.act(look(policy, tick))
         np.testing.assert_array_equal(seen["act"]["noise"], noise[16 * index : 16 * index + 16])
@@ -152,14 +152,14 @@ def test_weights_without_offsets_start_on_the_grid_only(parts):
     with pytest.raises(EdgewamError, match="train with offsets"):
         policy.act(look(policy, 17))
     policy.infer(look(policy, 17))  # refreshes instead
-    assert policy._context.tick == 17
+    assert policy.context_tick == 17
 
 
 def test_infer_refreshes_when_due(policy):
     ticks = []
     for tick in (0, 8, 16, 24, 31, 32, 40, 64):
         policy.infer(look(policy, tick))
-        ticks.append(policy._context.tick)
+        ticks.append(policy.context_tick)
     assert ticks == [0, 0, 0, 0, 0, 32, 32, 64]
 
 
@@ -176,9 +176,9 @@ def test_seed_and_prompt_decide_everything(parts, policy):
 
 def test_noise_changes_with_every_refresh(policy):
     policy.infer(look(policy, 0))
-    first = policy._context.noise
+    first = policy._refreshes.context.noise
     policy.infer(look(policy, 32))
-    assert np.abs(first - policy._context.noise).max() > 0.1
+    assert np.abs(first - policy._refreshes.context.noise).max() > 0.1
 
 
 @torch.no_grad()
@@ -277,9 +277,9 @@ def test_the_context_is_refreshed_as_often_as_asked(parts):
         policy.reset(PROMPT, seed=0)
         refreshed = []
         for tick in range(0, 4 * horizon, chunk):
-            before = policy._num_refreshes
+            before = policy._refreshes.count
             policy.infer(synthetic_observation(policy.host, tick))
-            refreshed += [tick] if policy._num_refreshes > before else []
+            refreshed += [tick] if policy._refreshes.count > before else []
         assert refreshed == list(range(0, 4 * horizon, every))
 
 

@@ -1,13 +1,15 @@
 """The host side of AHA-WAM in NumPy: when to refresh, which noise and which positions a chunk has, memory slots, prefixes.
 
 Chunks are indexed by time: chunk_index = floor((t_chunk - t_context) / chunk_size), and its noise and action positions
-are those of that index in the newest context's horizon (DESIGN section 8, facts/aha_wam.md sections 4 and 5).
+are those of that index in the newest context's horizon (DESIGN section 8, facts/aha_wam.md sections 4 and 5).  A context
+may be made in the background or in another process: it serves every chunk from its own tick on, however late it comes.
+Which template a prompt was embedded with is the bundle's business; here prompts are names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -15,38 +17,26 @@ import numpy.typing as npt
 from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.observation import compose_images
 from edgewam.core.records import ActionChunk, Observation
-from edgewam.core.rope import axis_rope, frame_rope
+from edgewam.core.rope import axis_rope
 from edgewam.runtime.ablation import bypass
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.memory import Array
 from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
-
-Floats = npt.NDArray[np.float32]
-Canvas = npt.NDArray[np.uint8]
+from edgewam.runtime.policies.aha_wam_refresh import Canvas, Floats, Refreshes
 
 ABLATIONS = ("memory", "router")
 FIGURE_PROGRAMS = {"L_chunk": "act", "L_prefill": "plan"}  # what the timed calls run; the others are the host alone
 
 
-@dataclass(frozen=True)
-class _Context:
-    """What a refresh leaves for the chunks that follow: its tick and the noise of the whole horizon [horizon, D]."""
-
-    tick: int
-    noise: Floats
-
-
 class AhaWamPolicy:
-    """Observations in, action chunks out; see `robot_bridge.policy.Policy`.  Holds the state of one episode."""
+    """Observations in, action chunks out; see `robot_bridge.policy.SplitPolicy`.  Holds the state of one episode."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.host = HostConfig.of(bundle)
         self._bundle = bundle
         self._pipeline = bundle.pipeline
-        self._use_memory = True
-        self._context: _Context | None = None
-        self._num_refreshes = 0
-        self._seed: int | None = None
+        self._uses_memory = True
+        self._refreshes = Refreshes(self._pipeline, self.host, bundle.digest)
 
     def reset(self, prompt: str, seed: int) -> None:
         """Forget the episode and take a new instruction; the seed fixes all noise until the next reset.
@@ -55,16 +45,16 @@ class AhaWamPolicy:
             EdgewamError: a prompt that the bundle has no embedding of.
         """
         inputs = self._bundle.prompt(prompt)
+        self._refreshes.reset(seed)
         self._pipeline.reset()
         self._pipeline.run("prompt", inputs)
-        self._context, self._num_refreshes, self._seed = None, 0, seed
 
     def infer(self, observation: Observation) -> ActionChunk:
         """`plan` when a refresh is due, then `act`.
 
         Due: no context yet, one of `refresh_ticks` or more ago, or one on whose grid this tick does not lie.
         """
-        if self._context is None or self._is_due(observation.tick - self._context.tick):
+        if self.context_tick is None or self.host.is_due(observation.tick - self.context_tick):
             self.plan(observation)
         return self.act(observation)
 
@@ -92,36 +82,80 @@ class AhaWamPolicy:
 
     def plan_canvas(self, canvas: Canvas, tick: int, noise: Floats | None = None) -> None:
         """`plan` from a composed canvas; `noise` [horizon, D] replaces the drawn one, to compare policies."""
-        if self._seed is None:
-            raise EdgewamError("Call reset(prompt, seed) before the first observation.")
-        if tick < 0 or (self._context is not None and tick < self._context.tick):
-            raise EdgewamError(f"Tick {tick} lies before the episode or its last refresh; call reset at the start of an episode.")
-        host, number = self.host, self._num_refreshes
-        if noise is None:
-            noise = np.random.default_rng((self._seed, number)).standard_normal((host.horizon, host.action_dim), np.float32)
-        cos, sin = frame_rope(tick // host.rope_stride, host.grid, host.rope_dims, host.rope_theta)
-        bias = np.full(host.memory_slots, -np.inf, np.float32)
-        if self._use_memory:
-            bias[: min(number, host.memory_slots)] = 0.0  # slots fill in order; once full, all are valid
-        inputs: dict[str, Array] = {
-            "image": canvas, "memory_bias": bias, "slot": np.array([number % host.memory_slots]),
-            "frame_cos": cos, "frame_sin": sin,
-        }  # fmt: skip
-        self._pipeline.run("plan", inputs)
-        self._context, self._num_refreshes = _Context(tick, noise), number + 1
+        self._refreshes.run(canvas, tick, noise)
 
     def act_canvas(self, canvas: Canvas, state: Floats, tick: int, prefix: Floats | None = None) -> Floats:
         """`act` from a composed canvas and the state [state_dim] in robot units -> actions [chunk_size, D] in robot units."""
         host = self.host
-        rows = self._rows(tick)
+        context = self._refreshes.context
+        if context is None:
+            raise EdgewamError("There is no plan yet: call plan (or infer) first.")
+        rows = host.rows(tick, context.tick)
         cos, sin = axis_rope(rows, host.head_dim, host.rope_theta)
         given, mask = self._prefix(prefix)
-        assert self._context is not None
         inputs: dict[str, Array] = {
-            "image": canvas, "state": state, "noise": self._context.noise[rows], "prefix": given, "prefix_mask": mask,
+            "image": canvas, "state": state, "noise": context.noise[rows], "prefix": given, "prefix_mask": mask,
             "chunk_cos": cos, "chunk_sin": sin,
         }  # fmt: skip
         return self._pipeline.run("act", inputs)["actions"]
+
+    def start_plan(self, observation: Observation) -> None:
+        """Begin a refresh; chunks go on with the context before it until `poll_plan` has found it done.
+
+        Where nothing can run in the background (on the host) it is done when this returns.
+
+        Raises:
+            EdgewamError: before `reset`, a tick before the last refresh, or a refresh that is under way.
+        """
+        self._refreshes.start(self.compose(observation), observation.tick)
+
+    def poll_plan(self) -> bool:
+        """Whether no refresh is under way (any more), without waiting; one that has just ended serves chunks from now on."""
+        return self._refreshes.poll()
+
+    def export_context(self) -> bytes:
+        """The newest context, for `import_context` of a policy of the same bundle, prompt and seed; EdgewamError without one."""
+        return self._refreshes.to_bytes()
+
+    def import_context(self, data: bytes) -> None:
+        """Act from another policy's context from now on; ContractError when it is not a whole one of this bundle."""
+        self._refreshes.take(data)
+
+    @property
+    def context_tick(self) -> int | None:
+        """Tick of the context that chunks are made from; None before the first one."""
+        return None if self._refreshes.context is None else self._refreshes.context.tick
+
+    @property
+    def refresh_ticks(self) -> int:
+        """Ticks between refreshes."""
+        return self.host.refresh_ticks
+
+    @property
+    def horizon(self) -> int:
+        """Ticks that a context reaches."""
+        return self.host.horizon
+
+    @property
+    def chunk_size(self) -> int:
+        """Rows of a chunk."""
+        return self.host.chunk_size
+
+    @property
+    def offset_trained(self) -> bool:
+        """Whether chunks may start off the grid of their context."""
+        return self.host.offset_trained
+
+    @property
+    def prefix_trained(self) -> bool:
+        """Whether the first rows of a chunk may be given."""
+        return self.host.prefix_trained
+
+    @property
+    def max_prefix(self) -> int:
+        """The longest prefix that these weights have seen in training, in rows."""
+        host = self.host
+        return (host.max_prefix or host.chunk_size // 2) if host.prefix_trained else 0
 
     @property
     def noise_shape(self) -> tuple[int, int]:
@@ -135,8 +169,8 @@ class AhaWamPolicy:
             raise EdgewamError(
                 "This bundle does not record the std of its actions, so they cannot be compared. Compile it again."
             )
+        self._refreshes.forget()
         self._pipeline.reset("plan")
-        self._context, self._num_refreshes = None, 0
         canvas = self.compose(observation)
         self.plan_canvas(canvas, 0, noise)
         actions = self.act_canvas(canvas, observation.state, 0)
@@ -166,34 +200,13 @@ class AhaWamPolicy:
         """
         if part not in ABLATIONS:
             raise EdgewamError(f"This policy cannot run without '{part}'. It can run without: {', '.join(ABLATIONS)}.")
-        if part == "memory":
-            self._use_memory = False
-            return
-        programs = bypass(self._pipeline.programs, "router", output="routed", source="context")
-        self._pipeline = self._pipeline.with_programs(programs)
-        self._seed = self._context = None
-
-    def _is_due(self, age_ticks: int) -> bool:
-        on_grid = self.host.offset_trained or age_ticks % self.host.chunk_size == 0
-        return age_ticks >= self.host.refresh_ticks or age_ticks + self.host.chunk_size > self.host.horizon or not on_grid
-
-    def _rows(self, tick: int) -> npt.NDArray[np.int64]:
-        """Rows of the context's horizon that a chunk starting at this tick consists of."""
-        host = self.host
-        if self._context is None:
-            raise EdgewamError("There is no plan yet: call plan (or infer) first.")
-        age = tick - self._context.tick
-        index = age // host.chunk_size
-        if age < 0 or (index + 1) * host.chunk_size > host.horizon:
-            raise EdgewamError(
-                f"Tick {tick} is {age} ticks after the last refresh; its horizon is {host.horizon}. Refresh (plan) before acting."
+        if part == "router":
+            self._refreshes.wait()
+            self._pipeline = self._pipeline.with_programs(
+                bypass(self._pipeline.programs, "router", output="routed", source="context")
             )
-        if not host.offset_trained and age % host.chunk_size:
-            raise EdgewamError(
-                f"These weights were trained without offsets: a chunk must start a multiple of {host.chunk_size} ticks after "
-                f"a refresh, not {age}. Refresh (plan) first, or train with offsets."
-            )
-        return index * host.chunk_size + np.arange(host.chunk_size)
+        self._uses_memory = self._uses_memory and part != "memory"
+        self._refreshes = Refreshes(self._pipeline, self.host, self._bundle.digest, self._uses_memory)
 
     def _prefix(self, prefix: Floats | None) -> tuple[Floats, npt.NDArray[np.bool_]]:
         host = self.host

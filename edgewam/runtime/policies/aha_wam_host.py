@@ -1,4 +1,4 @@
-"""Host settings of an AHA-WAM bundle, and synthetic observations of its sizes for golden vectors and timings."""
+"""Host settings of an AHA-WAM bundle, the arithmetic of chunks in time, and synthetic observations of its sizes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgewam.core.errors import ContractError
+from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.records import Observation
 from edgewam.runtime.bundle import Bundle
 
@@ -17,8 +18,8 @@ class HostConfig:
     """What the programs' inputs are computed from; see `host_config` of the family.
 
     offset_trained: chunks may start at any tick, not only every `chunk_size` ticks after a refresh.  prefix_trained:
-    rows of a chunk may be given.  refresh_ticks: control ticks between planner refreshes.  action_std: of the training
-    data, to express actions in units of it.
+    the first rows of a chunk may be given, up to max_prefix (None: half a chunk).  refresh_ticks: ticks between
+    refreshes.  action_std: of the training data, to express actions in units of it.
     """
 
     image_height: int
@@ -35,6 +36,7 @@ class HostConfig:
     rope_stride: int
     offset_trained: bool = False
     prefix_trained: bool = False
+    max_prefix: int | None = None
     refresh_ticks: int = 32
     action_std: tuple[float, ...] = ()
 
@@ -47,6 +49,30 @@ class HostConfig:
             return HostConfig(**known)
         except TypeError as error:
             raise ContractError(f"The bundle's host section does not fit an AHA-WAM: {error}. Compile it again.") from error
+
+    def is_due(self, age_ticks: int) -> bool:
+        """Whether a chunk that starts so many ticks after the last refresh wants a new one first."""
+        on_grid = self.offset_trained or age_ticks % self.chunk_size == 0
+        return age_ticks >= self.refresh_ticks or age_ticks + self.chunk_size > self.horizon or not on_grid
+
+    def rows(self, tick: int, context_tick: int) -> npt.NDArray[np.int64]:
+        """Rows of a context's horizon that a chunk starting at `tick` consists of: those of its index, by time.
+
+        Raises:
+            EdgewamError: a tick before the context, beyond its horizon, or off its grid for weights without offsets.
+        """
+        age = tick - context_tick
+        index = age // self.chunk_size
+        if age < 0 or (index + 1) * self.chunk_size > self.horizon:
+            raise EdgewamError(
+                f"Tick {tick} is {age} ticks after the last refresh; its horizon is {self.horizon}. Refresh (plan) before acting."
+            )
+        if not self.offset_trained and age % self.chunk_size:
+            raise EdgewamError(
+                f"These weights were trained without offsets: a chunk must start a multiple of {self.chunk_size} ticks after "
+                f"a refresh, not {age}. Refresh (plan) first, or train with offsets."
+            )
+        return index * self.chunk_size + np.arange(self.chunk_size)
 
 
 def synthetic_observation(host: HostConfig, tick: int, seed: int = 0) -> Observation:
