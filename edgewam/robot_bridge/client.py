@@ -19,6 +19,7 @@ from edgewam.robot_bridge.serving import access, packing
 from edgewam.robot_bridge.serving.access import Address
 from edgewam.robot_bridge.serving.handler import Answer, DoorError
 
+URI = "ws://edgewam/"  # only the path counts: the socket is connected already
 MAX_ANSWER_BYTES = 1 << 20  # a chunk is 4 kB; a server that sends more is not ours
 
 
@@ -101,10 +102,12 @@ class EdgewamClient:
         try:
             plug = self._open_socket()
             self._exit.callback(plug.close)
-            opened = client.connect(
-                "ws://edgewam/", sock=plug, compression=None, max_size=MAX_ANSWER_BYTES,
-                additional_headers=headers, open_timeout=self._timeout_s, close_timeout=1.0,
-            )  # fmt: skip
+            options: dict[str, Any] = {
+                "sock": plug, "compression": None, "max_size": MAX_ANSWER_BYTES, "additional_headers": headers,
+                "open_timeout": self._timeout_s, "close_timeout": 1.0,
+            }  # fmt: skip
+            is_unix = self._address.path is not None
+            opened = client.unix_connect(None, URI, **options) if is_unix else client.connect(URI, **options)
             connection = self._exit.enter_context(opened)
             self._metadata = packing.unpack(connection.recv(self._timeout_s))
             self._connection = connection
@@ -118,15 +121,17 @@ class EdgewamClient:
             raise EdgewamError(f"No policy server at {self._address}: {error}. Start one with: edgewam serve") from error
 
     def _open_socket(self) -> socket.socket:
+        """A connected socket: made here, so that no proxy of the environment comes between a robot and its policy."""
         if self._address.path is None:
-            return socket.create_connection((self._address.host, self._address.port), self._timeout_s)
-        plug = socket.socket(socket.AF_UNIX)
-        plug.settimeout(self._timeout_s)
-        try:
-            plug.connect(str(self._address.path))
-        except OSError:
-            plug.close()
-            raise
+            plug = socket.create_connection((self._address.host, self._address.port), self._timeout_s)
+        else:
+            plug = socket.socket(socket.AF_UNIX)
+            try:
+                plug.connect(str(self._address.path))
+            except OSError:
+                plug.close()
+                raise
+        plug.settimeout(None)  # from here on `recv` has its own time-outs
         return plug
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from edgewam.robot_bridge.serving.handler import DoorError, Handler, Look
 PING_S = 20.0  # a peer that answers no ping for so long is gone
 CLOSE_S = 2.0
 QUEUED_FRAMES = 2  # a client waits for its answer, so more in flight is a mistake or an attack
+MAX_UNREAD_BYTES = 1 << 18  # answers are 4 kB; who leaves so much unread floods us with pings, whose echoes nothing else bounds
 INTERNAL_ERROR = 1011
 _FLAT, _FLAT_IMAGES = "observation/", "observation/images/"
 
@@ -129,7 +130,7 @@ class _Server:
                 await asyncio.sleep(POLL_S)
 
     def _bounded(self, base: Any) -> Any:
-        """The connection class, dropping sockets beyond `max_connections` before they say a word."""
+        """The connection class; it drops sockets beyond `max_connections` at once, and peers that never read."""
         counter, limit = self, self._options.max_connections
 
         class Connection(base):  # type: ignore[misc]
@@ -138,6 +139,11 @@ class _Server:
                 super().connection_made(transport)
                 if counter._num_sockets > limit:
                     transport.abort()
+
+            def data_received(self, data: bytes) -> None:
+                super().data_received(data)
+                if self.transport.get_write_buffer_size() > MAX_UNREAD_BYTES:
+                    self.transport.abort()
 
             def connection_lost(self, exc: Exception | None) -> None:
                 counter._num_sockets -= 1

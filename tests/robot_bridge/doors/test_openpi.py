@@ -42,6 +42,14 @@ def address(handler):
         yield at
 
 
+@pytest.fixture(scope="module")
+def shared():
+    """A door that many strangers visit, and its engine."""
+    engine = FakeEngine()
+    with running("openpi", session(engine)) as at:
+        yield at, engine
+
+
 def policy(address, **options):
     from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
@@ -160,7 +168,9 @@ def lying(**changes):
         b"\x81\xa1a\xdc\x00\x40" + b"\x9f" * 64, b"\xdf\x7f\xff\xff\xff", b"\xc6\xff\xff\xff\xff", "text",
     ],
 )  # fmt: skip
-def test_malformed_messages_are_bad_requests_without_a_traceback(address, engine, message):
+def test_malformed_messages_are_bad_requests_without_a_traceback(shared, message):
+    address, engine = shared
+    engine.calls.clear()
     client = connect(address)
     found = refused(client.ask, message)
     assert found.code == "bad_request"
@@ -209,7 +219,8 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("name", GARBAGE)
-def test_garbage_instead_of_http_ends_that_connection_only(address, name):
+def test_garbage_instead_of_http_ends_that_connection_only(shared, name):
+    address, _ = shared
     with socket.create_connection((address.host, address.port), 10) as plug:
         plug.sendall(GARBAGE[name])
         plug.shutdown(socket.SHUT_WR)
@@ -248,7 +259,8 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-def test_broken_websocket_frames_end_that_connection_only(address, name):
+def test_broken_websocket_frames_end_that_connection_only(shared, name):
+    address, _ = shared
     with shaken(address) as plug:
         plug.sendall(FRAMES[name])
         received = b"."
@@ -257,9 +269,7 @@ def test_broken_websocket_frames_end_that_connection_only(address, name):
                 received = plug.recv(65536)
             except ConnectionResetError:
                 break
-    client = connect(address)
-    assert client.infer(images(), state()).shape == (16, 2)
-    client.close()
+    assert get(address, "/healthz") == (200, b"OK\n")
 
 
 def closes_within(plug, seconds):
@@ -284,6 +294,16 @@ def test_who_says_nothing_or_never_finishes_is_dropped(handler):
         for plug in (silent, slow, idle, half):
             assert closes_within(plug, 8.0)
             plug.close()
+
+
+def test_who_floods_with_pings_and_reads_no_echo_is_dropped(address):
+    with shaken(address) as plug:
+        plug.settimeout(10)
+        pings = (b"\x89\xfd\0\0\0\0" + b"x" * 125) * 500
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):  # 64 MB, of which the kernel's buffers take some
+                plug.sendall(pings)
+    assert get(address, "/healthz") == (200, b"OK\n")
 
 
 def test_a_hundred_connections_do_not_starve_the_first(handler):
