@@ -36,7 +36,7 @@ SPEC = RobotSpec(
     control_hz=50.0,  # the rate of the demonstrations: the policy's rows are that far apart
     camera_shapes={name: (128, 160, 3) for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")},
     camera_hz=25.0,
-    prompts=("pick up the red cube with the right arm and hand it over to the left arm",),  # one that the bundle knows
+    prompts=("pick up the cube with the right hand and hand it over to the left hand",),  # one that the bundle knows
     lease_ticks=5,  # without a new command for so many control ticks the driver calls stop(): 0.1 s here
 )
 
@@ -58,7 +58,7 @@ class MyArm:
 
     def __init__(self) -> None:
         self._bus = FakeBus()
-        self._last_command = self._positions()
+        self._last_command: Vector | None = None
 
     def reset(self, seed: int) -> None:
         """Begin an episode.  Never move here: a person puts the robot and the scene where the task starts."""
@@ -77,8 +77,9 @@ class MyArm:
     def stop(self) -> None:
         """Hold the present pose with power on: an arm without torque falls.  Called when commands stop coming, and at the end."""
         hold = self._positions()
-        grippers = [j for j, name in enumerate(SPEC.joint_names) if name.endswith("gripper")]
-        hold[grippers] = self._last_command[grippers]  # a gripper that holds something keeps pressing
+        if self._last_command is not None:  # a gripper that holds something keeps pressing
+            grippers = [j for j, name in enumerate(SPEC.joint_names) if name.endswith("gripper")]
+            hold[grippers] = self._last_command[grippers]
         self.command(hold)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ observations have no images.
 A simulator also offers `make_renderer(**options) -> Renderer`, which draws its states anywhere.  A real robot offers
 `make_cameras(**options) -> Cameras`, and `make` must not move it.  A robot with several tasks has a `DEFAULT_TASK`, takes `task`
 in `make` and `make_renderer`, and offers `describe(task) -> RobotSpec`, the spec with that task's prompt and episode length.
+A simulator may tell more of an episode than its reward: `outcome() -> dict` of plain data goes into the report.
 A simulator that can be commanded faster than `SPEC.control_hz` takes `control_hz` in `make` (see `at_rate`).
 """
 
@@ -124,24 +125,6 @@ class Robot(Protocol):
 
     def close(self) -> None:
         """Release devices; safe to call twice."""
-
-
-@dataclass(frozen=True)
-class CameraImage:
-    """image: uint8 [H, W, 3] RGB.  t_ns: CLOCK_MONOTONIC of its capture, or the latest time that is surely not after it."""
-
-    image: npt.NDArray[np.uint8]
-    t_ns: int
-
-
-class Cameras(Protocol):
-    """The cameras of a real robot, which live in a process of their own."""
-
-    def grab(self) -> dict[str, CameraImage]:
-        """The newest image of each camera; one that has nothing new may be absent."""
-
-    def close(self) -> None:
-        """Release the devices; safe to call twice."""
 
 
 class Steps(Protocol):

@@ -11,6 +11,7 @@ robot is made, never before.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,8 @@ from edgewam.core.records import Observation
 from edgewam.robot_bridge.clock import NS, now_ns
 from edgewam.robot_bridge.robot import CameraImage, RobotSpec, Vector
 from edgewam.robot_bridge.robots.lerobot_description import Description, Device
+
+_BROKEN_NS = NS  # a camera that has failed for so long will not come back by itself
 
 
 def from_description(path: Path | str) -> tuple[RobotSpec, Callable[..., LeRobotArm], Callable[[], LeRobotCameras]]:
@@ -52,7 +55,8 @@ class LeRobotArm:
         if not self._device.is_calibrated:
             self.close()
             raise ContractError(f"Robot '{self.spec.name}' is not calibrated. Run lerobot-calibrate for it, then start again.")
-        self._last_command = self._positions()
+        self._last_command: Vector | None = None
+        self._positions()  # a robot that cannot be read is refused here, not in the middle of a run
 
     def reset(self, seed: int) -> None:
         """Nothing moves: a person puts the robot and the scene where the task starts."""
@@ -71,7 +75,10 @@ class LeRobotArm:
 
     def stop(self) -> None:
         """Hold: command the measured pose; grippers keep their command, else they would drop what they hold."""
-        self.command(np.where(self._description.is_gripper, self._last_command, self._positions()))
+        hold = self._positions()
+        if self._last_command is not None:
+            hold = np.where(self._description.is_gripper, self._last_command, hold)
+        self.command(hold)
 
     def close(self) -> None:
         """Disconnect; whether that takes the torque off is LeRobot's `disable_torque_on_disconnect`."""
@@ -92,7 +99,7 @@ class LeRobotArm:
             return function(*arguments, **options)
         except Exception as error:
             raise ContractError(
-                f"Cannot {what} robot '{self.spec.name}': {type(error).__name__}: {error}. Check power, cable and port."
+                f"Cannot {what} robot '{self.spec.name}': {_reason(error)}. Check power, cable and port."
             ) from error
 
     def _check_features(self) -> None:
@@ -123,7 +130,8 @@ class LeRobotCameras:
 
     def __init__(self, description: Description) -> None:
         self._timeout_ms = 1000.0 / description.spec.camera_hz
-        self._newest_ns: dict[str, int] = {}
+        self._newest_ns: dict[str, int] = {}  # stamp of the last image
+        self._good_ns: dict[str, int] = {}  # when it was read
         self._devices: dict[str, Any] = {}
         try:
             for name, device in description.cameras.items():
@@ -134,10 +142,10 @@ class LeRobotCameras:
             self.close()
             if isinstance(error, ContractError):
                 raise
-            raise ContractError(f"Cannot open camera '{name}': {type(error).__name__}: {error}. Check its cable.") from error
+            raise ContractError(f"Cannot open camera '{name}': {_reason(error)}. Check its cable.") from error
 
     def grab(self) -> dict[str, CameraImage]:
-        """The newest image of each camera that has a new one."""
+        """The newest image of each camera that has a new one; the camera's own exception when one fails for a second."""
         images = {}
         for name, camera in self._devices.items():
             # the stamp is read first: if a frame arrives in between, the image is newer than its stamp, never older
@@ -148,8 +156,10 @@ class LeRobotCameras:
             try:
                 image = camera.read_latest() if hasattr(camera, "read_latest") else camera.async_read(timeout_ms=self._timeout_ms)
             except (OSError, RuntimeError):  # not connected, timed out, too old: the bridge sees its age grow and holds
+                if begin_ns - self._good_ns.setdefault(name, begin_ns) > _BROKEN_NS:
+                    raise  # this process is then started again, which opens the camera anew
                 continue
-            self._newest_ns[name] = t_ns
+            self._newest_ns[name], self._good_ns[name] = t_ns, begin_ns
             images[name] = CameraImage(np.asarray(image), t_ns)
         return images
 
@@ -162,7 +172,7 @@ class LeRobotCameras:
 
 
 def _made(device: Device, from_config: Callable[[Any], Any]) -> Any:
-    """Call the dotted name with its options; a LeRobot configuration becomes its device, anything else is the device."""
+    """Call the dotted name with its options; a configuration class becomes its device, a function returns it."""
     module_name, _, attribute = device.make.rpartition(".")
     try:
         function = getattr(importlib.import_module(module_name), attribute)
@@ -172,13 +182,18 @@ def _made(device: Device, from_config: Callable[[Any], Any]) -> Any:
             "returns the device, and install LeRobot into this environment."
         ) from error
     try:
-        made = function(**device.options)
-        return made if hasattr(made, "connect") else from_config(made)
+        if isinstance(function, type) and dataclasses.is_dataclass(function):
+            # LeRobot's configuration classes are decoded from plain values by its own library: paths, enums, nested ones
+            return from_config(importlib.import_module("draccus").decode(function, dict(device.options)))
+        return function(**device.options)
     except Exception as error:
-        if isinstance(error, ContractError):
-            raise
-        raise ContractError(f"'{device.make}' cannot be made: {type(error).__name__}: {error}. Check its options.") from error
+        raise ContractError(f"'{device.make}' cannot be made: {_reason(error)}. Check its options.") from error
 
 
 def _lerobot(module: str) -> Any:
     return importlib.import_module(f"{module}.utils")
+
+
+def _reason(error: Exception) -> str:
+    """One line; LeRobot's messages have several."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(".")

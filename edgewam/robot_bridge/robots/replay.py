@@ -1,7 +1,7 @@
 """A recorded episode as if it were a live robot: observations come by time, commands go nowhere and are compared.
 
-`task` is the episode file (see `episode_file`); without one it plays a made-up example.  It tries a policy, a door or a whole
-run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what is commanded does not
+`task` is an episode file (see `episode_file`) or a flight recording (`.mcap`); without one it plays a made-up example.  It tries a
+policy, a door or a whole run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what is commanded does not
 change what is seen, so it says nothing about success.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ import numpy.typing as npt
 from edgewam.core.records import CAMERAS, Observation
 from edgewam.robot_bridge.robot import Images, RobotSpec, StepResult, Vector
 from edgewam.robot_bridge.robots.episode_file import Episode, encode
+from edgewam.robot_bridge.robots.recorded_episode import load_recorded
 
 DEFAULT_TASK = "example"
+_PROMPT = "pick up the cube with the right hand and hand it over to the left hand"  # one that the shipped bundle knows
 IS_OPEN_LOOP = True  # nothing that is commanded moves it
 
 
@@ -38,8 +41,10 @@ def describe(task: str) -> RobotSpec:
 
 
 def open_episode(task: str) -> Episode:
-    """An episode file, or the made-up example."""
-    return example() if task == DEFAULT_TASK else Episode.load(task)
+    """An episode file, the first episode of a flight recording (`.mcap`), or the made-up example."""
+    if task == DEFAULT_TASK:
+        return example()
+    return load_recorded(Path(task)) if task.endswith(".mcap") else Episode.load(task)
 
 
 @functools.cache
@@ -58,7 +63,7 @@ def example(num_ticks: int = 200) -> Episode:
     pictures = {camera: [files[k % len(files)] for k in range(num_ticks // 2)] for camera in CAMERAS}
     lower, upper = np.where(is_gripper, 0.0, -1.5), np.where(is_gripper, 1.0, 1.5)
     speed = np.full(len(joint_names), 3.0)
-    return Episode("example", "sway", 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)
+    return Episode("example", _PROMPT, 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)
 
 
 SPEC = describe(DEFAULT_TASK)

@@ -70,7 +70,7 @@ def test_stop_sends_the_measured_pose_but_the_gripper_keeps_its_command(arm):
 
 def test_it_connects_without_calibrating_and_disconnects_once(description):
     arm = LeRobotArm(description)
-    assert arm._device.calls == [("connect", False)]
+    assert arm._device.calls == [("connect", False)], "opening it sends nothing"
     arm.close()
     arm.close()
     assert arm._device.calls[1:] == [("disconnect",)]
@@ -122,6 +122,24 @@ def test_a_broken_camera_is_left_out_and_the_others_go_on(description):
     cameras = LeRobotCameras(both)
     assert set(cameras.grab()) == {"cam_high"}
     cameras.close()
+
+
+def test_a_camera_that_stays_broken_raises_so_that_it_is_opened_again(description, monkeypatch):
+    from edgewam.robot_bridge.robots import lerobot
+
+    broken = replace(description.cameras["cam_high"], options={"broken": True})
+    cameras = LeRobotCameras(replace(description, cameras={"cam_high": broken}))
+    assert cameras.grab() == {}
+    monkeypatch.setattr(lerobot, "_BROKEN_NS", 0)
+    with pytest.raises(TimeoutError, match="no frame"):
+        cameras.grab()
+    cameras.close()
+
+
+def test_a_stop_before_any_command_keeps_every_joint_where_it_is(arm):
+    arm._device._pose["gripper.pos"] = arm._device._goal["gripper.pos"] = 80.0  # moved by hand since it was opened
+    arm.stop()
+    assert arm._device.calls[-1][1]["gripper.pos"] == pytest.approx(80.0)
 
 
 def test_a_camera_without_stamps_is_stamped_before_its_read(description):

@@ -35,6 +35,13 @@ def test_a_stopped_gripper_keeps_its_command_and_the_joints_their_pose(arm):
     assert (np.abs(state - target)[others] > 0.1).all()
 
 
+def test_a_stop_before_any_command_keeps_even_the_gripper_where_it_is(arm, monkeypatch):
+    moved = np.full(14, 0.3) * my_arm.TICKS_PER_UNIT  # by hand, since it was opened
+    monkeypatch.setattr(arm._bus, "read_positions", lambda: moved)
+    arm.stop()
+    np.testing.assert_allclose(arm._bus._goals, moved)
+
+
 def test_opening_and_resetting_it_moves_nothing(arm):
     before = arm.observe().state
     arm.reset(3)
