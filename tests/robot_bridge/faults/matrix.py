@@ -127,7 +127,7 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
-        run=Incident(begin=send("planner", signal.SIGKILL), end=nothing, settings={"planner": "process"}, before=scenes.slow_start),
+        run=Incident("", send("planner", signal.SIGKILL), nothing, settings={"planner": "process"}, before=scenes.slow_start),
     ),
     Fault(
         "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (RECOVERS,), NO_CHUNK, ("restarts:planner",),
@@ -202,6 +202,7 @@ MATRIX: tuple[Fault, ...] = (
     Fault(
         "recorder: SIGKILL", "the process is killed", None, (UNAFFECTED,), counted=("restarts:recorder",),
         run=Incident(begin=send("recorder", signal.SIGKILL), end=nothing, settings={"record": scenes.RECORDING}),
+        check=scenes.a_new_part_was_begun,
     ),
     Fault(
         "shared memory: unlinked", "everything in /dev/shm that could be ours is looked for", None, (UNAFFECTED,),

@@ -129,9 +129,18 @@ def fill_the_disk(scene: Scene) -> None:
 
 
 def losses_are_told(evidence: Evidence) -> list[str]:
-    """The report says that the recording has holes or ended."""
-    text = str(evidence.report)
-    return [] if "record" in text else ["the report is silent about the recording"]
+    """The report says that the recording ended and how much is in no file."""
+    assert evidence.report is not None
+    told = evidence.report["processes"]["recorder"]
+    return [] if told["fault"] and told["lost"] > 0 else [f"the report is silent about the losses: {told}"]
+
+
+def a_new_part_was_begun(evidence: Evidence) -> list[str]:
+    """The recording goes on in another file, and the first one is still there."""
+    assert evidence.report is not None
+    parts = evidence.report["processes"]["recorder"]["parts"]
+    files = sorted(path.name for path in evidence.scene.folder.glob("run*.mcap"))
+    return [] if parts == len(files) == 2 else [f"{parts} parts, files {files}"]
 
 
 def look_for_names(scene: Scene) -> None:
