@@ -117,8 +117,10 @@ class Controller:
         mode = self._machine.mode
         is_new = sensed.episode != self.episode and mode < Mode.STOP
         is_reset = orders.reset and mode is Mode.STOP and orders.stop is Cause.NONE and not orders.estop
+        if not (is_new or is_reset):
+            return False, False
         pose = sensed.state.astype(np.float64)
-        if not (is_new or is_reset) or not self._limits.has(pose, self._limits.max_jump):
+        if not self._limits.has(pose, self._limits.max_jump):
             return False, False
         self.episode = sensed.episode
         self._motion = Motion(self._limits, self._ramp_ticks, pose, tick)
@@ -157,7 +159,8 @@ class Controller:
         is_approaching = mode is Mode.HOLD and cause is Cause.APPROACH
         if target is None or not (mode is Mode.RUN or is_approaching):
             return _Move(motion.freeze() if mode is Mode.ESTOP else motion.brake())
-        command, filtered = motion.follow(target.pose, limits.approach_step if is_approaching else limits.max_step)
+        max_step = limits.approach_step if is_approaching else limits.max_step
+        command, filtered = motion.follow(target.pose, max_step)
         move = _Move(command)
         if mode is Mode.RUN:
             move.target = target
@@ -170,7 +173,7 @@ class Controller:
             self._machine.refuse()
             return _Move(motion.freeze(), workspace=True)
         if (allowed != command).any():
-            move.command, move.workspace = motion.redirect(allowed), True
+            move.command, move.workspace = motion.redirect(allowed, max_step), True
         return move
 
     def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool) -> Decision:

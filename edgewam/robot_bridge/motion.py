@@ -54,11 +54,12 @@ class Motion:
     def freeze(self) -> Vector:
         """Stand still as soon as the limits allow: at once without an acceleration limit."""
         self._lead, self._ramp_left = None, 0
-        return self.redirect(self.last)
+        return self._at(bounded(np.zeros_like(self.last), self.last, self._step, self._limits))
 
-    def redirect(self, command: Vector) -> Vector:
-        """The command nearest to another one [D] that no hard limit forbids."""
-        return self._at(bounded(command - self.last, self.last, self._step, self._limits))
+    def redirect(self, command: Vector, max_step: Vector) -> Vector:
+        """The command nearest to another one [D], at no more than `max_step` per tick, that no hard limit forbids."""
+        step = np.clip(command - self.last, -max_step, max_step)
+        return self._at(bounded(step, self.last, self._step, self._limits))
 
     def commit(self, command: Vector) -> None:
         """This command is sent."""
