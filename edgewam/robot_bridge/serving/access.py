@@ -103,7 +103,7 @@ def is_token(given: str | bytes | None, token: str | None) -> bool:
     return hmac.compare_digest(raw, token.encode())
 
 
-def listen(address: Address, token: str | None) -> tuple[socket.socket, Address]:
+def listen(address: Address, token: str | None = None) -> tuple[socket.socket, Address]:
     """A listening socket, and the address with the port that it got.  Only this user can open a Unix socket.
 
     Raises:

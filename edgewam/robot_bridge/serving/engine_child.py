@@ -111,9 +111,11 @@ class _Engine:
         observation = self._plan_buffer.read()
         if hasattr(self._policy, "start_plan"):
             self._policy.start_plan(observation)
-            self._planning = request
-            return None
-        self._policy.plan(observation)
+            if not self._policy.poll_plan():  # type: ignore[attr-defined]
+                self._planning = request
+                return None
+        else:
+            self._policy.plan(observation)
         return self._planned(request)
 
     def _planned(self, request: dict[str, Any]) -> dict[str, Any]:

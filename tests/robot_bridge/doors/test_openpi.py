@@ -285,7 +285,7 @@ def closes_within(plug, seconds):
 
 
 def test_who_says_nothing_or_never_finishes_is_dropped(handler):
-    with running("openpi", handler, open_s=0.5, idle_s=0.5) as address:
+    with running("openpi", handler, open_s=1.0, idle_s=1.0) as address:
         silent = socket.create_connection((address.host, address.port), 10)
         slow = socket.create_connection((address.host, address.port), 10)
         slow.sendall(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ")
@@ -368,11 +368,11 @@ def test_our_client_says_what_is_wrong(handler, tmp_path):
 def test_a_late_answer_is_an_error_and_never_the_next_ones_answer(address, engine):
     from edgewam.core.records import Observation
 
-    remote = open_policy(address.host, address.port, timeout_s=0.3)
+    remote = open_policy(address.host, address.port, timeout_s=1.0)
     remote.reset("reach", 1)
     chunk = remote.infer(Observation(images(1), state(), 3, 99))
     assert (chunk.start_tick, chunk.observation_tick, chunk.t_capture_ns, chunk.actions[0, 0]) == (3, 3, 99, 1.25)
-    engine.stall_s = 1.0
+    engine.stall_s = 2.0
     with pytest.raises(EdgewamError, match="did not answer"):
         remote.infer(Observation(images(2), state(), 19))
     engine.stall_s = 0.0

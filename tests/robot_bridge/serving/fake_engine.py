@@ -1,28 +1,19 @@
 """An engine inside the test's process that answers at once, or does what a test orders: refuse, stall, restart, give NaN."""
 
+import dataclasses
 import time
 
 import numpy as np
 
-from edgewam.robot_bridge.robot import RobotSpec
 from edgewam.robot_bridge.serving.engine import EngineFacts
 from edgewam.robot_bridge.serving.handler import Answer, DoorError
 from edgewam.robot_bridge.serving.session import Session, SessionSettings
+from tests.robot_bridge import fakes
 
 CAMERAS = {"cam_high": (6, 8, 3), "cam_left_wrist": (4, 6, 3)}
 PROMPTS = ("reach", "wave")
 HORIZON = 16
-SPEC = RobotSpec(
-    name="fake",
-    joint_names=("elbow", "gripper"),
-    lower=np.array([-1.0, 0.0]),
-    upper=np.array([1.0, 1.0]),
-    max_velocity=np.array([3.0, 5.0]),
-    control_hz=50.0,
-    camera_shapes=CAMERAS,
-    camera_hz=25.0,
-    prompts=PROMPTS,
-)
+SPEC = dataclasses.replace(fakes.SPEC, camera_shapes=CAMERAS, prompts=PROMPTS)
 UNLIMITED = SessionSettings(requests_per_s=1e6, burst=1e6, total_requests_per_s=1e6)
 
 

@@ -53,11 +53,11 @@ def refused(call, *arguments):
     return caught.value.code
 
 
-def until_back(link):
+def until_back(link, observation=None):
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
         try:
-            return link.infer(seen())
+            return link.infer(observation or seen())
         except DoorError as error:
             assert error.code in ("deadline", "engine_restarting")
             time.sleep(0.05)
@@ -112,14 +112,16 @@ def test_one_engine_answers_refuses_dies_and_comes_back():
         assert [event for event in link.events if "back" in event] == ["the engine is back"] * 3
 
 
-def test_a_late_answer_never_answers_the_next_question_and_a_hang_is_ended():
-    settings = LinkSettings(deadline_s=0.3, hang_s=1.5)
-    with linked(settings=settings, stall_s=0.5) as link:
+def test_a_late_answer_never_answers_the_next_question():
+    with linked(settings=LinkSettings(deadline_s=0.3, hang_s=60.0), stall_s=0.8) as link:
         assert refused(link.infer, seen(1, STALL, 0.0)) == "deadline"
-        time.sleep(0.4)
-        np.testing.assert_array_equal(link.infer(seen(2)).actions[0], state(2.25, 0.5))
+        for i in range(2, 5):
+            np.testing.assert_array_equal(until_back(link, seen(i)).actions[0], state(i + 0.25, 0.5))
         assert link.generation == 1
-    with linked(settings=settings, stall_s=60.0) as link:
+
+
+def test_an_engine_that_hangs_is_replaced():
+    with linked(settings=LinkSettings(deadline_s=0.3, hang_s=1.0), stall_s=600.0) as link:
         assert refused(link.infer, seen(1, STALL, 0.0)) == "deadline"
         until_back(link)
         assert link.generation == 2
@@ -145,32 +147,35 @@ def test_an_engine_that_cannot_start_says_why():
 
 
 def test_refreshes_run_beside_acts_and_the_newest_look_wins():
-    with linked("split", plan_s=0.3) as link:
+    with linked("split", plan_s=0.4) as link:
         assert link.facts.grid_ticks == 16
         link.reset("reach", 0)
         assert refused(link.act, seen()) == "no_plan"
-        begin = time.monotonic()
-        for i in range(1, 8):  # the first starts at once; of the others only the last is ever looked at
-            assert link.plan(seen(i, tick=i))["queued"]
-            time.sleep(0.02)
-        values, numbers, slowest_s = [], [], 0.0
-        while time.monotonic() - begin < 1.5:
-            sent = time.monotonic()
-            try:
-                answer = link.act(seen(0, tick=16))
-            except DoorError as error:
-                assert error.code == "no_plan" and not values
-                continue
-            slowest_s = max(slowest_s, time.monotonic() - sent)
-            values.append(int(answer.actions[0, 1]))
-            numbers.append((answer.context_number, answer.context_age_ticks))
-            time.sleep(0.01)
-        assert sorted(set(values)) == [1, 7]
-        assert sorted(set(numbers)) == [(0, 15), (1, 9)]
-        assert len(values) > 20
-        assert slowest_s < 0.25  # an act never waits for a refresh
+        assert link.plan(seen(1, tick=1))["queued"]
+        found = acts_until(link, 1)
+        for i in range(2, 8):  # a refresh takes the first of them, or a later one; the last waits for it; the others are dropped
+            link.plan(seen(i, tick=i))
+        found += acts_until(link, 7)
+        values = [int(answer.actions[0, 1]) for answer in found]
+        assert values == sorted(values) and len(set(values)) <= 3
+        assert values.count(1) >= 5  # acts went on while the second refresh ran
+        assert (found[0].context_number, found[0].context_age_ticks) == (0, 15)
+        assert (found[-1].context_number, found[-1].context_age_ticks) == (len(set(values)) - 1, 9)
         link.reset("reach", 1)
         assert refused(link.act, seen()) == "no_plan"
+
+
+def acts_until(link, value):
+    """Answers at tick 16 until one was computed with the plan of that value."""
+    found, end = [], time.monotonic() + PATIENCE_S
+    while not found or int(found[-1].actions[0, 1]) != value:
+        assert time.monotonic() < end
+        try:
+            found.append(link.act(seen(0, tick=16)))
+        except DoorError as error:
+            assert error.code == "no_plan" and not found
+        time.sleep(0.01)
+    return found
 
 
 def test_closing_while_a_call_waits_ends_both():
