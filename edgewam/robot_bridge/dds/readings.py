@@ -19,6 +19,7 @@ from edgewam.robot_bridge.serving.handler import DoorError, Floats
 ENCODINGS = ("rgb8", "bgr8")
 FORMATS = ("JPEG", "PNG")
 MAX_STEP_RATIO = 2  # rows may be padded, to less than twice their length
+MAX_TABLES = 64 << 10  # bytes: what a file holds beside its pixels; no camera "compresses" to more than those
 Picture = npt.NDArray[np.uint8]
 
 
@@ -66,7 +67,7 @@ def picture_of(message: Any, shape: Sequence[int]) -> Picture:
     """
     height, width, depth = shape
     data = bytes(message.data)
-    checks.check_size(len(data), height * width * depth * MAX_STEP_RATIO)  # no camera compresses to more than twice its pixels
+    checks.check_size(len(data), height * width * depth + MAX_TABLES)
     try:
         with Pillow.open(io.BytesIO(data), formats=FORMATS) as picture:
             if picture.size != (width, height) or picture.mode != "RGB":

@@ -37,7 +37,7 @@ from edgewam.robot_bridge.serving.door import DoorOptions
 from edgewam.robot_bridge.serving.handler import DoorError, Handler
 
 DEFAULT_DOMAIN = 42
-STATUS_S = 1.0
+STATUS_S = 0.5
 JOINT_STATES, STOP = "rt/joint_states", "rt/edgewam/stop"
 _LOG = logging.getLogger(__name__)
 _TRUE = ("1", "true", "yes")
