@@ -13,10 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 
+from edgewam.core import plugins
 from edgewam.robot_bridge.serving.access import Address
 from tests.robot_bridge.doors.running import Refused, probe_of, running
 from tests.robot_bridge.serving.fake_engine import FakeEngine, images, session, state
@@ -25,6 +27,11 @@ PATIENCE_S = 5.0  # a door notices within this time that a client has left
 OPEN_S = 0.5  # that a client gets to introduce itself in these tests
 TOKEN = "0123456789abcdef" * 4
 CODES = {"bad_request", "too_large", "unauthorized", "closed"}
+
+
+def names() -> list[str]:
+    """The doors that keep connections; ros2 has none (bad samples: tests/robot_bridge/doors/test_ros2.py)."""
+    return [name for name in plugins.names("door") if find_spec(f"tests.robot_bridge.doors.{name}_probe")]
 
 
 class Served:

@@ -20,9 +20,9 @@ from typing import Any
 
 from benchmarks.marks import with_block
 from benchmarks.results import RESULTS, ROOT, slug
-from edgewam.core import plugins
 from edgewam.core.artifacts import write_json
 from edgewam.profiles.machine import read_machine
+from tests.robot_bridge.faults import doors
 from tests.robot_bridge.faults.matrix import MATRIX, Fault
 from tests.robot_bridge.faults.play import in_real_time, in_simulated_time
 
@@ -44,7 +44,7 @@ def play(fault: Fault) -> dict[str, Any]:
                 found["real processes"] = {**seen.to_json(), "wrong": wrong}
             except Exception:
                 found["real processes"] = {"wrong": [traceback.format_exc(limit=-3)]}
-    for door in plugins.names("door") if fault.door else ():
+    for door in doors.names() if fault.door else ():
         assert fault.door is not None
         try:
             found[f"door {door}"] = {"said": fault.door(door), "wrong": []}
@@ -83,16 +83,16 @@ def shown(fault: Fault, seen: Mapping[str, Any]) -> str:
 def table_of(results: Mapping[str, Any]) -> str:
     """The table, one line per row of the matrix."""
     lines = ["| fault | injected | expected | seen in simulated time | seen with real processes |", "|---|---|---|---|---|"]
-    doors = [fault for fault in MATRIX if fault.door]
+    at_doors = [fault for fault in MATRIX if fault.door]
     for fault in MATRIX:
         if fault.door:
             continue
         found = results.get(fault.name, {})  # empty: not played yet
         cells = [shown(fault, found[level]) if level in found else "" for level in ("simulated time", "real processes")]
         lines.append(f"| {fault.name} | {fault.injected} | {expected(fault)} | {' | '.join(cells)} |")
-    names = sorted({level for fault in doors for level in results.get(fault.name, {})})
+    names = sorted({level for fault in at_doors for level in results.get(fault.name, {})})
     lines += ["", f"| fault | injected | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
-    for fault in doors:
+    for fault in at_doors:
         found = results.get(fault.name, {})
         cells = [shown(fault, found[name]) if name in found else "" for name in names]
         lines.append(f"| {fault.name} | {fault.injected} | {' | '.join(cells)} |")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewam.core import plugins
+from tests.robot_bridge.faults import doors
 from tests.robot_bridge.faults.matrix import MATRIX, Fault
 from tests.robot_bridge.faults.play import in_real_time, in_simulated_time
 
@@ -21,7 +21,7 @@ def test_a_fault_in_simulated_time(fault: Fault):
     assert not found
 
 
-@pytest.mark.parametrize("door", plugins.names("door"))
+@pytest.mark.parametrize("door", doors.names())
 @pytest.mark.parametrize("fault", rows("door"))
 def test_a_fault_at_a_door(fault: Fault, door: str):
     assert fault.door is not None
