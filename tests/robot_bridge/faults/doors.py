@@ -199,12 +199,14 @@ def wrong_token(name: str) -> str:
     seen = Counter[str]()
     with served(name, token=TOKEN) as door:
         for token in (TOKEN[:-1] + "0", "", None):
-            try:
-                client = door.probe.connect(door.address, token)
-                client.infer(images(), state())
-                seen["LET IN"] += 1
-            except Refused as refused:
-                seen[refused.code] += 1
+            with contextlib.ExitStack() as stack:
+                try:
+                    client = door.probe.connect(door.address, token)
+                    stack.callback(client.drop)
+                    client.infer(images(), state())
+                    seen["LET IN"] += 1
+                except Refused as refused:
+                    seen[refused.code] += 1
         door.is_well(TOKEN)
         assert not [call for call in door.engine.calls[:-1]], "an engine worked for a stranger"
     assert set(seen) <= {"unauthorized", "closed"}, seen

@@ -162,7 +162,9 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "clock: stepped by an hour", "time.time() jumps 1 h ahead, then 1 h back, in every process", None, (UNAFFECTED,),
-        run=Incident(begin=scenes.step_clock(3600), end=scenes.step_clock(-3600), environment=scenes.stepped_clock()),
+        run=Incident(
+            begin=scenes.step_clock(3600), end=scenes.step_clock(-3600), seconds=3.4, environment=scenes.stepped_clock()
+        ),
         check=scenes.clock_was_stepped, is_fast=True,
     ),
     Fault(
