@@ -16,7 +16,7 @@ from edgewam.core.records import ActionChunk, Observation
 from edgewam.robot_bridge.delay import committed
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.recorder.reader import Recording
-from edgewam.robot_bridge.recorder.replay import replay
+from edgewam.robot_bridge.recorder.replay import OTHER_MACHINE, replay
 from edgewam.robot_bridge.recorder.summary import summarize
 from edgewam.robot_bridge.run import RunSettings, run
 from tests.cli.command import here
@@ -353,6 +353,17 @@ def test_a_perturbed_recording_fails_and_names_the_joint(real, tmp_path, monkeyp
     assert f"chunk {seen[3]}, row 2, left_gripper" in done.err
     seen.clear()
     assert here("replay", path, BUNDLE, "--tolerance", 0.02).code == 0
+
+
+def test_another_bundle_or_machine_is_said_and_compared_within_a_tolerance(real, monkeypatch):
+    path, _ = real
+    head = Recording._head
+    changed = {"bundle": "f" * 64, "hardware": {"cpu": "another"}}
+    monkeypatch.setattr(Recording, "_head", lambda self, file: {**head(self, file), **changed})
+    done = here("replay", path, BUNDLE, "--json").ok()
+    assert "Another bundle" in done.err and "another machine" in done.err
+    assert (done.json["is_same_bundle"], done.json["is_same_machine"], done.json["tolerance"]) == (False, False, OTHER_MACHINE)
+    assert done.json["first"] is None and done.json["max_deviation"] == 0.0
 
 
 def test_a_file_that_is_no_recording_is_one_sentence(tmp_path):
