@@ -102,6 +102,7 @@ def show(summary: Summary, record: Recording) -> None:
 
     config = record.run["config"]
     show_run(summary.report)
+    say("Episodes and successes are in the report of the run itself; a recording does not know them.")
     rows = [[name, count, summary.lost[name]] for name, count in summary.found.items()]
     title = f"'{config['prompt']}', bundle {str(record.run['bundle'])[:12]}"
     table(f"{title}, {summary.bytes / 1e6:.1f} MB in {len(summary.parts)} part(s)", ["stream", "recorded", "lost"], rows)

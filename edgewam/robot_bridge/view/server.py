@@ -60,7 +60,8 @@ class ViewServer(ThreadingHTTPServer):
         self.socket = listener
         self.source, self.access_token = source, token
         self.page_token = secrets.token_urlsafe(24)
-        self.hosts = {f"{name}:{address.port}" for name in ("localhost", "127.0.0.1", "[::1]")} if token is None else None
+        names = {"localhost", "127.0.0.1", "[::1]", address.host}  # a token makes every other name as good
+        self.hosts = {f"{name}:{address.port}" for name in names} if token is None else None
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self._requests: dict[socket.socket, float] = {}  # connections that are not event streams, and since when
         self._lock = threading.Lock()
