@@ -164,6 +164,18 @@ def test_arming_begins_where_the_arm_is_not_where_it_was():
     assert [bench.step(bench.chunk(there)).mode for _ in range(3)][-1] is Mode.RUN
 
 
+def test_an_arm_that_has_only_sagged_goes_on_from_what_it_was_told():
+    bench = Bench()
+    bench.is_armed = False
+    bench.started()
+    bench.pose = (bench.pose - 0.9 * STEP).astype(np.float32)
+    bench.step(bench.chunk(ramp(0, 0)))
+    bench.is_armed = True
+    decision = bench.step()
+    assert decision.mode is Mode.RUN and not decision.is_anchor
+    np.testing.assert_allclose(decision.command, [0.0, 0.5])
+
+
 def test_an_arm_beyond_its_range_is_not_moved_by_arming():
     bench = Bench()
     bench.is_armed = False
@@ -177,7 +189,7 @@ def test_an_arm_beyond_its_range_is_not_moved_by_arming():
     np.testing.assert_allclose(bench.step().command, bench.pose)
 
 
-def test_arming_again_while_the_arm_still_brakes_waits_until_it_stands():
+def test_arming_again_while_the_arm_still_brakes_goes_on_at_once():
     bench = Bench().started()
     bench.step(bench.chunk(ramp(0.05, 0.05)))
     for _ in range(3):
@@ -185,12 +197,6 @@ def test_arming_again_while_the_arm_still_brakes_waits_until_it_stands():
     bench.is_armed = False
     bench.step()
     bench.is_armed = True
-    steps = []
-    for _ in range(8):
-        last = bench.commands[-1].copy()
-        decision = bench.step()
-        steps.append(np.abs(decision.command - last).max())
-        if decision.is_anchor:
-            break
-    assert decision.is_anchor and decision.mode is Mode.READY
-    assert (np.diff(steps[:-1]) <= 1e-9).all() and steps[-2] == 0, "it had come to rest"
+    assert not bench.step().is_anchor
+    steps = np.abs(np.diff([command[0] for command in bench.commands]))
+    assert steps.max() <= STEP[0] + 1e-9
