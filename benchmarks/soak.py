@@ -248,7 +248,7 @@ def soak(
             report = run.wait()
         finally:
             run.close()
-        size = (folder / "run.mcap").stat().st_size if (folder / "run.mcap").exists() else 0
+        size = sum(path.stat().st_size for path in folder.glob("run*.mcap"))
         return judge(run.rows(), report, memory, spec, conditions | {"recording_bytes": size})
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.robot_bridge.faults import doors
+from benchmarks.marks import with_block
+from tests.robot_bridge.faults import doors, table
 from tests.robot_bridge.faults.matrix import MATRIX, Fault
 from tests.robot_bridge.faults.play import in_real_time, in_simulated_time
 
@@ -39,6 +42,13 @@ def test_a_fault_with_real_processes(fault: Fault, tmp_path):
 def test_every_other_fault_with_real_processes(fault: Fault, tmp_path):
     _, found = in_real_time(fault, tmp_path)
     assert not found
+
+
+def test_the_page_shows_the_committed_results_of_exactly_these_rows():
+    results = json.loads((table.RESULTS / table.DEVICE / f"{table.NAME}.json").read_text())
+    assert set(results) == {fault.name for fault in MATRIX}, "run python3 -m tests.robot_bridge.faults.table"
+    text = table.DOC.read_text()
+    assert with_block(text, table.NAME, table.table_of(results)) == text
 
 
 def test_every_row_is_played_somewhere_and_has_a_name_of_its_own():
