@@ -21,7 +21,7 @@ from edgewam.robot_bridge.processes import Child
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import RobotSpec
 from edgewam.robot_bridge.tally import Tally
-from edgewam.robot_bridge.watchdog import INDISPENSABLE, RestartBudget, is_hanging, silence_limit_s
+from edgewam.robot_bridge.watchdog import DISPENSABLE, INDISPENSABLE, RestartBudget, is_hanging, silence_limit_s
 from edgewam.robot_bridge.wires import Wires
 
 _WATCH_S = 0.02
@@ -78,6 +78,7 @@ class Supervisor:
         self._memory = MemoryWatch()
         self._tally = Tally(config, spec.joint_names)
         self._drained = 0
+        self._given_up: set[str] = set()
         self._latch: str | None = None
         self._watching_since_ns = 0  # who is ready early waits in silence for the others
         self._is_complete = self._is_interrupted = False
@@ -149,6 +150,8 @@ class Supervisor:
         """Kill who hangs, start again who has died; False when the run cannot go on."""
         for role in self._roles:
             child = self._children[role]
+            if role in self._given_up:
+                continue
             if child.exit_code is None:
                 if not self._hangs(role):
                     continue
@@ -162,7 +165,10 @@ class Supervisor:
             if not self._budget.spend(role, time.monotonic()):
                 if role not in INDISPENSABLE:
                     self._fault(f"The {role} process failed too often within {self._config['restart_window_s']:.0f} s.")
-                return False
+                if role not in DISPENSABLE:
+                    return False
+                self._given_up.add(role)
+                continue
             child.close()
             self._spawn(role)
         return True
