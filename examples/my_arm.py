@@ -6,7 +6,7 @@ It runs as it is, on fake hardware, so that you can see the whole bridge work be
 
 The bridge makes `MyArm` in its driver process and `MyCameras` in its camera process; they share nothing, and nothing here
 needs a thread or a lock.  Limits, speed, smoothness and lateness are the bridge's business: do not add filters here.
-Test your copy with the contract that edgewam's own robots pass: EDGEWAM_ROBOT=robots.my_arm pytest tests/contracts/test_robot.py
+Test your copy with the contract that edgewam's own robots pass (docs/robot.md, section 1).
 """
 
 from __future__ import annotations
@@ -34,19 +34,22 @@ SPEC = RobotSpec(
     upper=np.array((3.1, 1.2, 1.6, 3.1, 2.1, 3.1, 1.0) * 2),
     max_velocity=np.array((2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 4.0) * 2),
     control_hz=50.0,  # the rate of the demonstrations: the policy's rows are that far apart
-    camera_shapes={name: (128, 160, 3) for name in ("cam_high", "cam_left_wrist", "cam_right_wrist")},
+    camera_shapes={"cam_high": (128, 160, 3), "cam_left_wrist": (64, 80, 3), "cam_right_wrist": (64, 80, 3)},
     camera_hz=25.0,
     prompts=("pick up the cube with the right hand and hand it over to the left hand",),  # one that the bundle knows
     lease_ticks=5,  # without a new command for so many control ticks the driver calls stop(): 0.1 s here
 )
 
 
-def make(*, render: bool = False) -> MyArm:
-    """Open the hardware, without moving it.  `render` is for simulators: a real robot's images come from `make_cameras`."""
-    return MyArm()
+def make(*, render: bool = False, port: str = "fake") -> MyArm:
+    """Open the hardware, without moving it.  `render` is for simulators: a real robot's images come from `make_cameras`.
+
+    Options of your own, such as the port, are `edgewam run --robot-option port=/dev/ttyUSB0`; `make_cameras` gets the same ones.
+    """
+    return MyArm(port)
 
 
-def make_cameras() -> MyCameras:
+def make_cameras(*, port: str = "fake") -> MyCameras:
     """Open the cameras; called in another process than `make`."""
     return MyCameras()
 
@@ -56,8 +59,8 @@ class MyArm:
 
     spec = SPEC
 
-    def __init__(self) -> None:
-        self._bus = FakeBus()
+    def __init__(self, port: str) -> None:
+        self._bus = FakeBus(port)
         self._last_command: Vector | None = None
 
     def reset(self, seed: int) -> None:
@@ -124,7 +127,7 @@ _FAKE_SPEED = 6.0 * TICKS_PER_UNIT  # per second
 class FakeBus:
     """Fourteen motors on a cable."""
 
-    def __init__(self) -> None:
+    def __init__(self, port: str) -> None:
         self._goals = self._positions = 0.1 * TICKS_PER_UNIT
         self._time = time.monotonic()
 

@@ -1,11 +1,11 @@
 """The recorder process: the run's flight recorder.  It reads what the others publish, and nobody waits for it.
 
-It yields the processor to everyone else: what it misses for that is counted in the recording and in the report.
+It has the priority of an ordinary program, behind every other process of the bridge that computes: what it misses for that is
+counted in the recording and in the report.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +15,6 @@ from edgewam.robot_bridge.recorder.flight_recorder import FlightRecorder
 
 POLL_NS = 5_000_000
 HEARTBEAT_NS = NS // 10
-NICE = 5
 STOPPED = 1  # `cause` in the status: recording has ended, for example on a full disk
 LINGER_NS = 5 * NS // 2  # after the end of the run io still brakes, and its last ticks are the ones to look at
 IO_SILENT_NS = NS // 5  # io has left
@@ -24,7 +23,6 @@ IO_SILENT_NS = NS // 5  # io has left
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     """Record until the run has ended and io has left; returns the counts (see `FlightRecorder.close`)."""
     recorder = FlightRecorder(config, link.wires)
-    os.setpriority(os.PRIO_PROCESS, 0, max(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     stopping_ns, reported_ns = 0, 0
     while True:
         time_ns = now_ns()

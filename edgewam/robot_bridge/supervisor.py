@@ -28,12 +28,19 @@ _WATCH_S = 0.02
 _DRAIN_S, _MEMORY_S, _PROGRESS_S = 0.2, 3.0, 0.2  # how often the log, /proc and the user are served
 _MAX_FAULTS = 100  # a run of days may restart a camera every minute
 _ELSEWHERE = ("episodes", "real_time")  # of what a child says of itself, what the report has in a place of its own
+_ENVIRONMENT = {
+    # buffers and stack of a thread that has nothing to compute: 40 MB once memory is locked
+    "io": {"OPENBLAS_NUM_THREADS": "1"},
+    "driver": {"OPENBLAS_NUM_THREADS": "1"},
+    # the software renderer's own threads would take the cores from the engine without drawing small images sooner
+    "camera": {"LP_NUM_THREADS": "1"},
+}
 _LEAVE_S = 3.0  # for a child that was asked to leave
 
 
 @dataclass(frozen=True)
 class Progress:
-    """A glance at a run: control tick of how many, mode and its cause, episodes that ended."""
+    """A glance at a run: control tick of how many, mode and its cause, episodes that ended, port of the live page if any."""
 
     tick: int
     num_ticks: int
@@ -41,6 +48,7 @@ class Progress:
     episodes: int
     cause: str = "none"
     is_armed: bool = True
+    view_port: int | None = None
 
 
 class _Duty:
@@ -87,12 +95,10 @@ class Supervisor:
             "parent_pid": os.getpid(),
             "generation": self._budget.counts[role],
         }
-        # the software renderer's own threads would take the cores from the engine without drawing small images sooner
-        environment = {"LP_NUM_THREADS": "1"} if role == "camera" else {}
         status = self._wires[f"status_{role}"]
         status.write(status.blank())  # what a predecessor said of itself; it is dead, so there is one writer
         self._started_ns[role] = now_ns()
-        self._children[role] = Child(config, self._wires.fds.values(), environment)
+        self._children[role] = Child(config, self._wires.fds.values(), _ENVIRONMENT.get(role, {}))
 
     def _status(self, role: str) -> Any:
         found = self._wires[f"status_{role}"].read()
@@ -194,6 +200,7 @@ class Supervisor:
 
     def _progress(self) -> Progress:
         io, driver = self._status("io"), self._status("driver")
+        view = self._status("view") if "view" in self._roles else None
         tick, mode, cause = (int(io["tick"]), int(io["mode"]), int(io["cause"])) if io is not None else (0, 0, 0)
         return Progress(
             tick=tick,
@@ -202,6 +209,7 @@ class Supervisor:
             episodes=0 if driver is None else int(driver["count"]),
             cause=Cause(cause).name.lower(),
             is_armed=bool(self._control["is_armed"]),
+            view_port=None if view is None else int(view["tick"]),
         )
 
     def _answer(self, verb: str) -> dict[str, Any]:

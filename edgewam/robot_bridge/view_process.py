@@ -58,6 +58,7 @@ class Live:
         self._watch = Watch(config, wires)
         self._requests = wires["requests"]
         self._lock = threading.Lock()
+        self._stop_lock = threading.Lock()  # of its own: nothing that is drawn may delay a stop
 
     def update(self, is_watched: bool) -> dict[str, Any]:
         """The event for this moment; pictures only when somebody looks."""
@@ -85,14 +86,20 @@ class Live:
 
     @property
     def stops(self) -> int:
-        """How often a stop was asked for, also of a predecessor of this process."""
+        """How often a stop was asked for, also of a predecessor of this process.
+
+        When that one was killed while it wrote, nobody knows: then the time, which is more than anybody has counted.
+        """
+        torn = self._requests.torn
         newest = self._requests.read()
-        return int(newest[1]["stops"]) if newest is not None else 0
+        if newest is not None:
+            return int(newest[1]["stops"])
+        return now_ns() if self._requests.torn > torn else 0
 
     def stop(self) -> int:
         """See `server.Source`."""
-        with self._lock:
+        with self._stop_lock:
             value = self._requests.blank()
-            value["stops"] = self.stops + 1
+            value["stops"] = self.stops + 1  # io stops when it grows
             self._requests.write(value)
             return int(value["stops"])

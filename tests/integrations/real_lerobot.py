@@ -105,7 +105,7 @@ def policy_facts(bundle, prompt):
     """The plug-in through LeRobot's registry, factory, saving and loading, against edgewam alone."""
     register_third_party_plugins()
     images, state = images_and_state()
-    features = {f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, 128, 160)) for name in images}
+    features = {f"observation.images.{name}": PolicyFeature(FeatureType.VISUAL, (3, *images[name].shape[:2])) for name in images}
     features["observation.state"] = PolicyFeature(FeatureType.STATE, (14,))
     output = {"action": PolicyFeature(FeatureType.ACTION, (14,))}
     options = {"bundle": bundle, "device": "cpu", "input_features": features, "output_features": output, "push_to_hub": False}

@@ -185,6 +185,16 @@ def test_options_must_name_one_place(plugin):
         config(n_action_steps=0)
 
 
+def test_a_server_is_asked_for_by_host_port_and_token_file(plugin, monkeypatch):
+    from edgewam.robot_bridge import remote
+
+    asked = []
+    monkeypatch.setattr(remote, "open_policy", lambda *places, **options: asked.append((places, options)) or FakePolicy())
+    options = {"server": "10.0.0.7:8000", "token_file": "token"}
+    engine = plugin("engines").open_engine(plugin("configuration_edgewam").EdgewamConfig(**options))
+    assert asked == [(("10.0.0.7", 8000), {"token_file": "token"})] and not engine.supports_prefix
+
+
 def test_it_cannot_be_trained_here(made):
     policy, _ = made()
     with pytest.raises(NotImplementedError, match="edgewam train"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.robot_bridge.modes import Mode
@@ -20,6 +22,7 @@ from edgewam.robot_bridge.processes import Child
 from edgewam.robot_bridge.recorder import flight_recorder
 from edgewam.robot_bridge.recorder.messages import Frame
 from edgewam.robot_bridge.recorder.part import open_new
+from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
 from edgewam.robot_bridge.wires import LOG_ROWS
@@ -193,7 +196,7 @@ def test_a_full_disk_stops_the_recording_and_every_later_item_is_counted(bridge,
     assert recording.torn == [path]
     for name, stream in done["streams"].items():
         assert stream["kept"] == len(found[name]) > 0 and stream["kept"] + stream["lost"] == len(bridge.sent[name]), name
-    assert done["fault"] == recorder.fault and done["lost"] > 60
+    assert done["fault"] == recorder.fault and done["lost"] > 40
 
 
 def test_a_disk_that_is_full_from_the_start_is_an_error_before_anything_moves(bridge, tmp_path):
@@ -208,9 +211,36 @@ def test_a_long_recording_goes_on_in_a_new_file_without_a_gap(bridge, tmp_path, 
     play(bridge, recorder, 0, 5)
     done = recorder.close()
     found, recording = stored(path)
+    with pytest.raises(ArtifactError, match="is part 2 of a recording"):
+        Recording(tmp_path / "run-2.mcap")
     assert len(recording.parts) == done["parts"] == 6 and recording.torn == [] and done["lost"] == 0
     assert [int(row["number"]) for row in found["tick"]] == list(range(5)) and len(found["frame"]) == 3
     assert done["bytes"] == sum(part.stat().st_size for part in recording.parts)
+
+
+def test_a_successor_goes_on_from_the_newest_counts_that_reached_a_file(bridge, tmp_path, monkeypatch):
+    """The second process died before it had flushed anything; the third knows of the first."""
+    path = tmp_path / "run.mcap"
+    monkeypatch.setattr(flight_recorder, "FLUSH_NS", 0)
+    first = bridge.recorder(path)
+    play(bridge, first, 0, 10)
+    monkeypatch.undo()
+    second = bridge.recorder(path, generation=1)
+    play(bridge, second, 10, 4)
+    for dead in (first, second):
+        dead._part.abandon()
+    third = bridge.recorder(path, generation=2)
+    play(bridge, third, 14, 4)
+    done = third.close()
+    found, recording = stored(path)
+    assert [part.name for part in recording.torn] == ["run.mcap", "run-2.mcap"] and done["parts"] == 3
+    assert [int(row["number"]) for row in found["tick"]] == list(range(18)), "the ring still held what had died"
+    assert done["streams"]["frame"] == {"kept": 7, "lost": 2, "last": 9}
+
+
+def test_a_joint_without_a_limit_can_be_recorded(bridge, tmp_path):
+    bridge.recorder(tmp_path / "run.mcap", upper=[float("inf")] * 3).close()
+    assert Recording(tmp_path / "run.mcap").run["config"]["upper"] == [float("inf")] * 3
 
 
 def test_any_torn_tail_is_read_up_to_the_last_whole_piece(bridge, tmp_path, monkeypatch):
@@ -310,14 +340,15 @@ def test_a_killed_recorder_costs_a_second_and_its_successor_counts_the_gap(bridg
     found, recording = stored(path)
     assert recording.torn == [path] and done["fault"] is None
     in_first = last_status(path)["streams"]["tick"]["last"] + 1
-    assert killed_at - in_first <= 60, "at most a second, with room for a slow machine"
+    assert killed_at - in_first <= 100, "a second at 50 Hz, with room for a slow machine"
     # the ring still held the rows that died with the first process
     assert [int(row["number"]) for row in found["tick"]] == list(range(step)) and done["streams"]["tick"]["lost"] == 0
     for name in ("frame", "chunk"):
         stream = done["streams"][name]
         numbers = [int(item.header["number"] if name == "frame" else item["id"]) for item in found[name]]
-        assert len(numbers) == len(set(numbers)) == stream["kept"] > 20
-        assert stream["lost"] > 0 and stream["kept"] + stream["lost"] == (step + 1) // 2, name
+        assert len(numbers) == len(set(numbers)) == stream["kept"] > 5
+        assert stream["last"] == numbers[-1] == (step + 1) // 2
+        assert stream["lost"] > 0 and stream["kept"] + stream["lost"] == numbers[-1] - numbers[0] + 1, name
     assert found["tick"][-1]["mode"] == Mode.RUN
 
 
@@ -327,6 +358,21 @@ def test_the_recorder_imports_neither_torch_nor_a_robot(tmp_path):
         "assert not {'torch', 'mujoco', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3), (5, 7, 3), (128, 160, 3)])
+@pytest.mark.parametrize("kind", ["noise", "smooth", "black", "view"])
+def test_pictures_are_lossless_whatever_they_show(shape, kind):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (2 * shape[0], 2 * shape[1], 3), dtype=np.uint8)
+    smooth = np.add.outer(np.arange(shape[0]), np.arange(shape[1]))[..., None].repeat(3, 2).astype(np.uint8)
+    image = {"noise": noise[::2, ::2].copy(), "smooth": smooth, "black": np.zeros(shape, np.uint8), "view": noise[::2, ::-2]}[
+        kind
+    ]
+    with Image.open(io.BytesIO(encode_png(image))) as picture:
+        picture.verify()  # the checksums
+    with Image.open(io.BytesIO(encode_png(image))) as picture:
+        assert picture.mode == "RGB" and (np.asarray(picture) == image).all()
 
 
 def test_a_gap_in_the_numbers_is_a_loss_and_a_new_generation_is_none():

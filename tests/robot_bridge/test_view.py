@@ -42,7 +42,7 @@ def bridge():
 
 
 def config(bridge, **more):
-    limits = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * NUM_JOINTS}
+    limits = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * (NUM_JOINTS - 1) + [float("inf")]}
     told = {**bridge.config("unused"), **limits, "role": "view", "view_port": 0, "prompt": PROMPT}
     return {**told, "roles": ["io", "driver", "camera", "engine", "recorder", "view"], **more}
 
@@ -137,6 +137,11 @@ def test_a_stop_needs_our_page_and_there_is_no_way_back(bridge, served):
 
 def test_the_successor_of_a_killed_page_goes_on_counting_its_stops(bridge):
     assert [Live(config(bridge), bridge.wires).stop() for _ in range(3)] == [1, 2, 3], "io stops when the count grows"
+    record = bridge.wires["requests"]
+    record._header["sequence"][0] += 1  # what a page killed in the middle of writing leaves
+    assert record.read() is None
+    assert Live(config(bridge), bridge.wires).stop() > 3
+    assert int(record.read()[1]["stops"]) > 3
 
 
 def test_a_page_that_another_name_led_here_is_refused(served):
@@ -241,7 +246,7 @@ def test_watchers_are_few_and_a_slow_one_is_dropped_without_delaying_the_others(
         return server.num_watchers == 1
 
     wait_for(push, "seven watchers that read nothing are dropped, the one that reads stays")
-    assert longest < 0.25, "publishing waits for nobody"
+    assert longest < 1.0, "publishing waits for nobody: seven times 0.3 s would be longer"
     for connection, _ in streams:
         connection.close()
     wait_for(push_nothing(server), "a watcher that has gone is counted out")
@@ -266,7 +271,14 @@ def test_who_connects_and_asks_nothing_is_ended(served, monkeypatch):
     for connection in idle:
         read_all(connection)  # ends
         connection.close()
-    wait_for(lambda: ask(port)[0] == 200, "there is room again")
+
+    def is_served():
+        try:
+            return ask(port)[0] == 200
+        except (OSError, http.client.HTTPException):  # the threads of the others are still leaving
+            return False
+
+    wait_for(is_served, "there is room again")
 
 
 class Motion:

@@ -43,9 +43,10 @@ def request_of(message: Any, cameras: Shapes, is_resizing: bool = False) -> Requ
     """
     if not isinstance(message, dict):
         raise DoorError("bad_request", "A message must be a dict with a 'type'.")
-    kind = message.get("type")
-    if kind not in KINDS:
-        raise DoorError("bad_request", f"unknown request type: {checks.shown(kind)}. Known: {', '.join(KINDS)}.")
+    kind = kind_of(message)
+    if kind is None:
+        shown = checks.shown(message.get("type"))
+        raise DoorError("bad_request", f"unknown request type: {shown}. Known: {', '.join(KINDS)}.")
     prompt, state, tick = message.get("instruction"), message.get("state"), message.get("tick")
     images = message.get("images")
     if kind in ("infer", "action_request") and (images is None or state is None):
@@ -59,6 +60,12 @@ def request_of(message: Any, cameras: Shapes, is_resizing: bool = False) -> Requ
         tick=None if tick is None else checks.tick_of(tick),
     )
     return Request(kind, look, request_id_of(message))
+
+
+def kind_of(message: Any) -> str | None:
+    """One of KINDS; None when it is something else, an array for example, which must not be compared."""
+    kind = message.get("type") if isinstance(message, dict) else None
+    return kind if isinstance(kind, str) and kind in KINDS else None
 
 
 def request_id_of(message: Any) -> int | str | None:

@@ -1,20 +1,28 @@
 """Which connections may speak for one robot: upstream's asynchronous client uses two, one for images and one for actions.
 
 The protocol has no session, so all connections from one peer address are one client of the handler.  Within it there are two
-seats, and each belongs to one connection until that closes: a second program on the same computer cannot drive as well.
+seats, and each belongs to one connection until that closes or falls silent: a second program there cannot drive as well.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from edgewam.robot_bridge.serving.handler import DoorError
 
 HANDOVER_S = 0.3  # a client that closes and connects again may be faster than the thread that learns of the closing
+SILENT_S = 10.0  # a connection that was cut without a word is replaced after this, as a silent controller is
 ACTIONS, IMAGES = "actions", "images"
 SEAT_OF = {"infer": ACTIONS, "reset": ACTIONS, "action_request": ACTIONS, "image": IMAGES}
+
+
+@dataclass
+class _Seat:
+    connection: int
+    seen_s: float
 
 
 @dataclass
@@ -22,7 +30,7 @@ class Peer:
     """One client of the handler.  has_context: a chunk was computed since the last reset, so a planner context exists."""
 
     client: str
-    seats: dict[str, int] = field(default_factory=dict)  # seat -> connection number
+    seats: dict[str, _Seat] = field(default_factory=dict)
     has_context: bool = False
 
 
@@ -41,24 +49,25 @@ class Seats:
             DoorError: `not_controller`, another connection from there has it.
         """
         with self._changed:
-            self._changed.wait_for(lambda: self._holder(address, seat) in (None, connection), HANDOVER_S)
-            peer = self._peers.setdefault(address, Peer(f"aha_wam {address}"))
-            if peer.seats.setdefault(seat, connection) != connection:
+            if not self._changed.wait_for(lambda: self._is_free(address, seat, connection), HANDOVER_S):
                 raise DoorError("not_controller", f"Another connection from {address} sends the {seat}. Close it first.")
+            peer = self._peers.setdefault(address, Peer(f"aha_wam {address}"))
+            peer.seats[seat] = _Seat(connection, time.monotonic())
             return peer
 
     def leave(self, address: str, connection: int) -> None:
         """A connection is gone; when it was the last one with a seat, so is the handler's client."""
         with self._changed:
             peer = self._peers.get(address)
-            if peer is None or connection not in peer.seats.values():
+            if peer is None or all(seat.connection != connection for seat in peer.seats.values()):
                 return
-            peer.seats = {seat: holder for seat, holder in peer.seats.items() if holder != connection}
+            peer.seats = {name: seat for name, seat in peer.seats.items() if seat.connection != connection}
             if not peer.seats:
                 del self._peers[address]
                 self._release(peer.client)  # inside the lock: a connection that comes now is a new client, not this one
             self._changed.notify_all()
 
-    def _holder(self, address: str, seat: str) -> int | None:
+    def _is_free(self, address: str, seat: str, connection: int) -> bool:
         peer = self._peers.get(address)
-        return None if peer is None else peer.seats.get(seat)
+        holder = None if peer is None else peer.seats.get(seat)
+        return holder is None or holder.connection == connection or time.monotonic() - holder.seen_s > SILENT_S

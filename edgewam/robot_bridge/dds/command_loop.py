@@ -54,7 +54,7 @@ class CommandLoop:
         self._on_decision, self._on_latch = on_decision, on_latch
         self._stop_asked = threading.Event()
         self._begun = False
-        self._was_stopped = False
+        self._was_stopped, self._is_reset_due = False, False
         self._mode = Mode.INIT
         self.tick = 0
         self.counts = Counts()
@@ -101,8 +101,10 @@ class CommandLoop:
 
     def _orders(self, source: ChunkSource, is_over: bool) -> Orders:
         is_stopped = source.is_stopped
-        reset = self._was_stopped and not is_stopped
+        # asked for until it is granted: in the tick of the clearing the robot's state may be too old to begin anew from
+        self._is_reset_due = not is_stopped and self._mode is Mode.STOP and (self._is_reset_due or self._was_stopped)
         self._was_stopped = is_stopped
         is_asked = self._stop_asked.is_set()
         self._stop_asked.clear()
-        return Orders(self._begun, Cause.REQUEST if is_asked or is_stopped or is_over else Cause.NONE, reset)
+        stop = Cause.REQUEST if is_asked or is_stopped or is_over else Cause.NONE
+        return Orders(self._begun, stop, self._is_reset_due)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewam.core.errors import require
 from edgewam.robot_bridge.clock import NS
 from edgewam.robot_bridge.dds.message_types import message_types
 from edgewam.robot_bridge.dds.network import Node
@@ -36,6 +37,7 @@ class Publisher:
         self._trajectory = node.writer(prefix + TRAJECTORY, types.JointTrajectory)
         self._mode = node.writer(MODE, types.String)
         self._status = node.writer(STATUS, types.String)
+        self._held_up = require("cyclonedds.core", extra="ros2").DDSException
         self._last_chunk, self._last_mode = -1, ""
         self.unsent: Counter[str] = Counter()
 
@@ -92,5 +94,5 @@ class Publisher:
     def _write(self, what: str, writer: Any, message: Any) -> None:
         try:
             writer.write(message)
-        except Exception:  # DDSException of the optional package: readers hold the writer up
+        except self._held_up:
             self.unsent[what] += 1

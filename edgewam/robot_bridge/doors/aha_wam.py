@@ -54,7 +54,7 @@ def settings_of(extra: Mapping[str, str]) -> Settings:
     if extra.get("allow_pickle", "").lower() not in _TRUE:
         raise EdgewamError(
             "The door aha_wam speaks frames of pickle. They are read as plain data and never executed, but the protocol has no "
-            "authentication. If your robot computer needs it, start it with --allow-pickle; else use the door openpi."
+            "authentication. If your robot computer needs it, start it with --option allow_pickle=true; else use the door openpi."
         )
     rows = extra.get("max_return_actions", "0")
     if not rows.isdecimal():
@@ -69,7 +69,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
         EdgewamError: the address cannot be had, or the options do not allow this door.
     """
     settings = settings_of(options.extra)
-    listener, address = listen(address)
+    listener, address = listen(address, options.token)
     door = _Door(handler, options, settings)
     threads: list[threading.Thread] = []
     with listener:
@@ -94,7 +94,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
 
 def _accept(listener: socket.socket, quit_event: threading.Event) -> tuple[socket.socket, Any] | None:
     while not quit_event.is_set():
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, ConnectionError):  # nobody came, or went again before we looked
             return listener.accept()
     return None
 
@@ -153,7 +153,7 @@ class _Door:
         speaker.is_known = True
 
     def _reply(self, speaker: _Speaker, message: Any) -> dict[str, Any]:
-        kind = message.get("type") if isinstance(message, dict) else None
+        kind = messages.kind_of(message)
         about: dict[str, Any] = {}
         if kind == "infer":
             about["server_inference_step"] = next(self._steps)

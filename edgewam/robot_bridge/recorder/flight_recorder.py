@@ -32,7 +32,7 @@ from edgewam.robot_bridge.wires import Wires
 
 FLUSH_NS = 4 * NS // 5  # a kill costs less than a second
 FLUSH_BYTES = 16 << 20
-PART_NS = 600 * NS  # a file's index lies in memory until the file is closed: a new one keeps that bounded
+PART_NS = 300 * NS  # a file's index lies in memory until it is closed, about 1 kB a second: a new file keeps that small
 # Records of which only the newest value exists.  Read in this order and written in the other one: what a chunk was computed
 # from was published before it, so it also stands before it in the file.
 NEWEST = ("chunk", "context", "frame", "state")
@@ -69,14 +69,16 @@ class FlightRecorder:
 
     @property
     def lost(self) -> int:
-        """Items of all streams that are in no file."""
-        return sum(tally.lost for tally in self.tallies.values())
+        """Items that are in no file.  Not of the states: a driver that catches up skips some, and ticks hold what io saw."""
+        return sum(tally.lost for name, tally in self.tallies.items() if name != "state")
 
     def _continue(self) -> None:
-        """After a predecessor's death: its counts, up to what reached its last file."""
+        """After a predecessor's death: its counts, up to what reached a file (one that died at once left none in its own)."""
         while part_path(self._path, self._number + 1).exists():
             self._number += 1
-        streams = last_status(part_path(self._path, self._number)).get("streams", {}) if self._number else {}
+        parts = (part_path(self._path, number) for number in range(self._number, 0, -1))
+        newest_first = (status["streams"] for part in parts if (status := last_status(part)))
+        streams: dict[str, Any] = next(newest_first, {})
         self.tallies.update({name: Tally.continued(data) for name, data in streams.items() if name in self.tallies})
         for name in NEWEST:  # what it has recorded already is not recorded again
             newest = self._wires[name].read()

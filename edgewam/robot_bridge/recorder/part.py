@@ -100,8 +100,8 @@ class Part:
 
 
 def _strings(data: Mapping[str, Any]) -> dict[str, str]:
-    """MCAP metadata holds strings only: everything is JSON text."""
-    return {name: json.dumps(value, allow_nan=False) for name, value in data.items()}
+    """MCAP metadata holds strings only: everything is JSON text, as Python writes it (a joint's limit may be Infinity)."""
+    return {name: json.dumps(value) for name, value in data.items()}
 
 
 def part_path(path: Path, number: int) -> Path:

@@ -42,6 +42,8 @@ class Recording:
             raise ArtifactError(
                 f"'{path}' is no recording of edgewam, or of another version (format {self.run.get('format')}, not {FORMAT})."
             )
+        if self.run["part"] != 1:
+            raise ArtifactError(f"'{path}' is part {self.run['part']} of a recording. Give its first part, the others are found.")
         self.camera_shapes: dict[str, list[int]] = self.run["camera_shapes"]
         self.num_joints = int(self.run["num_joints"])
         self.layouts = message_layouts(self.num_joints, self.camera_shapes)

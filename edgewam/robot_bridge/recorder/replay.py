@@ -141,9 +141,9 @@ class _Player:
     def _prepare(self, before: Value | None, value: Value, is_first: bool, has_frame: bool) -> None:
         """Bring the policy to the context that the chunk was computed with."""
         number = int(value["context_number"])
+        has_all_chunks = bool(value["id"] & _LOW == 1 or (before is not None and value["id"] == before["id"] + 1))
         if number < 0:  # it refreshes inside `infer`: every chunk counts
-            is_next = before is None or value["id"] == before["id"] + 1 or value["id"] & _LOW == 1
-            if not (is_next and has_frame):
+            if not (has_all_chunks and has_frame):
                 raise _Broken
             return
         # what the last episode's chunks were computed with is no concern of this one
@@ -159,11 +159,19 @@ class _Player:
                 self._plan(int(value["episode"]), int(value["context_tick"]), record)
             elif record is not None:
                 self._plan(int(value["episode"]), int(record["tick"]), record)
-            elif each & _LOW and (self._has_contexts or not is_first):
-                raise _Broken  # an engine that waits for its first context uses it at once: earlier ones were another episode's
+            elif not self._may_be_unknown(each, is_first and has_all_chunks):
+                raise _Broken
         self._context = number
         for old in [each for each in self.contexts if each < number]:
             del self.contexts[old]
+
+    def _may_be_unknown(self, number: int, is_first: bool) -> bool:
+        """Whether a context that nothing recorded names has no part in this episode's memory.
+
+        A planner process numbers from 1.  An engine begins an episode with the first context it gets, so what is unknown before
+        that was the last episode's.
+        """
+        return number & _LOW == 0 if self._has_contexts else is_first
 
     def _plan(self, episode: int, tick: int, record: Value | None) -> None:
         self.result.refreshes += 1

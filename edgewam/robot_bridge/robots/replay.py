@@ -1,8 +1,8 @@
 """A recorded episode as if it were a live robot: observations come by time, commands go nowhere and are compared.
 
-`task` is an episode file (see `episode_file`) or a flight recording (`.mcap`); without one it plays a made-up example.  It tries a
-policy, a door or a whole run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what is commanded does not
-change what is seen, so it says nothing about success.
+`task` is an episode file (see `episode_file`) or a flight recording (`.mcap`); without one it plays a made-up example.  It tries
+a policy, a door or a whole run without hardware: `edgewam run BUNDLE --robot replay --task episode.npz`.  It is open loop: what
+is commanded does not change what is seen, so it says nothing about success.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from edgewam.robot_bridge.robots.recorded_episode import load_recorded
 
 DEFAULT_TASK = "example"
 _PROMPT = "pick up the cube with the right hand and hand it over to the left hand"  # one that the shipped bundle knows
+_SIZES = ((128, 160), (64, 80), (64, 80))
 IS_OPEN_LOOP = True  # nothing that is commanded moves it
 
 
@@ -58,12 +59,17 @@ def example(num_ticks: int = 200) -> Episode:
     is_gripper = np.array([name.endswith("gripper") for name in joint_names])
     sway = 0.3 * np.sin(2 * np.pi * np.arange(num_ticks + 1) / 100)[:, None] * np.where(is_gripper, 0.5, 1.0)
     path = (np.where(is_gripper, 0.5, 0.0) + sway).astype(np.float32)
-    stripes = [((np.arange(160) + 20 * phase) % 160)[None, :, None] * np.ones((128, 1, 3)) for phase in range(8)]
-    files = encode(stripe.astype(np.uint8) for stripe in stripes)
-    pictures = {camera: [files[k % len(files)] for k in range(num_ticks // 2)] for camera in CAMERAS}
+    pictures = {camera: _stripes(*size, num_ticks // 2) for camera, size in zip(CAMERAS, _SIZES, strict=True)}
     lower, upper = np.where(is_gripper, 0.0, -1.5), np.where(is_gripper, 1.0, 1.5)
     speed = np.full(len(joint_names), 3.0)
     return Episode("example", _PROMPT, 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)
+
+
+def _stripes(height: int, width: int, count: int) -> list[bytes]:
+    """A pattern that moves; eight pictures, over and over."""
+    shifts = [(np.arange(width) + width * phase // 8) % width for phase in range(8)]
+    files = encode((np.ones((height, 1, 3)) * shift[:, None] * 255 / width).astype(np.uint8) for shift in shifts)
+    return [files[k % len(files)] for k in range(count)]
 
 
 SPEC = describe(DEFAULT_TASK)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,8 +21,7 @@ def page(config: Mapping[str, Any], token: str, nonce: str) -> str:
     static = {
         "token": token,
         "joints": list(joints),
-        "lower": config["lower"],
-        "upper": config["upper"],
+        "ranges": [_finite(high - low) for low, high in zip(config["lower"], config["upper"], strict=True)],
         "cameras": list(config["wires"]["camera_shapes"]),
         "control_hz": config["control_hz"],
     }
@@ -58,6 +58,11 @@ _BODY = """
 <section aria-labelledby="alive"><h2 id="alive">Processes</h2><ul id="roles"></ul></section>
 <noscript><p>This page needs JavaScript.</p></noscript>
 """
+
+
+def _finite(value: float) -> float:
+    """A joint that turns for ever has no range to scale its trace with."""
+    return value if math.isfinite(value) else 2 * math.pi
 
 
 def _escape(text: str) -> str:

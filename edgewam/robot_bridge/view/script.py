@@ -63,7 +63,7 @@ function drawJoint(index) {
   const span = WINDOW_S * fixed.control_hz, end = points[points.length - 1][0];
   const values = points.flatMap(point => [point[2][index], point[3][index]]).filter(value => value !== null);
   let low = Math.min(...values), high = Math.max(...values);
-  const least = 0.04 * (fixed.upper[index] - fixed.lower[index]);  // a joint at rest shows no noise
+  const least = 0.04 * fixed.ranges[index];  // a joint at rest shows no noise
   if (high - low < least) { const middle = (low + high) / 2; low = middle - least / 2; high = middle + least / 2; }
   const x = tick => width * (1 - (end - tick) / span), y = value => 4 + (height - 8) * (1 - (value - low) / (high - low));
   for (const [part, name] of [[3, "--command"], [2, "--state"]]) {

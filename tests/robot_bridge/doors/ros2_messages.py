@@ -111,6 +111,13 @@ class JointTrajectory(IdlStruct, typename="trajectory_msgs::msg::dds_::JointTraj
     points: sequence[JointTrajectoryPoint] = field(default_factory=list)
 
 
+@dataclass
+class Impostor(IdlStruct, typename="sensor_msgs::msg::dds_::JointState_"):
+    """Bytes that say they are a JointState."""
+
+    data: sequence[uint8] = field(default_factory=list)
+
+
 def image_message(pixels, encoding="rgb8", padding=0):
     """uint8 [H, W, 3] as an Image, its rows padded."""
     height, width, _ = pixels.shape
@@ -123,7 +130,7 @@ def why_not():
     """Why DDS cannot be used on this machine at all; None when it can."""
     os.environ["CYCLONEDDS_URI"] = LOOPBACK
     try:
-        del DomainParticipant(my_domain())._ref
+        DomainParticipant(my_domain())
     except DDSException as error:
         return f"DDS cannot open a socket here: {error}"
     return None

@@ -12,6 +12,7 @@ from PIL import Image
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.core.observation import compose_images
+from edgewam.robot_bridge.aha_wam_wire import seats
 from edgewam.robot_bridge.aha_wam_wire.messages import cameras_of, canvas_size
 from edgewam.robot_bridge.doors import aha_wam
 from edgewam.robot_bridge.robots.aloha_sim import SPEC as ALOHA
@@ -48,7 +49,7 @@ def connect(address):
 
 def test_it_is_a_door_that_has_to_be_asked_for_twice():
     assert "aha_wam" in plugins.names("door")
-    with pytest.raises(EdgewamError, match="--allow-pickle"):
+    with pytest.raises(EdgewamError, match="--option allow_pickle=true"):
         aha_wam.settings_of({})
     with pytest.raises(EdgewamError, match="no option colour"):
         aha_wam.settings_of({"allow_pickle": "true", "colour": "red"})
@@ -167,6 +168,16 @@ def test_only_one_connection_sends_the_actions(connect):
     assert second.ask(infer())["ok"]
 
 
+def test_a_connection_that_was_cut_without_a_word_is_replaced(connect, monkeypatch):
+    first, second = connect(), connect()
+    first.ask({"type": "reset"})
+    assert second.ask(infer())["error"].startswith("not_controller: ")
+    monkeypatch.setattr(seats, "SILENT_S", 0.1)
+    assert second.ask(infer())["ok"]
+    monkeypatch.undo()
+    assert first.ask(infer())["error"].startswith("not_controller: "), "the seat is the second one's now"
+
+
 def test_a_local_session_keeps_the_door_shut_for_other_doors(engine):
     handler = session(engine)
     with running("aha_wam", handler) as where:
@@ -189,7 +200,15 @@ def test_config_changes_nothing(connect, engine):
     [
         ({"type": "kill"}, "bad_request: unknown request type: 'kill'"),
         ({"type": {}}, "bad_request: unknown request type"),
+        ({"type": np.zeros(3)}, "bad_request: unknown request type: ndarray"),
         ({}, "bad_request: unknown request type: None"),
+        (infer(images=np.zeros(3)), "bad_request: images must be a dict"),
+        (infer(images={"front": {}}), "bad_request: Camera 'cam_high' must be"),
+        (infer(state={}), "bad_request: The state"),
+        (infer(state=np.zeros((2, 2), np.float32)), "bad_request: The state"),
+        (infer(instruction=np.zeros(3)), "bad_request: A prompt"),
+        (infer(tick=np.zeros(3)), "bad_request: A tick"),
+        (infer(tick=True), "bad_request: A tick"),
         (["infer"], "bad_request: A message must be a dict"),
         (infer(state=np.zeros(3, np.float32)), r"bad_request: The state must be float32\[2\]"),
         (infer(state=np.array([np.nan, 0], np.float32)), "bad_request: The state must be finite"),

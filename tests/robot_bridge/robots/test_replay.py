@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import types
 from dataclasses import replace
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.export_episode import export_episode, main
+from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import ReplayPolicy
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.robots import aloha_sim, replay
 from edgewam.robot_bridge.robots.episode_file import Episode, decode
+from edgewam.robot_bridge.wires import Wires
 from tests.data.synthetic import dataset_of, episode
 
 JPEG = 8  # grey levels: JPEG of quality 95 on the smooth synthetic pictures, mean over a picture
@@ -85,6 +88,22 @@ def test_after_the_end_nothing_is_compared_any_more():
     for _ in range(replay.SPEC.episode_ticks + 10):
         robot.step(robot.observe().state)
     assert robot.outcome()["compared_ticks"] == replay.SPEC.episode_ticks
+
+
+def test_the_report_of_a_run_has_the_comparison_of_every_episode():
+    config = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 0, "episode_ticks": 200, "lease_ticks": 5, "orphan_s": 2.0}
+    wires = Wires(replay.SPEC.num_joints, replay.SPEC.camera_shapes)
+    driver = SimulatorDriver(config, types.SimpleNamespace(wires=wires), replay.make(render=False))
+    command = wires["command"].blank()
+    for tick in range(201):  # the last one begins the next episode
+        command["tick"], command["target"] = tick, replay.example().actions[min(tick, 199)] + 0.1
+        wires["command"].write(command)
+        driver._apply_command()
+        driver._advance()
+    (episode,) = driver._results({})["episodes"]
+    assert episode["ticks"] == episode["compared_ticks"] == 200
+    assert list(episode["action_rms"].values()) == pytest.approx([0.1] * 14, abs=1e-5)
+    wires.close()
 
 
 def test_the_task_of_a_run_is_the_episode_file(file):

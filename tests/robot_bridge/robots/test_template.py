@@ -1,5 +1,8 @@
 """The template for a real arm keeps what its comments promise; the contract of every robot runs over it too."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -61,3 +64,16 @@ def test_a_silent_bus_is_an_error_that_says_what_to_check(arm, monkeypatch):
 def test_every_place_to_fill_in_is_numbered():
     text = Path(my_arm.__file__).read_text()
     assert all(f"# {number}. " in text for number in range(1, 6)) and "five numbered places" in text
+
+
+def test_a_copy_is_found_where_the_command_is_started(tmp_path):
+    """By the console script too, whose sys.path does not have the working directory."""
+    (tmp_path / "robots").mkdir()
+    (tmp_path / "robots/mine.py").write_text(Path(my_arm.__file__).read_text())
+    script = tmp_path / "bin/edgewam"
+    script.parent.mkdir()
+    script.write_text("from edgewam.cli import main\nmain()\n")
+    command = [sys.executable, str(script), "run", "--robot", "robots.mine", "--task", "none"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(my_arm.__file__).parents[1])}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1 and "Robot 'robots.mine' has no tasks to choose from" in done.stderr
