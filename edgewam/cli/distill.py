@@ -30,6 +30,9 @@ def command(
     student_steps: Annotated[
         int | None, typer.Option(help="Sampler steps that the student shall take; by default the recipe's, 2.", min=1)
     ] = None,
+    max_prefix: Annotated[
+        int, typer.Option(help="Rows of a chunk that may be given, at most what the teacher was trained with; 0: none.", min=0)
+    ] = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
     dry_run: DryRun = False,
@@ -53,6 +56,7 @@ def command(
         grid = config.trajectories
         focused = grid.focused * batches // grid.num_batches
         config = replace(config, trajectories=replace(grid, num_batches=batches, focused=focused))
+    config = replace(config, trajectories=replace(config.trajectories, max_prefix=max_prefix))
     config = replace(config, num_action_steps=student_steps or config.num_action_steps)
     if dry_run:
         return show_plan(distiller.estimate(config, out), as_json)

@@ -32,6 +32,9 @@ def command(
     reproduce: Annotated[
         Path | None, typer.Option(help="With --part vae: start from this VAE and keep its latent space.")
     ] = None,
+    max_prefix: Annotated[
+        int, typer.Option(help="Rows of a chunk that may be given, as the chunk schedule rtc does; 0: none.", min=0)
+    ] = 0,
     minutes: Annotated[float | None, typer.Option(help="Training time; by default the recipe's.", min=0.01)] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps instead of minutes.", min=1)] = None,
     seed: Annotated[int, typer.Option(help="Fixes initial weights, data order and noise.", min=0)] = 0,
@@ -51,6 +54,8 @@ def command(
         raise EdgewamError("--reproduce is for VAEs: add --part vae.")
     if new_stats and (part != "policy" or init_from is None):
         raise EdgewamError("--new-stats is for a policy with --init-from; without it statistics are always measured.")
+    if max_prefix and part != "policy":
+        raise EdgewamError("--max-prefix is for policies; a VAE has no chunks.")
     recipe = small_cpu(out.parent)
     from_scratch = recipe.vae if part == "vae" else recipe.policy
     defaults = recipe.refinement if part == "policy" and init_from else from_scratch
@@ -60,7 +65,7 @@ def command(
     if isinstance(config, VaeTraining):
         config = replace(config, reproduce=reproduce)
     else:
-        config = replace(config, vae=or_shipped(vae, "vae"), latents=None, new_stats=new_stats)
+        config = replace(config, vae=or_shipped(vae, "vae"), latents=None, new_stats=new_stats, max_prefix=max_prefix)
     if dry_run:
         return show_plan(_plan(config, out), as_json)
     with training_progress(f"train {part}") as update:

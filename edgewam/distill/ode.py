@@ -25,7 +25,7 @@ from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import ACTION
 from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
-from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories
+from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_prefix
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_model import AhaWam
@@ -94,7 +94,7 @@ class OdeTask:
         self.module: nn.Module = student
         table = euler_table(cache.plan.num_steps, teacher.config.shift)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
-        self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": asdict(cache.plan), **config.settings()}
+        self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": cache.plan.to_json(), **config.settings()}
         for parameter in student.parameters():
             parameter.requires_grad_(False)
         for parameter in self._learning().values():
@@ -122,14 +122,14 @@ class OdeTask:
         trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
         conditioning = condition(self.teacher, data)
         student: AhaWam = self.module  # type: ignore[assignment]
-        pad, huber = data.action_is_pad, self.config.huber
+        pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch)
         losses = [
-            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), pad, huber)
+            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), pad, huber, prefix)
             for _ in range(self.config.anchor_draws)
         ]
         if self.config.rollout:
             table = euler_table(self.config.num_action_steps, student.config.shift)
-            losses.append(rollout_loss(student, conditioning, trajectory, table, pad, huber))
+            losses.append(rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
         return torch.stack(losses).mean(), {}
 
     def describe(self, batch: int) -> str:
@@ -151,6 +151,11 @@ def prepare(
     dataset = Dataset.open(config.dataset)
     teacher = load_policy(config.teacher, config.vae)
     facts = teacher.facts
+    if config.trajectories.max_prefix > facts.max_prefix:
+        raise EdgewamError(
+            f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "
+            f"{config.trajectories.max_prefix} from it. Train the teacher with max_prefix, or distil with less."
+        )
     plan = latent_plan(facts.layout, teacher.model.config, facts.start_stride, facts.latent_seed)
     digest = teacher.manifest.parents["vae"]
     device = config.loop.device
@@ -216,7 +221,13 @@ def distill(
         student,
         teacher.stats,
         teacher.vae_path,
-        replace(teacher.facts, ode_metadata=metadata, num_action_steps=config.num_action_steps, steps_are_fixed=fixed),
+        replace(
+            teacher.facts,
+            ode_metadata=metadata,
+            num_action_steps=config.num_action_steps,
+            steps_are_fixed=fixed,
+            max_prefix=config.trajectories.max_prefix,
+        ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents={name: task.identity[name] for name in ("teacher", "dataset", "vae", "init_from") if name in task.identity},
         measured=measured,

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,12 @@ from torch import Tensor
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.distill.focus import Focus, spread
+from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.aha_wam_loss import LossBatch
 from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, condition, teacher_trajectory
+from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix, condition, teacher_trajectory
 from edgewam.training.windows import Choice, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
@@ -39,6 +40,7 @@ class TrajectoryPlan:
     """How many batches of how many contexts, from which seed, and the teacher's grid with the steps that are kept.
 
     The last `focused` of the batches hold contexts of those before, drawn by how far the teacher's draws lie apart there.
+    max_prefix: the teacher goes on from 0..max_prefix given rows of the demonstration, drawn for every chunk; 0: from none.
     """
 
     num_batches: int = 64
@@ -47,6 +49,12 @@ class TrajectoryPlan:
     seed: int = 0
     num_steps: int = TEACHER_STEPS
     captured: tuple[int, ...] = CAPTURED_STEPS
+    max_prefix: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; without prefixes as before there were any, so that caches and runs go on."""
+        data = asdict(self)
+        return data if self.max_prefix else {name: value for name, value in data.items() if name != "max_prefix"}
 
     def __post_init__(self) -> None:
         if not 0 <= self.focused < self.num_batches:
@@ -93,6 +101,15 @@ def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
     return torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed))
 
 
+def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Prefix | None:
+    """The rows that are given in batch `index`, of the demonstration's own actions; None without prefixes."""
+    if not plan.max_prefix:
+        return None
+    seed = int(np.random.SeedSequence([plan.seed, index, 6]).generate_state(1)[0])
+    rows = draw_prefix_rows(tuple(batch.proprio.shape[:2]), plan.max_prefix, torch.Generator().manual_seed(seed))
+    return Prefix(batch.actions, rows.to(batch.actions.device))
+
+
 def trajectory_shape(plan: TrajectoryPlan, config: AhaWamConfig) -> tuple[int, int, int, int, int]:
     """Of the cached states: batches, kept steps, contexts, horizon, action_dim."""
     return plan.num_batches, len(plan.captured), plan.batch_size, config.horizon, config.action_dim
@@ -127,7 +144,8 @@ def build_trajectories(
     """
     out, plan = Path(out), plan or TrajectoryPlan()
     shape = trajectory_shape(plan, teacher.config)
-    header = json.loads(json.dumps({"format": 1, **identity, "plan": vars(plan), "shape": shape, "layout": vars(source.layout)}))
+    layout = vars(source.layout)
+    header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / HEADER).exists():
         write_json(out / HEADER, header)
@@ -173,7 +191,8 @@ def _roll_out(
     for index in range(done, plan.num_batches):
         batch = source.batch(cache.choice(index)).to(device)
         noise = plan_noise(batch, plan, index).to(device)
-        trajectory = teacher_trajectory(teacher, condition(teacher, batch), noise, plan.num_steps, plan.captured)
+        conditioning, prefix = condition(teacher, batch), plan_prefix(batch, plan, index)
+        trajectory = teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
         if not trajectory.states.isfinite().all():
             raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
         states[index] = trajectory.states.cpu().numpy()

@@ -21,6 +21,16 @@ def delay_mask(horizon: int, delay_steps: int) -> Tensor:
     return torch.arange(horizon) < delay_steps
 
 
+def draw_prefix_rows(shape: tuple[int, ...], max_rows: int, generator: torch.Generator) -> Tensor:
+    """How many rows of each chunk are given in training, int64 [...], uniform over 0..max_rows."""
+    return torch.randint(max_rows + 1, shape, generator=generator, device=generator.device)
+
+
+def prefix_mask(rows: Tensor, chunk_size: int) -> Tensor:
+    """Mask [..., chunk_size] bool, true for the first `rows` [...] rows."""
+    return torch.arange(chunk_size, device=rows.device) < rows[..., None]
+
+
 def restore_prefix(x: Tensor, prefix: Tensor, mask: Tensor) -> Tensor:
     """Put the fixed rows back.  x and prefix [..., T, A], mask [..., T] bool or 0/1."""
     return torch.where(mask.bool()[..., None], prefix, x)

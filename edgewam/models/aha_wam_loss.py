@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from edgewam.flow.prefix import draw_prefix_rows, prefix_mask, prefix_timesteps, restore_prefix
 from edgewam.flow.training import add_noise, draw_timesteps, loss_weight, velocity_target
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.dit_block import KeyValue
@@ -50,13 +51,15 @@ class LossBatch:
 class Noise:
     """Draws of one loss: video [B, Cz, F, h, w] at video_timestep [B]; action [B, K, horizon, A] at action_timestep [B, K, C].
 
-    K is the number of action draws per context.
+    K is the number of action draws per context.  prefix_rows [B, K, C]: leading rows of each chunk that the network is given
+    clean, at timestep 0, and not judged by; None: none anywhere, as released.
     """
 
     video: Tensor
     video_timestep: Tensor
     action: Tensor
     action_timestep: Tensor
+    prefix_rows: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -68,8 +71,13 @@ class Losses:
     action: Tensor
 
 
-def draw_noise(batch: LossBatch, generator: torch.Generator, num_action_draws: int = 1, shift: float = 5.0) -> Noise:
-    """Gaussian noise and shifted uniform timesteps; one video time per sample, one action time per sample, draw and chunk."""
+def draw_noise(
+    batch: LossBatch, generator: torch.Generator, num_action_draws: int = 1, shift: float = 5.0, max_prefix: int = 0
+) -> Noise:
+    """Gaussian noise and shifted uniform timesteps; one video time per sample, one action time per sample, draw and chunk.
+
+    With max_prefix also how many rows of each chunk are given, 0..max_prefix; without it nothing more is drawn.
+    """
     b, horizon, action_dim = batch.actions.shape
     device, k, c = generator.device, num_action_draws, batch.proprio.shape[1]
     noise = Noise(
@@ -77,8 +85,10 @@ def draw_noise(batch: LossBatch, generator: torch.Generator, num_action_draws: i
         video_timestep=draw_timesteps((b,), generator, shift),
         action=torch.randn((b, k, horizon, action_dim), generator=generator, device=device),
         action_timestep=draw_timesteps((b, k, c), generator, shift),
+        prefix_rows=draw_prefix_rows((b, k, c), max_prefix, generator) if max_prefix else None,
     )
-    return Noise(*(getattr(noise, f.name).to(batch.actions.device) for f in fields(Noise)))
+    parts = (getattr(noise, f.name) for f in fields(Noise))
+    return Noise(*(part if part is None else part.to(batch.actions.device) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,12 @@ def predict(model: AhaWam, batch: LossBatch, noise: Noise) -> Predictions:
     routed = route_chunks(model, batch.chunk_latents, current)
     words = chunk_text(model, batch.context, model.proprio_encoder(batch.proprio))
     noisy = add_noise(batch.actions[:, None], noise.action, _per_token(noise.action_timestep, batch)[..., None])
-    return Predictions(video, chunk_velocity(model, noisy, noise.action_timestep, routed, words))
+    timestep = noise.action_timestep
+    if noise.prefix_rows is not None:
+        mask = prefix_mask(noise.prefix_rows, model.config.chunk_size)
+        noisy = restore_prefix(noisy, batch.actions[:, None], mask.flatten(2))
+        timestep = prefix_timesteps(timestep, mask)
+    return Predictions(video, chunk_velocity(model, noisy, timestep, routed, words))
 
 
 def training_loss(model: AhaWam, batch: LossBatch, noise: Noise) -> Losses:
@@ -120,7 +135,11 @@ def training_loss(model: AhaWam, batch: LossBatch, noise: Noise) -> Losses:
     error = (prediction.action.float() - target).pow(2).mean(-1) * loss_weight(
         _per_token(noise.action_timestep, batch), config.train_shift
     )
-    action = masked_mean(error.mean(1), ~batch.action_is_pad).mean()
+    if noise.prefix_rows is None:
+        action = masked_mean(error.mean(1), ~batch.action_is_pad).mean()
+    else:
+        judged = ~batch.action_is_pad[:, None] & ~prefix_mask(noise.prefix_rows, config.chunk_size).flatten(2)
+        action = masked_mean(error.flatten(1), judged.flatten(1)).mean()
     return Losses(config.lambda_video * video + config.lambda_action * action, video, action)
 
 
@@ -174,15 +193,18 @@ def chunk_text(model: AhaWam, context: Tensor, proprio_tokens: Tensor) -> list[K
 
 
 def chunk_velocity(model: AhaWam, actions: Tensor, timestep: Tensor, routed: list[KeyValue], text: list[KeyValue]) -> Tensor:
-    """Velocity of whole horizons [B, K, horizon, A] at timestep [B, K, C]; routed and text are per layer [B*C, ...]."""
-    b, k, c = timestep.shape
+    """Velocity of whole horizons [B, K, horizon, A]; routed and text are per layer [B*C, ...].
+
+    timestep: [B, K, C], or [B, K, C, T] for every row of a chunk apart.
+    """
+    b, k, c = timestep.shape[:3]
     chunked = actions.unflatten(2, (c, -1)).transpose(1, 2)  # [B, C, K, T, A]: draws of a chunk share its keys
     chunk = torch.arange(c, device=actions.device).expand(b, c).repeat_interleave(k, 1).flatten()
     if k > 1:
         routed, text = (
             [(key.repeat_interleave(k, 0), value.repeat_interleave(k, 0)) for key, value in kv] for kv in (routed, text)
         )
-    velocity = model.action_velocity(chunked.flatten(0, 2), timestep.transpose(1, 2).reshape(-1, 1), chunk, routed, text)
+    velocity = model.action_velocity(chunked.flatten(0, 2), timestep.transpose(1, 2).reshape(b * c * k, -1), chunk, routed, text)
     return velocity.unflatten(0, (b, c, k)).transpose(1, 2).flatten(2, 3)
 
 

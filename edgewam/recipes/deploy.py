@@ -114,6 +114,7 @@ def compile_plan(
             "action_std": stats.action.std.tolist(),
             "offset_trained": facts.layout.max_offset > 0,
             "text_encoder": TEXT_ENCODER,
+            **({"prefix_trained": True, "max_prefix": facts.max_prefix} if facts.max_prefix else {}),
         },
         config={"trained_as": loaded.manifest.kind, "precision": PRECISIONS[precision][1], "tables": facts.sampler_tables},
         parents={loaded.manifest.kind: loaded.manifest.digest},

@@ -48,7 +48,7 @@ def distillation_inputs(plan: Shrink) -> dict[str, Any]:
     config = plan.distillation
     assert config is not None
     loop = {name: value for name, value in asdict(config.loop).items() if name not in FREE_FIELDS}
-    settings = config.settings() | {"trajectories": asdict(config.trajectories), "loop": loop}
+    settings = config.settings() | {"trajectories": config.trajectories.to_json(), "loop": loop}
     digests = {"teacher": plan.origin.digest, "dataset": plan.dataset_digest, "vae": plan.origin.parents["vae"]}
     return {"from": digests, "settings": json.loads(json.dumps(settings))}
 

@@ -88,12 +88,13 @@ class Link:
         cause: int = 0,
         applied_id: int = -1,
         delay_ticks: int = 0,
+        lost: int = 0,
     ) -> None:
         """Publish this child's status with a fresh heartbeat; see `wires.layouts`."""
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
         status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause
-        status["applied_id"], status["delay_ticks"] = applied_id, delay_ticks
+        status["applied_id"], status["delay_ticks"], status["lost"] = applied_id, delay_ticks, lost
         self._status_record.write(status)
 
 

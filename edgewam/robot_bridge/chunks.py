@@ -65,23 +65,20 @@ class Rules:
         )
 
 
-def to_record(
-    record: SharedRecord, chunk: ActionChunk, number: int, episode: int, tick_offset: int, infer_ns: int, ticks_per_row: int = 1
-) -> Value:
-    """An engine's answer as a chunk record.
+def to_record(record: SharedRecord, chunk: ActionChunk, number: int, episode: int, tick_offset: int, infer_ns: int) -> Value:
+    """An engine's answer as a chunk record; `tick_offset` turns episode ticks into ticks since the epoch.
 
-    `ticks_per_row` and then `tick_offset` turn the policy's ticks of the episode into control ticks since the epoch.
     Actions that do not fit the layout are left out: the claimed shape and dtype make the receiver refuse and count the chunk.
-    Context: none (-1), prefix: none; who has them fills them in.
+    One control tick per row, no context (-1) and no prefix: who has others fills them in.
     """
     value = record.blank()
     actions = np.asarray(chunk.actions)
     value["id"], value["episode"], value["infer_ns"] = number, episode, infer_ns
-    value["start_tick"] = chunk.start_tick * ticks_per_row + tick_offset
-    value["observation_tick"] = chunk.observation_tick * ticks_per_row + tick_offset
+    value["start_tick"] = chunk.start_tick + tick_offset
+    value["observation_tick"] = chunk.observation_tick + tick_offset
     value["t_capture_ns"] = chunk.t_capture_ns
     value["context_tick"], value["context_number"] = -1, -1
-    value["ticks_per_row"] = ticks_per_row
+    value["ticks_per_row"] = 1
     shape = actions.shape if actions.ndim == 2 else (0, 0)
     value["rows"], value["columns"] = shape
     value["dtype"] = actions.dtype.str.encode()[:8]

@@ -119,7 +119,7 @@ class Engine:
         self._counts["chunks"] += 1
         if self._delay is not None:
             self._delay.sent(self._number, is_first=self._last is None)
-        if np.isfinite(chunk.actions).all():  # io refuses others, and a prefix may not hand them on
+        if chunk.actions.ndim == 2 and np.isfinite(chunk.actions).all():  # io refuses others, a prefix may not hand them on
             self._last = (chunk.actions, int(value["start_tick"]))
 
     def _prefix(self, tick: int) -> Rows | None:
@@ -139,7 +139,7 @@ def choose_refresh(config: Mapping[str, Any], link: Link, policy: Policy) -> Ref
     Raises:
         EdgewamError: a planner process or a refresh rate for a policy without a context.
     """
-    wanted, planner = config.get("refresh_ticks"), config.get("planner", "engine")
+    wanted, planner = config["refresh_ticks"], config["planner"]
     if not isinstance(policy, SplitPolicy):
         if planner == "process" or wanted is not None:
             raise EdgewamError("This policy has no context of its own. Run it with planner 'engine' and without refresh_ticks.")
@@ -152,10 +152,10 @@ def choose_refresh(config: Mapping[str, Any], link: Link, policy: Policy) -> Ref
 
 def max_context_age(config: Mapping[str, Any], policy: Policy) -> int:
     """Control ticks from a context to the last chunk that may use it; by default what the horizon leaves before one chunk."""
-    wanted = config.get("max_context_age_ticks")
+    wanted = config["max_context_age_ticks"]
     if wanted is not None or not isinstance(policy, SplitPolicy):
         return int(wanted or 0)
-    return (policy.horizon - policy.chunk_size) * int(config.get("ticks_per_row", 1))
+    return (policy.horizon - policy.chunk_size) * int(config["ticks_per_row"])
 
 
 def delay_estimator(config: Mapping[str, Any], policy: Policy, ticks_per_row: int) -> DelayEstimator | None:
@@ -164,6 +164,6 @@ def delay_estimator(config: Mapping[str, Any], policy: Policy, ticks_per_row: in
     Raises:
         EdgewamError: weights that were not trained with prefixes.
     """
-    if config.get("schedule") != RTC:
+    if config["schedule"] != RTC:
         return None
     return DelayEstimator(longest_prefix(prefix_policy(policy)) * ticks_per_row)

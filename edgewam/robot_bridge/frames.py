@@ -22,7 +22,7 @@ class Frames:
         self._cameras = list(config["wires"]["camera_shapes"])
         self._prompt, self._first_seed = config["prompt"], int(config["seed"])
         self._period_ns = round(NS / config["control_hz"])
-        self.ticks_per_row = int(config.get("ticks_per_row", 1))
+        self.ticks_per_row = int(config["ticks_per_row"])
         self.is_warm = False
         self.episode = -1  # the one that the policy was reset for
         self._frame = self._record.blank()
@@ -80,7 +80,7 @@ class Frames:
     def t_capture_ns(self) -> int:
         """When the oldest of its images was taken; of a robot without cameras, when its state was measured."""
         stamps = self._frame["t_camera_ns"]
-        return int(stamps.min()) if len(stamps) and stamps.all() else int(self._frame["t_ns"])
+        return int(stamps.min()) if len(stamps) else int(self._frame["t_ns"])
 
     def observation(self) -> Observation:
         """For the policy, whose ticks are `ticks_per_row` control ticks of the episode; between two the earlier counts."""

@@ -30,6 +30,10 @@ class Motion:
         """The last two commands were the same and no ramp is left to go."""
         return self._ramp_left == 0 and not self._step.any()
 
+    def is_within_a_step(self, pose: Vector) -> bool:
+        """Whether the last command is no farther from a pose than one tick may move."""
+        return bool((np.abs(pose - self.last) <= self._limits.max_step).all())
+
     def begin(self, tick: int) -> None:
         """A tick begins.  When ticks were skipped the arm has stood meanwhile: nothing is left to brake."""
         if tick > self._tick + 1:
@@ -54,11 +58,12 @@ class Motion:
     def freeze(self) -> Vector:
         """Stand still as soon as the limits allow: at once without an acceleration limit."""
         self._lead, self._ramp_left = None, 0
-        return self.redirect(self.last)
+        return self._at(bounded(np.zeros_like(self.last), self.last, self._step, self._limits))
 
-    def redirect(self, command: Vector) -> Vector:
-        """The command nearest to another one [D] that no hard limit forbids."""
-        return self._at(bounded(command - self.last, self.last, self._step, self._limits))
+    def redirect(self, command: Vector, max_step: Vector) -> Vector:
+        """The command nearest to another one [D], at no more than `max_step` per tick, that no hard limit forbids."""
+        step = np.clip(command - self.last, -max_step, max_step)
+        return self._at(bounded(step, self.last, self._step, self._limits))
 
     def commit(self, command: Vector) -> None:
         """This command is sent."""

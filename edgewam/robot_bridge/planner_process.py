@@ -42,7 +42,7 @@ class Planner:
             )
         self._link, self._policy = link, policy
         self._frames, self._record = Frames(config, link), link.wires["context"]
-        self._every = interval(policy, config.get("refresh_ticks"))
+        self._every = interval(policy, config["refresh_ticks"])
         self._begins_empty = int(config["generation"]) > 0
         self._number = int(config["generation"]) << 32
         self._count = 0

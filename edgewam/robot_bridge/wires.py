@@ -38,7 +38,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
         published.  context_tick, context_number: the refresh it was computed with (-1: the policy has none).  prefix_rows:
         leading rows that were given to the policy.
     status: `applied_id`, `delay_ticks` (io only): newest chunk that supplied a command, and control ticks from its
-        observation to its first command.
+        observation to its first command.  `lost` (recorder only): items in no file; its `cause` 1: recording has ended.
     """
     num_cameras = len(dict(camera_shapes))
     moment: list[Any] = [("episode", "<i8"), ("tick", "<i8"), ("episode_tick", "<i8"), ("t_ns", "<i8")]
@@ -57,7 +57,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
     chunk += [(name, "<i4") for name in ("rows", "columns", "ticks_per_row", "prefix_rows")]
     chunk += [("dtype", "S8"), ("actions", "<f4", (MAX_ROWS, num_joints))]
     status: list[Any] = [("is_ready", "u1"), ("mode", "u1"), ("cause", "u1"), ("delay_ticks", "<i4")]
-    status += [(name, "<i8") for name in ("heartbeat_ns", "count", "tick", "applied_id")]
+    status += [(name, "<i8") for name in ("heartbeat_ns", "count", "tick", "applied_id", "lost")]
     context: list[Any] = [(name, "<i8") for name in ("episode", "number", "tick", "t_capture_ns", "plan_ns", "length")]
     return {
         "control": np.dtype(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewam.core.artifacts import Manifest, read_manifest
+from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import open_demonstrations
 from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
@@ -55,12 +56,20 @@ class PolicyTraining:
     new_stats: bool = False  # with init_from: normalise by this dataset's statistics instead of that policy's
     batch_size: int = 32  # contexts
     action_draws: int = 1  # per context and chunk
+    max_prefix: int = 0  # rows of a chunk that are given, 0..max_prefix drawn for each: for real-time chunking
     start_stride: int = 24  # control steps between window starts
     muon_lr: float = 0.02
     adamw_lr: float = 1e-3
     weight_decay: float = 1e-2
     proprio_noise: float = 0.02  # standard deviation, normalised units
     weights_dtype: StoredDtype = "float32"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_prefix < self.model.chunk_size:
+            raise EdgewamError(
+                f"max_prefix must be from 0 to {self.model.chunk_size - 1}, a chunk with something left to learn; got "
+                f"{self.max_prefix}."
+            )
 
     def settings(self) -> dict[str, Any]:
         """What the result depends on, as plain JSON, without paths and the loop."""
@@ -74,7 +83,9 @@ class PolicyTraining:
             "weight_decay",
             "proprio_noise",
         )
-        return {"model": self.model.to_json(), "layout": asdict(self.layout)} | {name: getattr(self, name) for name in names}
+        prefix = {"max_prefix": self.max_prefix} if self.max_prefix else {}  # without one a run is what it was before
+        parts = {"model": self.model.to_json(), "layout": asdict(self.layout)}
+        return parts | {name: getattr(self, name) for name in names} | prefix
 
 
 class PolicyTask:
@@ -105,7 +116,8 @@ class PolicyTask:
         data = self.source.batch(batch)
         noisy = data.proprio + self.config.proprio_noise * torch.randn(data.proprio.shape, generator=generator)
         data = replace(data, proprio=noisy).to(self.config.loop.device)
-        noise = draw_noise(data, generator, self.config.action_draws, self.config.model.train_shift)
+        config = self.config
+        noise = draw_noise(data, generator, config.action_draws, config.model.train_shift, config.max_prefix)
         losses = training_loss(self.module, data, noise)  # type: ignore[arg-type]
         return losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}
 
@@ -167,7 +179,7 @@ def train_policy(
         model,
         stats,
         config.vae,
-        PolicyFacts(config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks)),
+        PolicyFacts(config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,
         measured=measured,

@@ -43,6 +43,7 @@ class PolicyFacts:
     steps_are_fixed: bool = False  # of a student that was taught these steps only: with another number its actions are wrong
     # how timesteps and deltas are rounded: released weights were trained with "bf16" ones, what edgewam trains with "float32"
     sampler_tables: TableDtype = "float32"
+    max_prefix: int = 0  # leading rows of a chunk that may be given, as real-time chunking does; 0: it was not trained for that
 
 
 @dataclass(frozen=True)

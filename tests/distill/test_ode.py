@@ -182,3 +182,26 @@ def test_distilling_from_something_else_than_a_policy_is_refused(road: Road, tmp
     (road[2] / "copied/model.safetensors").write_bytes(b"short")
     with pytest.raises(ArtifactError, match="truncated or was changed"):
         distill(config(road, teacher=road[2] / "copied"), tmp_path / "student")
+
+
+def test_weights_trained_with_prefixes_say_so_from_teacher_to_bundle(road: Road, tmp_path: Path) -> None:
+    dataset, plain_teacher, root = road
+    loop = replace(tiny.LOOP, steps=3, warmup_steps=1)
+    with pytest.raises(EdgewamError, match="trained with prefixes of up to 0 rows"):
+        distill(config(road, trajectories=replace(PLAN, max_prefix=2)), tmp_path / "none")
+    with pytest.raises(EdgewamError, match="from 0 to 3"):
+        tiny.policy_training(dataset, root / "vae", root / "latents", max_prefix=4)
+    train_policy(tiny.policy_training(dataset, root / "vae", root / "latents", loop=loop, max_prefix=3), tmp_path / "teacher")
+    assert compile_plan(tmp_path / "teacher").host["max_prefix"] == 3
+    plan = replace(PLAN, num_batches=1, max_prefix=2)
+    limits = {"steps": 2, "warmup_steps": 1, "ema_decay": None}
+    distil = config(road, teacher=tmp_path / "teacher", trajectories=plan, loop=replace(tiny.LOOP, **limits))  # type: ignore[arg-type]
+    distill(replace(distil, anchor_draws=1, rollout=True), tmp_path / "student")
+    host = compile_plan(tmp_path / "student").host
+    assert (host["prefix_trained"], host["max_prefix"]) == (True, 2)
+    assert "prefix_trained" not in compile_plan(plain_teacher).host and load_policy(plain_teacher).facts.max_prefix == 0
+
+
+def test_a_plan_without_prefixes_is_written_as_before_there_were_any() -> None:
+    assert "max_prefix" not in PLAN.to_json() and replace(PLAN, max_prefix=2).to_json()["max_prefix"] == 2
+    assert tuple(PLAN.to_json()) == ("num_batches", "focused", "batch_size", "seed", "num_steps", "captured")

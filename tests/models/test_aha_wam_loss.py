@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from edgewam.flow.training import velocity_target
+from edgewam.flow.training import loss_weight, velocity_target
 from edgewam.models.aha_wam_loss import LossBatch, Noise, draw_noise, masked_mean, predict, training_loss, video_loss
 from tests.models import aha_wam_golden as golden
 
@@ -142,3 +142,40 @@ def test_the_loss_runs_under_outside_autocast_and_stays_near_float32():
     torch.testing.assert_close(
         loss.detach(), golden.arrays("training_loss")["loss.total"][0], atol=0, rtol=0.03
     )  # 8-bit mantissa
+
+
+def test_given_rows_are_drawn_last_and_from_nothing_to_all_that_is_allowed():
+    batch: LossBatch = golden.loss_batch("training_loss")[0]
+    plain, given = (draw_noise(batch, torch.Generator().manual_seed(3), 2, max_prefix=n) for n in (0, 2))
+    assert plain.prefix_rows is None and given.prefix_rows is not None
+    assert torch.equal(plain.action, given.action) and torch.equal(plain.action_timestep, given.action_timestep)
+    many = draw_noise(batch, torch.Generator().manual_seed(3), 200, max_prefix=2).prefix_rows
+    assert many is not None and set(many.flatten().tolist()) == {0, 1, 2}
+
+
+def test_no_given_rows_are_the_released_loss():
+    net, (batch, _) = golden.model(), golden.loss_batch("training_loss")
+    noise = stored_noise("training_loss")
+    none = replace(noise, prefix_rows=torch.zeros(noise.action_timestep.shape, dtype=torch.int64))
+    with torch.no_grad():
+        expected, found = (training_loss(net, batch, each) for each in (noise, none))
+    torch.testing.assert_close(found.total, expected.total, atol=0, rtol=LOSS_RTOL)
+
+
+def test_given_rows_are_clean_seen_by_the_others_and_not_judged():
+    net, (batch, _) = golden.model(), golden.loss_batch("training_loss")
+    noise = stored_noise("training_loss")
+    size, given = golden.config().chunk_size, 2
+    noise = replace(noise, prefix_rows=torch.full(noise.action_timestep.shape, given))
+    mask = (torch.arange(batch.actions.shape[1]) % size < given)[None, :, None]
+    other = replace(noise, action=torch.where(mask, 5 + noise.action, noise.action))
+    moved = replace(batch, actions=torch.where(mask, batch.actions + 0.5, batch.actions))
+    with torch.no_grad():
+        loss, prediction = training_loss(net, batch, noise), predict(net, batch, noise).action
+        assert torch.equal(training_loss(net, batch, other).action, loss.action), "their noise plays no part"
+        assert not torch.allclose(predict(net, moved, noise).action[:, :, ~mask[0, :, 0]], prediction[:, :, ~mask[0, :, 0]])
+    error = (prediction[:, 0] - (noise.action[:, 0] - batch.actions)).pow(2).mean(-1)
+    weight = loss_weight(noise.action_timestep[:, 0].repeat_interleave(size, 1), golden.config().train_shift)
+    judged = ~batch.action_is_pad & ~mask[..., 0]
+    by_hand = torch.stack([(e * w)[j].mean() for e, w, j in zip(error, weight, judged, strict=True)]).mean()
+    torch.testing.assert_close(loss.action, by_hand, atol=0, rtol=LOSS_RTOL)

@@ -7,6 +7,7 @@ import torch
 from edgewam.flow.schedule import StepTable, sigma_grid
 from edgewam.flow.solver import euler, euler_table
 from edgewam.models.aha_wam_ode import (
+    Prefix,
     condition,
     draw_anchors,
     ode_loss,
@@ -15,6 +16,7 @@ from edgewam.models.aha_wam_ode import (
     student_prediction,
     teacher_trajectory,
 )
+from edgewam.models.aha_wam_stream import sample_chunk
 from tests.models import aha_wam_golden as golden
 
 CLOSE = {"atol": golden.STAGE_ATOL, "rtol": 0}
@@ -158,3 +160,44 @@ def test_anchors_are_uniform_and_decided_by_the_generator(stored):
 def test_captured_steps_must_end_at_the_teacher_s_last_step(stored):
     with pytest.raises(ValueError, match="end at 16"):
         teacher_trajectory(golden.model(), stored[2], stored[0]["start_noise"], 16, (0, 8))
+
+
+@torch.no_grad()
+def test_a_horizon_with_given_rows_is_that_of_chunks_sampled_alone(stored):
+    data, batch, conditioning, _ = stored
+    net, table = golden.model(), euler_table(3, 5.0)
+    chunks, size = net.config.num_chunks, net.config.chunk_size
+    rows = torch.arange(chunks).expand(len(batch.actions), chunks) % (size - 1)
+    prefix = Prefix(batch.actions, rows)
+    found = sample_horizon(net, conditioning, data["start_noise"], table, prefix)[-1]
+    text = net.executor.text_key_values(conditioning.context)
+    for index in range(chunks):
+        part = slice(index * size, (index + 1) * size)
+        words = net.executor.text_key_values(conditioning.proprio_tokens[:, index : index + 1])
+        both = [(torch.cat([a, c], 1), torch.cat([b, d], 1)) for (a, b), (c, d) in zip(text, words, strict=True)]
+        routed = [
+            (k.unflatten(0, (-1, chunks))[:, index], v.unflatten(0, (-1, chunks))[:, index]) for k, v in conditioning.routed
+        ]
+        mask = prefix.mask(size)[:, index]
+        alone = sample_chunk(net, data["start_noise"][:, part], table, index, routed, both, batch.actions[:, part], mask)[-1]
+        torch.testing.assert_close(found[:, part], alone, **SAMPLED)
+        assert torch.equal(found[:, part][mask], batch.actions[:, part][mask])
+
+
+@torch.no_grad()
+def test_a_teacher_is_its_own_perfect_student_with_given_rows_too_and_learns_nothing_from_them(stored):
+    data, batch, conditioning, _ = stored
+    net = golden.model()
+    prefix = Prefix(batch.actions, torch.full(batch.proprio.shape[:2], 2))
+    steps = 2
+    trajectory = teacher_trajectory(net, conditioning, data["start_noise"], steps, (0, steps), prefix)
+    table = euler_table(steps, net.config.shift)
+    assert float(rollout_loss(net, conditioning, trajectory, table, batch.action_is_pad, prefix=prefix)) < golden.SAMPLER_ATOL**2
+    without = rollout_loss(net, conditioning, trajectory, table, batch.action_is_pad)
+    assert float(without) > 1e-3, "a student that is given nothing must answer otherwise"
+    anchors = torch.zeros(batch.proprio.shape[:2], dtype=torch.int64)
+    guess = student_prediction(net, conditioning, trajectory, anchors, prefix)
+    mask = prefix.mask(net.config.chunk_size).flatten(1)
+    assert torch.equal(guess[mask], batch.actions[mask])
+    everything = Prefix(batch.actions, torch.full(batch.proprio.shape[:2], net.config.chunk_size))
+    assert ode_loss(net, conditioning, trajectory, anchors, batch.action_is_pad, prefix=everything) == 0

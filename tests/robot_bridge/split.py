@@ -99,8 +99,8 @@ def split(**options) -> Split:
 class Bench:
     """Records of one run without processes: frames go in, `engine` and `planner` look when they are told to."""
 
-    def __init__(self, **config):
-        self.wires = Wires(2, fakes.SPEC.camera_shapes)
+    def __init__(self, num_joints=2, camera_shapes=fakes.SPEC.camera_shapes, **config):
+        self.wires = Wires(num_joints, camera_shapes)
         self.config = {
             "replan_ticks": 8, "control_hz": 50.0, "prompt": "reach", "seed": 7, "generation": 0, "parent_pid": os.getppid(),
             "schedule": "replace", "planner": "engine", "refresh_ticks": None, "max_context_age_ticks": None, "ticks_per_row": 1,
@@ -133,15 +133,16 @@ class Bench:
         control["epoch_ns"] = self.epoch_ns
         self.wires["control"].write(control)
 
-    def frame(self, episode_tick, episode=0, episode_start=0, t_ns=None):
-        """Publish a frame."""
+    def frame(self, episode_tick, episode=0, episode_start=0, t_ns=None, **shown):
+        """Publish a frame; `shown`: state and images by camera."""
         self._frames += 1
         frame = self.wires["frame"].blank()
         frame["episode"], frame["episode_tick"], frame["tick"] = episode, episode_tick, episode_start + episode_tick
         frame["t_ns"] = self.epoch_ns + int(frame["tick"]) * PERIOD_NS if t_ns is None else t_ns
         frame["number"], frame["t_frame_ns"] = self._frames, frame["t_ns"] + 3
         frame["t_camera_ns"] = frame["t_ns"] - 5
-        frame["state"] = (0.1, 0.5)
+        for name, value in ({"state": (0.1, 0.5)} | shown).items():
+            frame[name] = value
         self.wires["frame"].write(frame)
 
     def io(self, applied_id, delay_ticks, mode=Mode.RUN):

@@ -109,7 +109,7 @@ def test_no_sequence_of_moves_breaks_range_velocity_or_acceleration(is_smooth, p
             case "follow":
                 command, _ = motion.follow(np.array(arguments[0]), limits.max_step * arguments[1])
             case "redirect":
-                command = motion.redirect(np.array(arguments[0]))
+                command = motion.redirect(np.array(arguments[0]), limits.max_step)
             case "freeze":
                 command = motion.freeze()
             case _:

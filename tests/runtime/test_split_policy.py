@@ -18,6 +18,7 @@ from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.policies.aha_wam import AhaWamPolicy
 from edgewam.runtime.policies.aha_wam_context import Context, from_bytes, to_bytes
 from edgewam.runtime.policies.aha_wam_host import synthetic_observation
+from tests.robot_bridge.split import Bench
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.test_aha_wam_policy import make_bundle
 from tests.runtime.tiny_aha_wam import PROMPT, tiny_parts
@@ -184,6 +185,29 @@ def test_on_the_host_a_refresh_is_done_when_start_returns(parts):
     assert policy.poll_plan() and policy.context_tick == 0
     blocking.plan(look(blocking, 0))
     assert policy.export_context() == blocking.export_context()
+
+
+def test_engine_and_planner_over_records_publish_what_one_policy_answers_bitwise(parts):
+    one = opened(parts)
+    shapes = {name: image.shape for name, image in look(one, 0).images.items()}
+    bench = Bench(14, shapes, planner="process", prompt=PROMPT, seed=3)
+    engine, planner = (make(AhaWamPolicy(make_bundle(parts))) for make in (bench.engine, bench.planner))
+    bench.start()
+    ticks = []
+    for tick in range(0, 112, 4):
+        observation = look(one, tick)
+        bench.frame(tick, state=observation.state, **observation.images)
+        engine.step()
+        planner.step()
+        engine.step()
+        if (chunk := bench.chunk()) is not None:
+            if chunk["context_tick"] != one.context_tick:
+                one.plan(look(one, int(chunk["context_tick"])))
+            np.testing.assert_array_equal(chunk["actions"][: chunk["rows"]], one.act(observation).actions)
+            ticks.append((tick, one.context_tick))
+    bench.close()
+    assert [tick for tick, _ in ticks] == list(range(0, 112, 8))
+    assert [context for _, context in ticks] == [0] * 5 + [32] * 4 + [64] * 4 + [96]
 
 
 class _IssuingEngine:

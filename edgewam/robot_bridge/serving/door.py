@@ -1,0 +1,35 @@
+"""What every door module is given besides the handler: where to listen, whom to let in, how much to read, when to end.
+
+A door is a module in `robot_bridge/doors/` that offers `serve(handler, address, options) -> None`: it listens, calls
+`options.on_ready` with the address it got, and returns soon after `options.quit` is set.  A protocol with a usual port has a
+`DEFAULT_PORT`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from edgewam.robot_bridge.serving.access import Address
+from edgewam.robot_bridge.serving.checks import MAX_FRAME_BYTES
+
+POLL_S = 0.1  # how often a door looks at `quit`
+
+
+@dataclass(frozen=True)
+class DoorOptions:
+    """token: what a client must show, None for nobody asks.  max_connections: more are dropped at once.
+
+    open_s: a client must have introduced itself by then.  idle_s: a connection without a whole request for so long is closed.
+    extra: settings of one door, by its own documentation.
+    """
+
+    token: str | None = None
+    max_frame_bytes: int = MAX_FRAME_BYTES
+    max_connections: int = 16
+    open_s: float = 5.0
+    idle_s: float = 300.0
+    quit: threading.Event = field(default_factory=threading.Event)
+    on_ready: Callable[[Address], None] = lambda address: None
+    extra: Mapping[str, str] = field(default_factory=dict)
