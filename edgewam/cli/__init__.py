@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import pkgutil
 import sys
 from typing import Any
@@ -22,7 +23,7 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
 ORDER = (
     "demo", "collect", "join", "train", "distill", "quantize", "compile", "validate", "profile", "shrink", "inspect", "doctor",
-    "evaluate", "run", "control", "serve", "report", "prompt",
+    "evaluate", "run", "control", "serve", "replay", "report", "prompt",
 )  # fmt: skip
 
 
@@ -57,6 +58,8 @@ def build() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `edgewam` script: an error that is the user's to act on is one sentence, not a traceback."""
+    if not {"", os.getcwd()} & set(sys.path):
+        sys.path.append(os.getcwd())  # robots of the user's are dotted modules, found where the command is started
     try:
         build()()
     except EdgewamError as error:

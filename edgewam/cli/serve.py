@@ -15,7 +15,9 @@ from edgewam.cli._shipped import FACTORY, or_shipped
 def command(
     bundle: Annotated[Path | None, typer.Argument(help="Bundle directory; by default the shipped one.")] = None,
     door: Annotated[str, typer.Option(help="Protocol plugin name, or a dotted module; a wrong name lists them all.")] = "openpi",
-    port: Annotated[int, typer.Option(help="TCP port; 0 takes any free one.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int | None, typer.Option(help="TCP port; by default the protocol's own, 0 takes any free one.", min=0, max=65535)
+    ] = None,
     bind: Annotated[str, typer.Option(help="IP address to listen on; any but loopback needs --token-file.")] = "127.0.0.1",
     token_file: Annotated[Path | None, typer.Option(help="Private file with the secret that clients must show.")] = None,
     socket: Annotated[Path | None, typer.Option(help="Listen on this Unix socket instead of a port.")] = None,
@@ -50,7 +52,7 @@ def command(
     if "" in extra or not all("=" in item for item in option or []):
         raise EdgewamError("Give --option as KEY=VALUE.")
     token = None if token_file is None else access.read_token(token_file)
-    address = access.Address(bind, port, socket)
+    address = access.Address(bind, getattr(module, "DEFAULT_PORT", 0) if port is None else port, socket)
     quit_ = threading.Event()
     sessions: list[Session] = []
 

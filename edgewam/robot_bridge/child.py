@@ -31,11 +31,15 @@ ROLE_MODULES = {
 }
 
 
+# io locks all its memory: it maps nothing that it does not read
+RECORDS = {"io": ("control", "requests", "state", "chunk", "cameras", "command", "status_engine", "status_io")}
+
+
 class Link:
     """A child's side of the bridge: the records, what the parent wants, and the child's own status."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.wires = Wires.attach(config["wires"])
+        self.wires = Wires.attach(config["wires"], RECORDS.get(config["role"]))
         self._parent = int(config["parent_pid"])
         self._status_record = self.wires[f"status_{config['role']}"]
         self._status = self._status_record.blank()
@@ -88,12 +92,13 @@ class Link:
         cause: int = 0,
         applied_id: int = -1,
         delay_ticks: int = 0,
+        lost: int = 0,
     ) -> None:
         """Publish this child's status with a fresh heartbeat; see `wires.layouts`."""
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
         status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause
-        status["applied_id"], status["delay_ticks"] = applied_id, delay_ticks
+        status["applied_id"], status["delay_ticks"], status["lost"] = applied_id, delay_ticks, lost
         self._status_record.write(status)
 
 

@@ -69,6 +69,7 @@ class Controller:
         self._motion: Motion | None = None
         self._last_reject = Reject.NONE
         self._supplier = -1  # id of the chunk that supplied the last command, -1 when none did
+        self._is_engaged = False  # armed, and anchored where the arm stood then
         self.episode = -1
         self.applied_id, self.delay_ticks = -1, 0
 
@@ -82,6 +83,7 @@ class Controller:
     ) -> Decision:
         """Decide tick `tick` at time `now_ns` from the newest robot report and the chunk record received since, if any."""
         is_good = sensed is not None and self._is_good(now_ns, sensed)
+        self._is_engaged = self._is_engaged and orders.is_armed
         is_new, is_reset = (False, False) if sensed is None or not is_good else self._anchor_if_due(tick, sensed, orders)
         if self._motion is not None:
             self._motion.begin(tick)
@@ -93,7 +95,7 @@ class Controller:
                 is_row_in_reach=None if target is None else self._is_in_reach(target.pose),
                 chunk=None if received is None else reject is Reject.NONE,
                 is_armed=orders.is_armed,
-                trouble=self._trouble(sensed, health),
+                trouble=self._trouble(sensed, health, orders),
                 without_row=Cause.OLD_CONTEXT if self._last_reject is Reject.OLD_CONTEXT else Cause.NO_CHUNK,
                 is_new_episode=is_new,
                 is_reset=is_reset,
@@ -101,7 +103,8 @@ class Controller:
                 is_estop_asked=orders.estop,
             )
         )
-        if self._motion is None:
+        is_unanchored = orders.is_armed and not self._is_engaged and self.is_at_rest
+        if self._motion is None or is_unanchored:  # nothing may be sent: the last command is not where the arm is
             return Decision(self._machine.mode, self._machine.cause, None, reject=reject)
         move = self._move(self._motion, target)
         return self._commit(tick, self._motion, move, reject, is_new or is_reset)
@@ -110,18 +113,24 @@ class Controller:
         return now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
 
     def _anchor_if_due(self, tick: int, sensed: Sensed, orders: Orders) -> tuple[bool, bool]:
-        """Begin anew from where the robot is: in a new episode, or after a reset.  Nothing computed before may move the arm.
+        """Begin anew from where the robot is: in a new episode, after a reset, and when it is armed after somebody has moved it
+        by hand.  Nothing computed before may move the arm.
 
         Not from a pose so far outside of the range that the nearest command would be a jump.
         """
         mode = self._machine.mode
         is_new = sensed.episode != self.episode and mode < Mode.STOP
         is_reset = orders.reset and mode is Mode.STOP and orders.stop is Cause.NONE and not orders.estop
+        pose = sensed.state.astype(np.float64)
+        if orders.is_armed and not self._is_engaged and self._motion is not None and mode < Mode.STOP and not is_new:
+            # a held arm sags a little: what one tick may move anyway is no reason to begin anew
+            self._is_engaged = not self.is_at_rest or self._motion.is_within_a_step(pose)
+            is_reset = not self._is_engaged
         if not (is_new or is_reset):
             return False, False
-        pose = sensed.state.astype(np.float64)
         if not self._limits.has(pose, self._limits.max_jump):
             return False, False
+        self._is_engaged = orders.is_armed
         self.episode = sensed.episode
         self._motion = Motion(self._limits, self._ramp_ticks, pose, tick)
         self._schedule.clear()
@@ -147,8 +156,8 @@ class Controller:
         target = np.clip(pose, self._limits.lower, self._limits.upper)
         return bool((np.abs(target - self._motion.last) <= self._limits.max_jump).all())
 
-    def _trouble(self, sensed: Sensed | None, health: Health) -> Cause:
-        if sensed is not None and sensed.episode != self.episode:
+    def _trouble(self, sensed: Sensed | None, health: Health, orders: Orders) -> Cause:
+        if (sensed is not None and sensed.episode != self.episode) or (orders.is_armed and not self._is_engaged):
             return Cause.OUT_OF_RANGE  # else its pose would be the anchor by now
         if health.engine_age_ns > self._max_age_ns["engine"]:
             return Cause.ENGINE_LOST

@@ -31,7 +31,8 @@ class Health:
 class Decision:
     """What a tick decided.
 
-    command: None only before the robot has reported.  chunk: the newest one that supplied the command; row: its row.
+    command: None before the robot has reported, and while it is armed but stands outside of its range.
+    chunk: the newest one that supplied the command; row: its row.
     is_seam: first command of a chunk that took over from another one.  is_anchor: the robot's pose was taken anew.
     The clamp masks have bit j for joint j and belong to commands that a chunk supplied.
     """

@@ -34,6 +34,7 @@ class RobotDriver:
         self._skipped = 0
         self._errors, self._last_error = 0, ""
         self._errors_in_row = {"observe": 0, "command": 0, "stop": 0}
+        self._target: Any = None  # of the last command handed on
         self._moved_ns: int | None = None  # when the robot took the last command, until it is told to stop
         self._stops = 0
 
@@ -67,13 +68,19 @@ class RobotDriver:
     def _serve_commands(self) -> None:
         """Hand the newest command on; without one for the length of the lease, tell the robot to stop, once."""
         value = self._inbox.take()
-        if value is not None:
+        if value is not None and self._may_send(value["target"]):
+            self._target = value["target"]
             if self._try("command", lambda: self._robot.command(value["target"])):
                 self._inbox.applied()
                 self._moved_ns = now_ns()
         elif self._moved_ns is not None and now_ns() - self._moved_ns > self._lease_ns and self._try("stop", self._robot.stop):
             self._moved_ns = None
             self._stops += 1
+
+    def _may_send(self, target: Any) -> bool:
+        """Whether the robot is armed, or was and still has to be braked; a disarmed one may be moved by hand."""
+        is_armed = bool(self._link.control["is_armed"])
+        return is_armed or (self._target is not None and bool((target != self._target).any()))
 
     def _look(self) -> None:
         """Publish the joint state; a robot that raises publishes nothing, so the last state grows old."""

@@ -91,6 +91,7 @@ class SimulatorDriver:
                         "reward": self._best_reward,
                         "success_tick": self._success_tick,
                         "strict_success": result.strict_success,
+                        **getattr(self._robot, "outcome", dict)(),  # what only this simulator can tell of an episode
                     }
                 )
 

@@ -30,6 +30,10 @@ class Motion:
         """The last two commands were the same and no ramp is left to go."""
         return self._ramp_left == 0 and not self._step.any()
 
+    def is_within_a_step(self, pose: Vector) -> bool:
+        """Whether the last command is no farther from a pose than one tick may move."""
+        return bool((np.abs(pose - self.last) <= self._limits.max_step).all())
+
     def begin(self, tick: int) -> None:
         """A tick begins.  When ticks were skipped the arm has stood meanwhile: nothing is left to brake."""
         if tick > self._tick + 1:

@@ -7,6 +7,7 @@ observations have no images.
 A simulator also offers `make_renderer(**options) -> Renderer`, which draws its states anywhere.  A real robot offers
 `make_cameras(**options) -> Cameras`, and `make` must not move it.  A robot with several tasks has a `DEFAULT_TASK`, takes `task`
 in `make` and `make_renderer`, and offers `describe(task) -> RobotSpec`, the spec with that task's prompt and episode length.
+A simulator may tell more of an episode than its reward: `outcome() -> dict` of plain data goes into the report.
 A simulator that can be commanded faster than `SPEC.control_hz` takes `control_hz` in `make` (see `at_rate`).
 """
 

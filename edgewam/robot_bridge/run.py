@@ -163,6 +163,7 @@ def run(
     config = {
         **asdict(settings),
         "roles": settings.roles,
+        "joint_names": list(spec.joint_names),
         "lower": spec.lower.tolist(),
         "upper": spec.upper.tolist(),
         "max_velocity": spec.max_velocity.tolist(),

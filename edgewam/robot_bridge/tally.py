@@ -1,7 +1,6 @@
 """Counts a run from the rows of its log while it lasts, in constant memory: a run may take days.
 
-Counting is done outside of the loop, from the commands that were sent; the limits are checked here once more, with code that
-shares nothing with the filter.
+Counting is done outside of the loop, from the commands that were sent.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 from edgewam.robot_bridge.ages import MS, Ages, age_counts
 from edgewam.robot_bridge.chunks import Reject
 from edgewam.robot_bridge.histogram import AGE_EDGES_MS, LATENESS_EDGES_MS, CoarseCounts, FineCounts
+from edgewam.robot_bridge.limit_check import LimitCheck
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.report import ADVICE, RunReport
 from edgewam.robot_bridge.shm_record import Value
@@ -25,7 +25,6 @@ LATE_SHARES = {"10 %": 0.1, "50 %": 0.5, "100 %": 1.0}  # of a period; beyond th
 LATENESS_RESOLUTION_NS, LATENESS_LIMIT_NS = 1_000, 100_000_000
 MAX_CONTEXT_AGE_TICKS = 10_000
 CLAMPS = {"range": "range_clamps", "velocity": "step_clamps", "acceleration": "acceleration_clamps"}
-_ROUNDING = 1e-9  # (a + b) - a may differ from b by the last bits of a; nothing a motor could notice
 
 
 class Tally:
@@ -37,12 +36,7 @@ class Tally:
     def __init__(self, config: Mapping[str, Any], joint_names: tuple[str, ...]) -> None:
         self._joint_names = joint_names
         self._period_ns = 1e9 / float(config["control_hz"])
-        self._lower, self._upper = np.array(config["lower"], np.float64), np.array(config["upper"], np.float64)
-        velocity = np.array(config["max_velocity"], np.float64)
-        self._max_step = velocity / float(config["control_hz"])
-        acceleration = config["max_acceleration"]
-        self._max_change = None if acceleration is None else np.array(acceleration) / float(config["control_hz"]) ** 2
-        self._last_step: Value = np.zeros(len(joint_names))
+        self._limits = LimitCheck(config)
         self._n: Counter[str] = Counter()
         self._modes: Counter[int] = Counter()
         self._hold_causes: Counter[int] = Counter()
@@ -55,7 +49,7 @@ class Tally:
         self._lateness_coarse, self._engine_coarse = CoarseCounts(LATENESS_EDGES_MS), CoarseCounts(AGE_EDGES_MS)
         self._engine, self._context_age = age_counts(), FineCounts(1, MAX_CONTEXT_AGE_TICKS)
         self._ages = Ages()
-        self._smoothness = SmoothnessMeter(velocity, float(config["control_hz"]))
+        self._smoothness = SmoothnessMeter(np.array(config["max_velocity"], np.float64), float(config["control_hz"]))
         self._parts = 0
         self._newest_chunk = -1
         self._first_sent_ns = 0
@@ -76,7 +70,7 @@ class Tally:
             return
         if lost:
             self._last = None  # nothing is known about what came before
-            self._last_step = np.full_like(self._last_step, np.nan)
+            self._limits.forget()
         if not self._first_sent_ns:
             self._first_sent_ns = int(rows["sent_ns"][0])
         self._add_time(rows)
@@ -142,28 +136,7 @@ class Tally:
         self._n["clamped"] += int((together != 0).sum())
         self._n["workspace"] += int((rows["workspace"] != 0).sum())
         self._n["violations"] += int((rows["is_violation"] != 0).sum())
-        self._n["violations in log"] += int(self._is_violation(rows).sum())
-
-    def _is_violation(self, rows: Value) -> Value:
-        """Which commands [n] are not finite, out of range, or change too much from the one before, in place or in speed.
-
-        An anchor, where the robot was measured anew, has no predecessor: only its range is checked.  Over a tick without a
-        command the arm stood.
-        """
-        command, previous = rows["command"], self._previous(rows)
-        in_range = (self._lower - _ROUNDING <= command) & (command <= self._upper + _ROUNDING)  # also false for NaN
-        is_anchor = (rows["is_anchor"] != 0)[:, None]
-        step = np.where(is_anchor, 0.0, command - previous["command"])
-        if self._last is None:
-            step[0] = self._last_step  # NaN after lost rows: nothing is known of it and nothing concluded from it
-        in_reach = ~(np.abs(step) > self._max_step + _ROUNDING)
-        if self._max_change is not None:
-            before = np.concatenate([self._last_step[None], step[:-1]])
-            before[rows["tick"] != previous["tick"] + 1] = 0.0
-            in_reach &= is_anchor | ~(np.abs(step - before) > self._max_change + _ROUNDING)
-        self._last_step = step[-1]
-        is_good: Value = np.all(in_range & in_reach, axis=1)
-        return ~is_good
+        self._n["violations in log"] += self._limits.count(rows)
 
     @property
     def latch(self) -> str | None:

@@ -38,7 +38,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
         published.  context_tick, context_number: the refresh it was computed with (-1: the policy has none).  prefix_rows:
         leading rows that were given to the policy.
     status: `applied_id`, `delay_ticks` (io only): newest chunk that supplied a command, and control ticks from its
-        observation to its first command.
+        observation to its first command.  `lost` (recorder only): items in no file; its `cause` 1: recording has ended.
     """
     num_cameras = len(dict(camera_shapes))
     moment: list[Any] = [("episode", "<i8"), ("tick", "<i8"), ("episode_tick", "<i8"), ("t_ns", "<i8")]
@@ -57,7 +57,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
     chunk += [(name, "<i4") for name in ("rows", "columns", "ticks_per_row", "prefix_rows")]
     chunk += [("dtype", "S8"), ("actions", "<f4", (MAX_ROWS, num_joints))]
     status: list[Any] = [("is_ready", "u1"), ("mode", "u1"), ("cause", "u1"), ("delay_ticks", "<i4")]
-    status += [(name, "<i8") for name in ("heartbeat_ns", "count", "tick", "applied_id")]
+    status += [(name, "<i8") for name in ("heartbeat_ns", "count", "tick", "applied_id", "lost")]
     context: list[Any] = [(name, "<i8") for name in ("episode", "number", "tick", "t_capture_ns", "plan_ns", "length")]
     return {
         "control": np.dtype(
@@ -140,6 +140,7 @@ class Wires:
         camera_shapes: Mapping[str, Iterable[int]],
         fds: Mapping[str, int] | None = None,
         max_context: int = MAX_CONTEXT,
+        only: Iterable[str] | None = None,
     ) -> None:
         self._config = {
             "num_joints": num_joints,
@@ -147,8 +148,11 @@ class Wires:
             "max_context": max_context,
         }
         fds = fds or {}
+        wanted = None if only is None else frozenset(only)
         self.records = {
-            name: SharedRecord(layout, fds.get(name)) for name, layout in layouts(num_joints, camera_shapes, max_context).items()
+            name: SharedRecord(layout, fds.get(name))
+            for name, layout in layouts(num_joints, camera_shapes, max_context).items()
+            if wanted is None or name in wanted
         }
         self.log = Log(log_layout(num_joints), fd=fds.get("log"))
 
@@ -165,9 +169,9 @@ class Wires:
         return {**self._config, "fds": self.fds}
 
     @classmethod
-    def attach(cls, description: Mapping[str, Any]) -> Wires:
-        """The records of the parent, in a child."""
-        return cls(**description)
+    def attach(cls, description: Mapping[str, Any], only: Iterable[str] | None = None) -> Wires:
+        """The records of the parent, in a child; `only` these where images and contexts would take room for nothing."""
+        return cls(**description, only=only)
 
     def close(self) -> None:
         """Unmap everything; the kernel frees the memory when the last process has done so."""

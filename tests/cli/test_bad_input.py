@@ -202,7 +202,7 @@ SENSELESS = [
     "compile {student} {out} --threads 0", "profile {bundle} -n 0", "profile {bundle} --threads 0",
     "profile {bundle} --warmup -1", "evaluate {bundle} --seeds 0", "evaluate {bundle} --workers 0",
     "evaluate {bundle} --latency-ticks 16", "evaluate {bundle} --execute-ticks 0", "evaluate {bundle} --first-seed -5 --seeds 1",
-    "run {bundle} --seconds 0", "run {bundle} --replan-ticks 0", "run {bundle} --threads 0 --seconds 1",
+    "run {bundle} --seconds -1", "run {bundle} --replan-ticks 0", "run {bundle} --threads 0 --seconds 1",
     "run {bundle} --seed -1 --seconds 1", "validate {bundle} {student} {dataset} --frames 0",
 ]  # fmt: skip
 

@@ -13,7 +13,7 @@ import numpy as np
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk, Observation
 from edgewam.robot_bridge.policy import ReplayPolicy
-from edgewam.robot_bridge.robot import RobotSpec, StepResult
+from edgewam.robot_bridge.robot import RobotSpec, StepResult, at_rate
 
 ROBOT = "tests.robot_bridge.fakes"
 HORIZON = 16
@@ -31,9 +31,9 @@ SPEC = RobotSpec(
 )
 
 
-def make(*, render: bool = True) -> FakeRobot:
+def make(*, render: bool = True, control_hz: float = SPEC.control_hz) -> FakeRobot:
     """A robot at rest; with `render` its observations hold images."""
-    return FakeRobot(render)
+    return FakeRobot(render, control_hz)
 
 
 def make_renderer() -> FakeRenderer:
@@ -58,9 +58,8 @@ class FakeRenderer:
 class FakeRobot:
     """Joint 0 must reach the goal (+-0.5, from the seed's parity) and stay for 5 ticks."""
 
-    spec = SPEC
-
-    def __init__(self, render):
+    def __init__(self, render, control_hz=SPEC.control_hz):
+        self.spec = at_rate(SPEC, control_hz)
         self._renderer = FakeRenderer() if render else None
         self.reset(0)
 
@@ -91,7 +90,7 @@ class FakeRobot:
 
     def advance(self):
         """Joints follow the command at once while the lease lasts."""
-        if self._age == SPEC.lease_ticks:
+        if self._age == self.spec.lease_ticks:
             self.stop()
         self._age += 1
         self._tick += 1

@@ -147,3 +147,56 @@ def test_a_mistake_in_the_filter_is_caught_before_it_is_sent(monkeypatch):
     assert decision.is_violation and (decision.mode, decision.cause) == (Mode.ESTOP, Cause.VIOLATION) and decision.chunk is None
     assert (decision.command == [0.0, 0.5]).all()
     assert (bench.step().command == [0.0, 0.5]).all(), "still broken, still not sent"
+
+
+def test_arming_begins_where_the_arm_is_not_where_it_was():
+    bench = Bench()
+    bench.is_armed = False
+    for _ in range(5):
+        bench.step()
+    bench.pose = np.array([0.8, 0.5], np.float32)  # moved by hand
+    bench.step()
+    bench.is_armed = True
+    decision = bench.step()
+    assert decision.mode is Mode.READY and decision.is_anchor
+    np.testing.assert_allclose(decision.command, bench.pose)
+    there = np.tile(bench.pose, (16, 1))
+    assert [bench.step(bench.chunk(there)).mode for _ in range(3)][-1] is Mode.RUN
+
+
+def test_an_arm_that_has_only_sagged_goes_on_from_what_it_was_told():
+    bench = Bench()
+    bench.is_armed = False
+    bench.started()
+    bench.pose = (bench.pose - 0.9 * STEP).astype(np.float32)
+    bench.step(bench.chunk(ramp(0, 0)))
+    bench.is_armed = True
+    decision = bench.step()
+    assert decision.mode is Mode.RUN and not decision.is_anchor
+    np.testing.assert_allclose(decision.command, [0.0, 0.5])
+
+
+def test_an_arm_beyond_its_range_is_not_moved_by_arming():
+    bench = Bench()
+    bench.is_armed = False
+    bench.started()
+    bench.pose = np.array([3.0, 0.5], np.float32)
+    bench.is_armed = True
+    seen = [bench.step(bench.chunk(ramp(0, 0))) for _ in range(60)]
+    assert all(decision.command is None for decision in seen)
+    assert seen[-1].mode is Mode.HOLD and seen[-1].cause is Cause.OUT_OF_RANGE
+    bench.pose = np.array([0.9, 0.5], np.float32)  # put back by hand
+    np.testing.assert_allclose(bench.step().command, bench.pose)
+
+
+def test_arming_again_while_the_arm_still_brakes_goes_on_at_once():
+    bench = Bench().started()
+    bench.step(bench.chunk(ramp(0.05, 0.05)))
+    for _ in range(3):
+        bench.step()
+    bench.is_armed = False
+    bench.step()
+    bench.is_armed = True
+    assert not bench.step().is_anchor
+    steps = np.abs(np.diff([command[0] for command in bench.commands]))
+    assert steps.max() <= STEP[0] + 1e-9

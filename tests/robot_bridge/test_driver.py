@@ -105,6 +105,7 @@ class FakeLink:
     def __init__(self, wires):
         self.wires, self.is_stopping = wires, False
         self.epoch_ns = now_ns() + 20_000_000
+        self.control = {"is_armed": 1}
 
     def report(self, **kwargs):
         """Nobody looks."""
@@ -149,6 +150,22 @@ def test_a_real_robot_is_told_to_stop_once_when_commands_stop_coming_and_may_go_
     send(wires, [0.2, 0.6], 0)
     made._serve_commands()
     assert robot.calls == ["command", "stop", "command"]
+
+
+def test_a_disarmed_robot_is_sent_nothing_but_the_end_of_its_braking(arm):
+    made, robot, link, wires = arm
+    link.control["is_armed"] = 0
+    send(wires, [0.1, 0.5], 0)
+    made._serve_commands()
+    assert robot.calls == [], "it may be moved by hand, and its torque be off"
+    link.control["is_armed"] = 1
+    send(wires, [0.1, 0.5], 0)
+    made._serve_commands()
+    link.control["is_armed"] = 0
+    for target in (0.12, 0.13, 0.13, 0.13):
+        send(wires, [target, 0.5], 0)
+        made._serve_commands()
+    assert robot.calls == ["command"] * 3 and robot.joints[0] == 0.13
 
 
 @pytest.mark.parametrize("fault", ["observe", "command"])

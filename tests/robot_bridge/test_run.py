@@ -5,6 +5,7 @@ Runs on noisy machines: counts and safety are asserted, wall-clock times only lo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -338,9 +339,23 @@ def test_ctrl_c_gives_the_report_of_what_was_and_ends_an_endless_run_as_planned(
     assert not report.is_complete and report.faults == ["The run was interrupted."] and 20 < report.ticks < 200
 
 
-def test_a_simulator_is_commanded_at_a_multiple_of_its_rate_and_only_if_it_can(logs):
+def test_a_simulator_is_commanded_at_twice_the_policy_s_rate_along_the_same_path(logs):
+    report = drive("slow_wave", seconds=2.0, control_hz=100)
+    assert report.ticks == 200 and report.run > 100 and report.rejected == 0 and report.robot_options == {"control_hz": 100}
+    log = logs[0]
+    running = log[(log["mode"] == Mode.RUN) & (log["step_clamps"] == 0)]
+    assert set(running["tick"] % 2) == {0, 1}
+    # a policy row is 20 ms; between rows the command lies on the straight line
+    between = lambda row: 0.4 * np.sin(2 * np.pi * row / 200)  # noqa: E731
+    expected = (between(running["tick"] // 2) + between((running["tick"] + 1) // 2)) / 2
+    np.testing.assert_allclose(running["command"][:, 0], expected, atol=1e-6)
+
+
+def test_a_rate_that_a_robot_cannot_keep_is_refused():
     with pytest.raises(EdgewamError, match=r"runs at 50 Hz only: its make\(\) takes no control_hz"):
-        drive("slow_wave", control_hz=100)
+        run(FACTORY + "standing", {}, robot=fake_arm.ROBOT, seconds=1, control_hz=100)
+    with pytest.raises(EdgewamError, match="runs at 50 Hz or a whole multiple of it, not at 75 Hz"):
+        drive("slow_wave", control_hz=75)
 
 
 def test_the_io_process_imports_nothing_heavy():
@@ -398,3 +413,22 @@ def test_optional_processes_exist_only_when_asked_for():
     assert RunSettings().roles == ["io", "driver", "camera", "engine"]
     everything = RunSettings(planner="process", record="run.mcap", view_port=0)
     assert everything.roles == ["io", "driver", "camera", "engine", "planner", "recorder", "view"]
+
+
+def test_a_recorder_that_dies_again_and_again_is_given_up_and_the_run_goes_on(tmp_path):
+    is_over = threading.Event()
+
+    def kill_each():
+        while not is_over.wait(0.1):
+            with contextlib.suppress(EdgewamError, OSError, ValueError):  # between two runs of it, or at the very end
+                kill(ask("status", "given-up")["pids"]["recorder"])
+
+    killer = threading.Thread(target=kill_each, daemon=True)
+    report = drive(
+        "slow_wave", seconds=5.0, name="given-up", settings=RunSettings(max_restarts=1, record=str(tmp_path / "a.mcap")),
+        on_start=lambda pids: killer.start(),
+    )  # fmt: skip
+    is_over.set()
+    killer.join()
+    assert report.is_complete and report.final_mode == "RUN" and report.restarts == {"recorder": 1}
+    assert any("failed too often" in fault for fault in report.faults)

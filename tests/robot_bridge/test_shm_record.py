@@ -73,6 +73,37 @@ def test_old_bytes_under_a_new_sequence_number_fail_their_crc():
     record.close()
 
 
+def test_a_writer_process_killed_in_the_middle_of_a_write_is_repaired_by_the_process_that_takes_its_place():
+    record = SharedRecord(LAYOUT)
+    code = """
+import os, signal, sys, zlib
+import numpy as np
+from edgewam.robot_bridge import shm_record
+record = shm_record.SharedRecord(np.dtype([("number", "<i8"), ("values", "<f4", (50,))]), int(sys.argv[1]))
+value = record.blank()
+value["number"] = int(sys.argv[2])
+value["values"] = int(sys.argv[2])
+if sys.argv[3] == "dies":  # the sequence number is odd and the payload written, its checksum is not
+    shm_record.zlib.crc32 = lambda *args: os.kill(os.getpid(), signal.SIGKILL)
+record.write(value)
+"""
+
+    def write(number, how):
+        command = [sys.executable, "-c", code, str(record.fd), str(number), how]
+        return subprocess.run(command, pass_fds=[record.fd], check=False).returncode
+
+    assert write(1, "lives") == 0
+    version, value = record.read()
+    assert value["number"] == 1
+    assert write(2, "dies") == -9
+    assert record._header["sequence"][0] % 2 == 1
+    assert record.read(version) is None and record.torn == 1
+    assert write(3, "lives") == 0
+    newer, value = record.read(version)
+    assert value["number"] == 3 and newer % 2 == 0 and newer > version
+    record.close()
+
+
 def test_a_reader_in_another_process_never_sees_a_mixture():
     record = SharedRecord(np.dtype([("number", "<i8"), ("values", "<i8", (2000,))]))
     code = f"""

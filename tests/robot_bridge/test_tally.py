@@ -166,6 +166,7 @@ def test_a_speed_that_changes_too_fast_is_a_violation_unless_the_arm_stood_or_is
         log["is_anchor"], log["tick"] = 0, np.arange(20)
         for name, value in fields.items():
             log[name] = value
+        log["is_anchor"][0] = 1  # as in every run
         tally = Tally(config, NAMES)
         for begin in range(0, 20, batch):
             tally.add(log[begin : begin + batch])

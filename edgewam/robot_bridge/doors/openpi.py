@@ -29,6 +29,7 @@ from edgewam.robot_bridge.serving.access import Address
 from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
 from edgewam.robot_bridge.serving.handler import DoorError, Handler, Look
 
+DEFAULT_PORT = 8000
 PING_S = 20.0  # a peer that answers no ping for so long is gone
 CLOSE_S = 2.0
 QUEUED_FRAMES = 2  # a client waits for its answer, so more in flight is a mistake or an attack

@@ -1,7 +1,8 @@
 """What every door module is given besides the handler: where to listen, whom to let in, how much to read, when to end.
 
 A door is a module in `robot_bridge/doors/` that offers `serve(handler, address, options) -> None`: it listens, calls
-`options.on_ready` with the address it got, and returns soon after `options.quit` is set.
+`options.on_ready` with the address it got, and returns soon after `options.quit` is set.  A protocol with a usual port has a
+`DEFAULT_PORT`.
 """
 
 from __future__ import annotations

@@ -190,3 +190,48 @@ def test_the_simulator_needs_neither_dm_control_nor_the_gym_package_s_code():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_at_a_multiple_of_the_rate_the_physics_are_the_same_and_times_stay_times():
+    slow, fast = aloha_sim.make(render=False), aloha_sim.make(render=False, control_hz=100)
+    assert (fast.spec.control_hz, fast.spec.lease_ticks, fast.spec.camera_every) == (100, 10, 4)
+    assert fast.spec.episode_ticks == 2 * slow.spec.episode_ticks and fast.spec.camera_hz == slow.spec.camera_hz
+    target = aloha_scene.to_joints(aloha_scene.START_QPOS)
+    target[[0, 6, 9]] += 0.2, 0.5, -0.1
+    for robot in (slow, fast):
+        robot.reset(3)
+    for _ in range(20):
+        slow.step(target)
+        fast.step(target)
+        fast.step(target)
+        np.testing.assert_array_equal(fast.physics_state(), slow.physics_state())
+    for robot, lease in ((slow, 5), (fast, 10)):  # until the lease is over, and one tick more
+        robot.command(target + 0.1 * (target < 0.5))
+        for _ in range(lease):
+            robot.advance()
+    np.testing.assert_array_equal(fast.physics_state(), slow.physics_state())
+    slow.advance()
+    fast.advance()
+    fast.advance()
+    np.testing.assert_array_equal(fast.physics_state(), slow.physics_state())
+
+
+@pytest.mark.parametrize("control_hz", [25, 75, 150, 500])
+def test_a_rate_that_cuts_a_step_of_the_physics_is_refused(control_hz):
+    with pytest.raises(EdgewamError, match="50"):
+        aloha_sim.make(render=False, control_hz=control_hz)
+
+
+def test_strict_success_takes_half_a_second_at_any_rate():
+    episode_ticks = []
+    for control_hz, times in ((50, 1), (100, 2)):
+        sim = aloha_sim.make(render=False, control_hz=control_hz)
+        plan = sim.task.plan(sim.task.sample(900_001), np.random.default_rng([900_001, 1]), "plain").targets
+        sim.reset(900_001)
+        ticks = 0
+        for row in np.repeat(plan, times, 0):
+            ticks += 1
+            if sim.step(row).strict_success:
+                break
+        episode_ticks.append(ticks / times)
+    assert abs(episode_ticks[0] - episode_ticks[1]) <= 1

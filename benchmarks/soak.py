@@ -1,0 +1,293 @@
+"""Half an hour of the bridge in closed loop: does it keep its clock, its chunks, its limits and its memory?
+
+    python3 -m benchmarks.soak [--minutes 30] [--control-hz 50] [--record] [--no-burners] [--no-fifo] [--json PATH]
+
+The shipped bundle drives aloha_sim in real time; in the middle third two pure-Python loops burn the processors.  Every figure is
+counted from the log rows, per third.  --no-fifo gives up CAP_SYS_NICE and CAP_IPC_LOCK before the bridge starts: it then gets
+what an ordinary user gets.  The JSON goes to benchmarks/results/<device>/soak.json (soak_100hz.json, soak_no_fifo.json, ...); an
+interrupted run is written with "is_complete": false.  Exit status 1 when a gate is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.bridge import BridgeRun
+from benchmarks.bridge_figures import Rows, episodes, stretch
+from benchmarks.results import RESULTS, now_utc, slug
+from edgewam.cli._shipped import FACTORY, shipped
+from edgewam.core.artifacts import read_manifest, versions, write_json
+from edgewam.core.errors import EdgewamError
+from edgewam.profiles.machine import read_machine
+from edgewam.profiles.report import table
+from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.robot import RobotSpec, with_task
+from edgewam.robot_bridge.run import RunSettings
+
+ROBOT, POLICY_HZ = "aloha_sim", 50.0
+BURNERS = 2
+THIRDS = ("first", "middle", "last")
+BURN = "while True: pass"
+# memory is compared with what it was when every cache had been filled once
+WARM_UP_PART, WARM_UP_S = 0.1, 60.0
+MAX_GROWTH_PERCENT = 2.0
+MAX_IO_MB = 100.0
+MAX_HOLD_PERCENT = 1.0
+MAX_MISSED_PERCENT = {50.0: 0.5, 100.0: 1.0}
+MAX_LATENESS_MS = {"SCHED_FIFO": 2.0, "SCHED_OTHER": 20.0}
+Memory = dict[str, list[tuple[float, int, int]]]
+
+
+def memory_kb(pid: int) -> tuple[int, int] | None:
+    """Resident and anonymous resident memory; None when the process has gone."""
+    try:
+        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return int(lines["VmRSS"].split()[0]), int(lines["RssAnon"].split()[0])
+    except (FileNotFoundError, ProcessLookupError, KeyError):
+        return None
+
+
+class Burners:
+    """Processes at nice 0 that never rest."""
+
+    def __init__(self) -> None:
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self, count: int) -> None:
+        """Burn."""
+        self._processes = [subprocess.Popen([sys.executable, "-c", BURN], stderr=subprocess.DEVNULL) for _ in range(count)]
+
+    def stop(self) -> None:
+        """Cool down; safe to call twice."""
+        for process in self._processes:
+            process.kill()
+            process.wait()
+        self._processes = []
+
+
+def watch(run: BridgeRun, seconds: float, burners: int, every_s: float, memory: Memory) -> None:
+    """Look at a run until it ends; fills in the memory of each process."""
+    memory.update({role: [] for role in run.pids})
+    burner, begin, next_look = Burners(), time.monotonic(), 0.0
+    try:
+        while run.exit_code is None and (now := time.monotonic() - begin) < seconds:
+            in_middle = seconds / 3 <= now < seconds * 2 / 3
+            if in_middle != bool(burner._processes) and burners:
+                burner.start(burners) if in_middle else burner.stop()
+            if now >= next_look:
+                next_look += every_s
+                for role, pid in run.pids.items():
+                    if (used := memory_kb(pid)) is not None:
+                        memory[role].append((round(now, 1), *used))
+                shown = ", ".join(f"{role} {looks[-1][1] // 1024} MB" for role, looks in memory.items() if looks)
+                state = " burning" if in_middle and burners else ""
+                print(f"{now:7.1f} s of {seconds:.0f}{state}: {shown}", file=sys.stderr, flush=True)
+            time.sleep(0.1)
+    finally:
+        burner.stop()
+
+
+def growth(memory: Memory, seconds: float) -> dict[str, dict[str, Any]]:
+    """Of each process: resident memory after the warm-up and at the end, the growth between, and the samples in MB."""
+    warm_s = min(WARM_UP_S, WARM_UP_PART * seconds)
+    found = {}
+    for role, looks in memory.items():
+        after = [look for look in looks if look[0] >= warm_s] or looks
+        if not after:
+            continue
+        first, last = after[0][1], after[-1][1]
+        found[role] = {
+            "after_warm_up_mb": round(first / 1024, 2),
+            "end_mb": round(last / 1024, 2),
+            "anonymous_end_mb": round(after[-1][2] / 1024, 2),
+            "growth_percent": round(100 * (last - first) / first, 3),
+            "samples": [[t, round(rss / 1024, 2)] for t, rss, _ in looks[:: max(1, len(looks) // 60)]],
+        }
+    return found
+
+
+def successes(rows: Rows, outcomes: list[dict[str, Any]], begin: int, end: int) -> dict[str, int]:
+    """Episodes that ended in control ticks [begin, end), and how many of them with strict success."""
+    ends = {int(part["episode"][0]): int(part["tick"][-1]) for part in episodes(rows)}
+    ended = [outcome for number, outcome in enumerate(outcomes) if begin <= ends.get(number, -1) < end]
+    return {"episodes": len(ended), "strict_successes": sum(bool(outcome["strict_success"]) for outcome in ended)}
+
+
+def gates(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the record must fulfil: name, value, limit, passed."""
+    thirds, hz = record["thirds"], record["conditions"]["control_hz"]
+    burnt = record["conditions"]["burners"] > 0
+    calm = [third for name, third in thirds.items() if not (burnt and name == "middle")]
+    scheduler = "SCHED_FIFO" if record["real_time"].get("io", {}).get("scheduler", "").startswith("SCHED_FIFO") else "SCHED_OTHER"
+    found = [
+        ("missed ticks, %", record["whole"]["missed_percent"], MAX_MISSED_PERCENT.get(hz, 1.0)),
+        ("HOLD outside of the burnt third, %", max(third["hold_percent"] for third in calm), MAX_HOLD_PERCENT),
+        (f"p99 lateness with {scheduler}, ms", record["whole"]["lateness"]["p99_ms"] or 0.0, MAX_LATENESS_MS[scheduler]),
+        (
+            f"p99 lateness in the worst third with {scheduler}, ms",
+            max(third["lateness"]["p99_ms"] or 0.0 for third in thirds.values()),
+            MAX_LATENESS_MS[scheduler],
+        ),
+        ("resident memory of io, MB", record["memory"].get("io", {}).get("end_mb", 0.0), MAX_IO_MB),
+        ("limit violations", record["whole"]["violations"], 0),
+        *((f"memory growth of {role}, %", used["growth_percent"], MAX_GROWTH_PERCENT) for role, used in record["memory"].items()),
+    ]
+    return [{"gate": name, "value": value, "limit": limit, "passed": value <= limit} for name, value, limit in found]
+
+
+def judge(
+    rows: Rows, report: dict[str, Any] | None, memory: Memory, spec: RobotSpec, conditions: dict[str, Any]
+) -> dict[str, Any]:
+    """The record of a run, gates included."""
+    hz = conditions["control_hz"]
+    total = round(conditions["minutes"] * 60 * hz)
+    last = int(rows["tick"][-1]) + 1 if len(rows) else 0
+    is_complete = report is not None and bool(report["is_complete"])
+    outcomes = report["episodes"] if report else []
+    lasted = total if is_complete else last
+    bounds = [round(total * k / 3) for k in range(4)]
+    spans = {name: (bounds[k], min(bounds[k + 1], lasted)) for k, name in enumerate(THIRDS) if bounds[k] < lasted}
+    record = {
+        "when_utc": now_utc(),
+        "is_complete": is_complete,
+        "faults": report["faults"] if report else ["interrupted"],
+        "final_mode": Mode(int(rows["mode"][-1])).name if len(rows) else Mode.INIT.name,
+        "conditions": conditions,
+        "versions": versions(),
+        "real_time": report["real_time"] if report else {},
+        "whole": stretch(rows, 0, lasted, spec, hz) | successes(rows, outcomes, 0, total),
+        "thirds": {name: stretch(rows, *span, spec, hz) | successes(rows, outcomes, *span) for name, span in spans.items()},
+        "memory": growth(memory, lasted / hz),
+        "report": {k: v for k, v in (report or {}).items() if k not in ("histograms", "episodes")},
+    }
+    return record | {"gates": gates(record)}
+
+
+def text(record: dict[str, Any]) -> str:
+    """Tables of the thirds, of memory and of the gates."""
+    parts = {**record["thirds"], "whole": record["whole"]}
+    rows = [
+        [
+            "part",
+            "missed %",
+            "HOLD %",
+            "late p50",
+            "p99",
+            "max ms",
+            "chunks/s",
+            "obs to cmd p50",
+            "p99 ms",
+            "violations",
+            "strict",
+        ]
+    ]
+    for name, part in parts.items():
+        late, age = part["lateness"], part["observation_to_command"]
+        rows.append(
+            [
+                name, part["missed_percent"], part["hold_percent"], late["p50_ms"], late["p99_ms"], late["max_ms"],
+                part["chunk_hz"], age["p50_ms"], age["p99_ms"], part["violations"],
+                f"{part['strict_successes']}/{part['episodes']}",
+            ]
+        )  # fmt: skip
+    memory = [["process", "MB after warm-up", "at the end", "growth %"]]
+    memory += [[r, m["after_warm_up_mb"], m["end_mb"], m["growth_percent"]] for r, m in record["memory"].items()]
+    verdicts = [["gate", "value", "limit", "verdict"]]
+    verdicts += [[g["gate"], g["value"], g["limit"], "passed" if g["passed"] else "MISSED"] for g in record["gates"]]
+    return "\n\n".join(table([[str(cell) for cell in row] for row in part]) for part in (rows, memory, verdicts))
+
+
+def soak(
+    minutes: float, control_hz: float, burners: int, record: bool, is_real_time: bool, seed: int, every_s: float
+) -> dict[str, Any]:
+    """One run, judged; also when it is interrupted."""
+    bundle = shipped("bundle")
+    spec, _ = with_task(ROBOT, None)
+    with tempfile.TemporaryDirectory(prefix="edgewam_soak_") as work:
+        folder = Path(work)
+        settings = RunSettings(
+            episode_ticks=round(spec.episode_ticks * control_hz / POLICY_HZ),
+            replan_ticks=round(RunSettings.replan_ticks * control_hz / POLICY_HZ),
+            record=str(folder / "run.mcap") if record else None,
+        )
+        options: dict[str, Any] = {} if control_hz == spec.control_hz else {"control_hz": control_hz}
+        conditions = {
+            "minutes": minutes,
+            "control_hz": control_hz,
+            "burners": burners,
+            "burners_are": "pure-Python loops at nice 0, in the middle third" if burners else "none",
+            "recorder": record,
+            "may_be_real_time": is_real_time,
+            "robot": ROBOT,
+            "first_seed": seed,
+            "threads": 1,
+            "bundle": read_manifest(bundle, kind="bundle", verify=False).digest,
+            "cpu": read_machine().cpu,
+            "num_cpus": len(os.sched_getaffinity(0)),
+        }
+        run = BridgeRun(
+            folder, FACTORY, {"bundle": str(bundle), "threads": 1}, settings,
+            is_real_time=is_real_time, robot=ROBOT, seconds=minutes * 60, seed=seed, **options,
+        )  # fmt: skip
+        memory: Memory = {}
+        report = None
+        try:
+            watch(run, minutes * 60, burners, every_s, memory)
+            report = run.wait()
+        except KeyboardInterrupt:
+            print("interrupted: what there is will be written", file=sys.stderr)
+            run.interrupt()
+            report = run.wait()
+        finally:
+            run.close()
+        size = sum(path.stat().st_size for path in folder.glob("run*.mcap"))
+        return judge(run.rows(), report, memory, spec, conditions | {"recording_bytes": size})
+
+
+def name_of(control_hz: float, record: bool, is_real_time: bool) -> str:
+    """Of the result file."""
+    parts = ["soak"] + ([f"{control_hz:.0f}hz"] if control_hz != POLICY_HZ else [])
+    return "_".join(parts + (["recorded"] if record else []) + ([] if is_real_time else ["no_fifo"]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        prog="python3 -m benchmarks.soak", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--control-hz", type=float, default=POLICY_HZ, choices=sorted(MAX_MISSED_PERCENT))
+    parser.add_argument("--record", action="store_true", help="with the flight recorder")
+    parser.add_argument("--no-burners", action="store_true", help="also the default at 100 Hz")
+    parser.add_argument("--no-fifo", action="store_true", help="as a user without CAP_SYS_NICE and CAP_IPC_LOCK")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--every-s", type=float, default=15.0, help="how often memory is looked at")
+    parser.add_argument("--json", type=Path, help="file of the result (default: benchmarks/results/<device>/<name>.json)")
+    a = parser.parse_args(argv)
+    burners = 0 if a.no_burners or a.control_hz != POLICY_HZ else BURNERS
+    try:
+        record = soak(a.minutes, a.control_hz, burners, a.record, not a.no_fifo, a.seed, a.every_s)
+    except EdgewamError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    name = name_of(a.control_hz, a.record, not a.no_fifo)
+    path = a.json or RESULTS / slug(record["conditions"]["cpu"]) / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, record)
+    print(text(record))
+    print(f"Written to {path}")
+    if record["faults"]:
+        print("faults: " + "; ".join(record["faults"]))
+    return 0 if record["is_complete"] and all(gate["passed"] for gate in record["gates"]) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,103 @@
+"""`edgewam run` and `edgewam control`: what is refused, what is said, and a run that is armed from another terminal."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from edgewam.cli.control import describe
+from edgewam.cli.run import _options, _remote, choose_planner
+from edgewam.core.artifacts import read_manifest
+from edgewam.core.errors import EdgewamError
+from tests.cli.command import apart, here, started
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+
+
+WRONG = {
+    "run --schedule average": "Available: replace, ensemble, crossfade, rtc",
+    "run --planner thread": "Available: engine, process",
+    "run --control-hz 75": "50 Hz or a whole multiple",
+    "run --control-hz 150": "50, 100 or 250 Hz, not at 150 Hz",
+    "run --robot-option port": "takes KEY=VALUE, such as port=/dev/ttyUSB0",
+    "run --remote 8000": "takes HOST:PORT, such as 127.0.0.1:8000",
+    "run a_bundle --remote 127.0.0.1:8000": "leave the bundle 'a_bundle' out",
+    "run --name ../x": "letters, digits",
+    "control status": "Start it with: edgewam run",
+    "control arm --run nobody": "No run 'nobody'. Running: none",
+}
+
+
+@pytest.mark.parametrize("line", WRONG)
+def test_a_mistake_is_one_sentence_that_says_what_would_be_right(line):
+    done = here(*line.split())
+    assert done.code == 1 and WRONG[line] in done.err and "Traceback" not in done.err
+
+
+def test_an_unknown_verb_lists_them():
+    done = here("control", "jump")
+    assert done.code == 2 and "estop" in done.err
+
+
+def test_robot_options_are_json_where_they_can_be():
+    assert _options(["port=/dev/ttyUSB0", "baud=1000000", "gripper=true", "name=a=b"]) == {
+        "port": "/dev/ttyUSB0", "baud": 1_000_000, "gripper": True, "name": "a=b",
+    }  # fmt: skip
+    with pytest.raises(EdgewamError, match="KEY=VALUE"):
+        _options(["a b=1"])
+
+
+def test_an_address_has_a_host_and_a_port():
+    assert _remote("[::1]:8000", None, None) == {"host": "::1", "port": 8000, "token_file": None}
+
+
+def test_a_bundle_that_plans_on_the_processor_gets_a_planner_process(shipped):
+    manifest = read_manifest(shipped / "bundle", kind="bundle", verify=False)
+    assert choose_planner(manifest) == "process"
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_armed", "advice"),
+    [
+        ("READY", False, "edgewam control arm --run x"),
+        ("STOP", True, "edgewam control reset --run x"),
+        ("ESTOP", True, "ended and started again"),
+        ("RUN", True, "armed."),
+    ],
+)
+def test_the_status_says_what_to_do_next(mode, is_armed, advice):
+    text = describe({"run": "x", "mode": mode, "cause": "no_chunk", "tick": 7, "is_armed": is_armed})
+    assert text.startswith(f"x: {mode} (no chunk) at tick 7") and advice in text
+
+
+def test_a_run_is_armed_stopped_and_ended_from_another_terminal(shipped):
+    pytest.importorskip("mujoco", reason="needs edgewam[sim]")
+    arguments = ("run", "--seconds", 0, "--no-arm", "--name", "x", "--planner", "engine", "--threads", 1, "--json")
+
+    def control(verb):
+        done = here("control", verb, "--json")
+        return done.json if done.code == 0 else {"mode": done.err}
+
+    with started(*arguments) as family:
+        family.wait_until(lambda: control("status")["mode"] == "READY")
+        time.sleep(0.5)
+        assert control("status")["mode"] == "READY", "nobody has armed it"
+        assert control("arm")["is_armed"]
+        family.wait_until(lambda: control("status")["mode"] == "RUN")
+        assert control("stop")["mode"] == "STOP"
+        assert control("reset")["mode"] != "STOP"
+        family.wait_until(lambda: control("status")["mode"] == "RUN")
+        done = family.cut(signal.SIGTERM)
+        assert family.none_left()
+    report = json.loads(done.out)
+    assert done.code == 0, done.err
+    assert report["is_complete"] and report["faults"] == [] and report["violations"] == report["violations_in_log"] == 0
+    assert report["transitions"]["RUN > STOP request"] >= 1
+    assert "Not armed" in done.err and "edgewam control arm --run x" in done.err
+    assert apart("control", "status").code == 1
