@@ -183,7 +183,7 @@ MATRIX: tuple[Fault, ...] = (
         run=Incident(begin=send("driver", signal.SIGSTOP), end=send("driver", signal.SIGCONT), end_s=1.6),
     ),
     Fault(
-        "driver: SIGKILL", "the process is killed", STATE_OLD, (ENDS,), STATE,
+        "driver: SIGKILL", "the process is killed", STATE_OLD, (ENDS,), (*STATE, "request"),
         run=Incident(begin=send("driver", signal.SIGKILL), end=nothing, seconds=12.0), check=scenes.says_who_died("driver"),
     ),
     Fault(

@@ -75,7 +75,8 @@ def shown(fault: Fault, seen: Mapping[str, Any]) -> str:
         return str(seen["said"])
     parts = []
     if seen["hold_after"] is not None:
-        parts.append(f"HOLD ({seen['cause']}) after {seen['hold_after']} ticks, for {seen['held']}")
+        hold = f"HOLD ({seen['cause']})" if seen["held"] else f"STOP ({seen['cause']})"
+        parts.append(f"{hold} after {seen['hold_after']} ticks" + (f", for {seen['held']}" if seen["held"] else ""))
     parts += [f"{name} {seen['counted'].get(name, 0)}" for name in fault.counted]
     return "; ".join([*parts, str(seen["outcome"])])
 
