@@ -61,7 +61,7 @@ def expected(fault: Fault) -> str:
     if fault.hold_within is None:
         hold = "no tick of HOLD"
     else:
-        cause = f" ({fault.cause[0]})" if fault.cause else ""
+        cause = f" ({' or '.join(fault.cause)})" if len(fault.cause) in (1, 2) else ""
         hold = f"HOLD within {fault.hold_within} ticks{cause}"
     counted = f", counts {', '.join(fault.counted)}" if fault.counted else ""
     return f"{hold}{counted}; {outcome}"
