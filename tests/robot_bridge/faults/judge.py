@@ -6,7 +6,7 @@ The limits of motion are checked on the commands themselves, in another way than
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,10 +22,10 @@ UNAFFECTED, RECOVERS, STOPS, ESTOPS, ENDS = "unaffected", "recovers", "latches S
 
 @dataclass(frozen=True)
 class Seen:
-    """hold_after: ticks from the fault's begin to the first one in HOLD, None without one; held: such ticks; cause: of the first.
+    """hold_after: ticks from the fault's begin to the first one in HOLD or STOP, None without one; cause: of that one.
 
-    counted: everything that was counted, by "what:name".  not_finite, violations: commands that break a limit, in the log and at
-    the robot.  worst_step: largest change of a command in units of the velocity limit.  outcome: one of the five above.
+    held: ticks in HOLD.  counted: everything that was counted, by "what:name".  not_finite, violations: commands in the log that
+    break a limit.  worst_step: largest change of a command in units of the velocity limit.  outcome: one of the five above.
     """
 
     ticks: int
@@ -37,7 +37,6 @@ class Seen:
     violations: int
     worst_step: float
     outcome: str
-    notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -81,7 +80,7 @@ def judge(rows: np.ndarray, begin: int, spec: RobotSpec, counted: Mapping[str, i
     commands, mode = rows["command"], rows["mode"]
     too_far, worst = steps_too_far(commands, np.ones(len(rows) - 1), spec)
     after = rows[rows["tick"] >= begin]
-    holds = after[after["mode"] == Mode.HOLD]
+    halted, holds = after[after["mode"] >= Mode.HOLD], after[after["mode"] == Mode.HOLD]
     if (mode == Mode.ESTOP).any():
         outcome = ESTOPS if (mode[np.argmax(mode == Mode.ESTOP) :] == Mode.ESTOP).all() else "left ESTOP"
     elif ended:
@@ -94,9 +93,9 @@ def judge(rows: np.ndarray, begin: int, spec: RobotSpec, counted: Mapping[str, i
         outcome = RECOVERS if len(holds) else UNAFFECTED
     return Seen(
         ticks=len(rows),
-        hold_after=int(holds["tick"][0]) - begin if len(holds) else None,
+        hold_after=int(halted["tick"][0]) - begin if len(halted) else None,
         held=len(holds),
-        cause=Cause(int(holds["cause"][0])).name.lower() if len(holds) else "",
+        cause=Cause(int(halted["cause"][0])).name.lower() if len(halted) else "",
         counted={
             **counts(Cause, rows["cause"][mode == Mode.HOLD], "hold"),
             **counts(Reject, rows["reject"], "reject"),

@@ -22,8 +22,9 @@ CAMERA_OLD = 13  # max_camera_age_s 0.2 is ten periods; a picture is shown for t
 ENGINE_GONE = 52  # engine_lost_s 1.0
 CONTEXT_OLD = MAX_CONTEXT_AGE + AT_CHUNK_END
 
-NO_CHUNK = ("no_chunk", "rejects", "engine_lost", "old_context")
-CAMERA, STATE = ("camera",), ("stale_state",)
+NO_CHUNK, CAMERA, STATE = ("no_chunk",), ("camera",), ("stale_state",)
+NO_ENGINE, NO_PLANNER = ("no_chunk", "engine_lost"), ("old_context", "no_chunk")
+ANY = (*NO_ENGINE, *NO_PLANNER, *STATE, *CAMERA, "recovering")
 
 
 @dataclass(frozen=True)
@@ -98,15 +99,15 @@ MATRIX: tuple[Fault, ...] = (
         tick=spoilers.stalled(3), run=Incident("stall_50", end_s=1.35),
     ),
     Fault(
-        "engine: stalls 500 ms", "one chunk comes 25 ticks late", AT_CHUNK_END, (RECOVERS,), NO_CHUNK,
+        "engine: stalls 500 ms", "one chunk comes 25 ticks late", AT_CHUNK_END, (RECOVERS,), NO_ENGINE,
         tick=spoilers.stalled(25), run=Incident("stall_500", end_s=1.5),
     ),
     Fault(
-        "engine: stalls for good", "no chunk any more; nobody restarts the engine", AT_CHUNK_END, (STOPS,), NO_CHUNK,
+        "engine: stalls for good", "no chunk any more; nobody restarts the engine", AT_CHUNK_END, (STOPS,), NO_ENGINE,
         tick=spoilers.silent("answer", 1000, 300, max_hold_s=2.0),
     ),
     Fault(
-        "engine: hangs", "a call that never returns", AT_CHUNK_END, (RECOVERS,), NO_CHUNK, ("restarts:engine",),
+        "engine: hangs", "a call that never returns", AT_CHUNK_END, (RECOVERS,), NO_ENGINE, ("restarts:engine",),
         run=Incident("stall_forever", end_s=1.7, seconds=8.0, settings={"heartbeat_timeout_s": 1.5}),
     ),
     Fault(
@@ -114,23 +115,23 @@ MATRIX: tuple[Fault, ...] = (
         tick=spoilers.silent("status", 80),
     ),
     Fault(
-        "engine: SIGKILL", "the process is killed", AT_CHUNK_END, (RECOVERS,), NO_CHUNK, ("restarts:engine",),
+        "engine: SIGKILL", "the process is killed", AT_CHUNK_END, (RECOVERS,), NO_ENGINE, ("restarts:engine",),
         run=Incident("", send("engine", signal.SIGKILL), nothing, before=scenes.slow_start), is_fast=True,
     ),
     Fault(
-        "engine: fails again and again", "every call raises", AT_CHUNK_END, (ENDS,), NO_CHUNK, ("restarts:engine",),
+        "engine: fails again and again", "every call raises", AT_CHUNK_END, (ENDS,), NO_ENGINE, ("restarts:engine",),
         run=Incident("raise", end_s=20.0, seconds=25.0),
     ),
     Fault(
-        "planner: stale", "chunks go on with the context of long ago", CONTEXT_OLD, (RECOVERS,), NO_CHUNK,
+        "planner: stale", "chunks go on with the context of long ago", CONTEXT_OLD, (RECOVERS,), NO_PLANNER,
         ("reject:old_context",), tick=spoilers.old_context(96),
     ),
     Fault(
-        "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_CHUNK, ("restarts:planner",),
+        "planner: SIGKILL", "the process is killed", CONTEXT_OLD, (UNAFFECTED, RECOVERS), NO_PLANNER, ("restarts:planner",),
         run=Incident("", send("planner", signal.SIGKILL), nothing, settings={"planner": "process"}, before=scenes.slow_start),
     ),
     Fault(
-        "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (RECOVERS,), NO_CHUNK, ("restarts:planner",),
+        "planner: hangs", "a refresh that never returns", CONTEXT_OLD, (RECOVERS,), NO_PLANNER, ("restarts:planner",),
         run=Incident("plan_forever", end_s=1.7, seconds=8.0, settings={"planner": "process", "heartbeat_timeout_s": 1.5}),
     ),
     _chunk("NaN", "one number is NaN", "not_finite", spoilers.answer("nan"), Incident("nan")),
@@ -156,7 +157,7 @@ MATRIX: tuple[Fault, ...] = (
     _torn("chunk", "damaged", "a byte flips after every write", AT_CHUNK_END, NO_CHUNK, spoilers.damaged("chunk")),
     _torn("cameras", "torn", "writer killed in the middle of a write", CAMERA_OLD, CAMERA, spoilers.half_written("cameras")),
     Fault(
-        "record chunk: writer killed", "the engine dies in the middle of its write", AT_CHUNK_END, (RECOVERS,), NO_CHUNK,
+        "record chunk: writer killed", "the engine dies in the middle of its write", AT_CHUNK_END, (RECOVERS,), NO_ENGINE,
         ("restarts:engine", "torn_reads"),
         run=Incident("torn", end_s=1.6, before=scenes.slow_start), is_fast=True,
     ),
@@ -169,7 +170,7 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "io: SIGSTOP 300 ms", "the process is stopped and continued", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
-        (*NO_CHUNK, *STATE, *CAMERA, "recovering"), ("missed",),
+        ANY, ("missed",),
         run=Incident(begin=send("io", signal.SIGSTOP), end=send("io", signal.SIGCONT), end_s=1.6),
         check=scenes.skips_and_never_bursts,
     ),
@@ -183,7 +184,7 @@ MATRIX: tuple[Fault, ...] = (
         run=Incident(begin=send("driver", signal.SIGSTOP), end=send("driver", signal.SIGCONT), end_s=1.6),
     ),
     Fault(
-        "driver: SIGKILL", "the process is killed", STATE_OLD, (ENDS,), STATE,
+        "driver: SIGKILL", "the process is killed", STATE_OLD, (ENDS,), (*STATE, "request"),
         run=Incident(begin=send("driver", signal.SIGKILL), end=nothing, seconds=12.0), check=scenes.says_who_died("driver"),
     ),
     Fault(
@@ -193,7 +194,7 @@ MATRIX: tuple[Fault, ...] = (
     ),
     Fault(
         "machine: CPU burners", "two busy loops per core at nice 0", AT_CHUNK_END, (UNAFFECTED, RECOVERS),
-        (*NO_CHUNK, *STATE, *CAMERA, "recovering"),
+        ANY,
         run=Incident(begin=scenes.burn, end=scenes.cool, end_s=4.0, seconds=6.0), check=scenes.few_ticks_are_missed,
     ),
     Fault(

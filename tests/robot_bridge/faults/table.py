@@ -61,7 +61,7 @@ def expected(fault: Fault) -> str:
     if fault.hold_within is None:
         hold = "no tick of HOLD"
     else:
-        cause = f" ({fault.cause[0]})" if fault.cause else ""
+        cause = f" ({' or '.join(fault.cause)})" if len(fault.cause) in (1, 2) else ""
         hold = f"HOLD within {fault.hold_within} ticks{cause}"
     counted = f", counts {', '.join(fault.counted)}" if fault.counted else ""
     return f"{hold}{counted}; {outcome}"
@@ -75,7 +75,8 @@ def shown(fault: Fault, seen: Mapping[str, Any]) -> str:
         return str(seen["said"])
     parts = []
     if seen["hold_after"] is not None:
-        parts.append(f"HOLD ({seen['cause']}) after {seen['hold_after']} ticks, for {seen['held']}")
+        hold = f"HOLD ({seen['cause']})" if seen["held"] else f"STOP ({seen['cause']})"
+        parts.append(f"{hold} after {seen['hold_after']} ticks" + (f", for {seen['held']}" if seen["held"] else ""))
     parts += [f"{name} {seen['counted'].get(name, 0)}" for name in fault.counted]
     return "; ".join([*parts, str(seen["outcome"])])
 
