@@ -31,11 +31,15 @@ ROLE_MODULES = {
 }
 
 
+# io locks all its memory: it maps nothing that it does not read
+RECORDS = {"io": ("control", "requests", "state", "chunk", "cameras", "command", "status_engine", "status_io")}
+
+
 class Link:
     """A child's side of the bridge: the records, what the parent wants, and the child's own status."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        self.wires = Wires.attach(config["wires"])
+        self.wires = Wires.attach(config["wires"], RECORDS.get(config["role"]))
         self._parent = int(config["parent_pid"])
         self._status_record = self.wires[f"status_{config['role']}"]
         self._status = self._status_record.blank()

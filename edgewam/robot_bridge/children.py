@@ -10,7 +10,7 @@ from typing import Any
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.clock import now_ns
 from edgewam.robot_bridge.processes import Child
-from edgewam.robot_bridge.watchdog import INDISPENSABLE, RestartBudget, is_hanging, silence_limit_s
+from edgewam.robot_bridge.watchdog import DISPENSABLE, INDISPENSABLE, RestartBudget, is_hanging, silence_limit_s
 from edgewam.robot_bridge.wires import Wires
 
 WATCH_S = 0.02  # how often the supervisor looks around
@@ -35,6 +35,7 @@ class Children:
         self.started_ns: dict[str, int] = {}
         self._budget = RestartBudget(int(config["max_restarts"]), float(config["restart_window_s"]))
         self._watching_since_ns = 0
+        self._given_up: set[str] = set()
         self.faults: list[str] = []
 
     def __getitem__(self, role: str) -> Child:
@@ -89,6 +90,8 @@ class Children:
         """Kill who hangs, start again who has died; False when the run cannot go on."""
         for role in self._roles:
             child = self._children[role]
+            if role in self._given_up:
+                continue
             if child.exit_code is None:
                 if not self._hangs(role):
                     continue
@@ -102,7 +105,10 @@ class Children:
             if not self._budget.spend(role, time.monotonic()):
                 if role not in INDISPENSABLE:
                     self.fault(f"The {role} process failed too often within {self._config['restart_window_s']:.0f} s.")
-                return False
+                if role not in DISPENSABLE:
+                    return False
+                self._given_up.add(role)
+                continue
             child.close()
             self._spawn(role)
         return True

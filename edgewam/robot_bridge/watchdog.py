@@ -8,6 +8,7 @@ from edgewam.robot_bridge.clock import NS
 
 # the run cannot go on without them, and starting a robot's driver again by itself could move the arm
 INDISPENSABLE = ("io", "driver")
+DISPENSABLE = ("recorder", "view")  # who only look on: the run goes on without them
 SLOW_ROLES = ("engine", "planner")  # may compute for seconds without a sign of life
 _QUICK_TIMEOUT_S = 2.0  # the others report several times a second
 

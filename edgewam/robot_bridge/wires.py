@@ -140,6 +140,7 @@ class Wires:
         camera_shapes: Mapping[str, Iterable[int]],
         fds: Mapping[str, int] | None = None,
         max_context: int = MAX_CONTEXT,
+        only: Iterable[str] | None = None,
     ) -> None:
         self._config = {
             "num_joints": num_joints,
@@ -147,8 +148,11 @@ class Wires:
             "max_context": max_context,
         }
         fds = fds or {}
+        wanted = None if only is None else frozenset(only)
         self.records = {
-            name: SharedRecord(layout, fds.get(name)) for name, layout in layouts(num_joints, camera_shapes, max_context).items()
+            name: SharedRecord(layout, fds.get(name))
+            for name, layout in layouts(num_joints, camera_shapes, max_context).items()
+            if wanted is None or name in wanted
         }
         self.log = Log(log_layout(num_joints), fd=fds.get("log"))
 
@@ -165,9 +169,9 @@ class Wires:
         return {**self._config, "fds": self.fds}
 
     @classmethod
-    def attach(cls, description: Mapping[str, Any]) -> Wires:
-        """The records of the parent, in a child."""
-        return cls(**description)
+    def attach(cls, description: Mapping[str, Any], only: Iterable[str] | None = None) -> Wires:
+        """The records of the parent, in a child; `only` these where images and contexts would take room for nothing."""
+        return cls(**description, only=only)
 
     def close(self) -> None:
         """Unmap everything; the kernel frees the memory when the last process has done so."""

@@ -21,7 +21,8 @@ ROWS = 16
 class FakePolicy:
     """Rows that say which tick and row they are; keeps what it was asked."""
 
-    prefix_trained, context_tick, refresh_ticks = False, None, 32
+    prefix_trained, offset_trained, context_tick = False, True, None
+    refresh_ticks, chunk_size, horizon = 32, ROWS, 80
 
     def __init__(self):
         self.resets, self.seen, self.prefixes, self.plans = [], [], [], []
@@ -142,6 +143,34 @@ def test_rtc_gives_the_rows_that_the_delay_will_consume(made, axes):
     assert fake.plans == [0], "the planner is refreshed when that is due"
 
 
+def test_a_delay_that_was_not_trained_for_is_refused(made):
+    policy, fake = made()
+    fake.prefix_trained = True
+    with pytest.raises(ValueError, match="A delay of 9 steps is more than this bundle was trained for"):
+        policy.predict_action_chunk(batch(), inference_delay=9, prev_chunk_left_over=torch.ones(ROWS, 3))
+    assert fake.seen == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "tick", "is_due"),
+    [
+        ({}, 40, False),
+        ({}, 64, True),
+        ({"refresh_ticks": 80}, 97, True),
+        ({"offset_trained": False}, 48, False),
+        ({"offset_trained": False}, 50, True),
+        ({"context_tick": None}, 0, True),
+    ],
+)
+def test_with_given_rows_the_planner_is_refreshed_when_it_would_be_without(plugin, fields, tick, is_due):
+    fake = FakePolicy()
+    fake.context_tick = 32
+    for name, value in fields.items():
+        setattr(fake, name, value)
+    plugin("engines").Engine(fake).infer({}, np.zeros(3), tick, np.zeros((2, 3), np.float32))
+    assert bool(fake.plans) is is_due
+
+
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
@@ -192,7 +221,7 @@ def test_a_server_is_asked_for_by_host_port_and_token_file(plugin, monkeypatch):
     monkeypatch.setattr(remote, "open_policy", lambda *places, **options: asked.append((places, options)) or FakePolicy())
     options = {"server": "10.0.0.7:8000", "token_file": "token"}
     engine = plugin("engines").open_engine(plugin("configuration_edgewam").EdgewamConfig(**options))
-    assert asked == [(("10.0.0.7", 8000), {"token_file": "token"})] and not engine.supports_prefix
+    assert asked == [(("10.0.0.7", 8000), {"token_file": "token"})] and engine.longest_prefix == 0
 
 
 def test_it_cannot_be_trained_here(made):

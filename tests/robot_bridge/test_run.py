@@ -5,6 +5,7 @@ Runs on noisy machines: counts and safety are asserted, wall-clock times only lo
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -412,3 +413,22 @@ def test_optional_processes_exist_only_when_asked_for():
     assert RunSettings().roles == ["io", "driver", "camera", "engine"]
     everything = RunSettings(planner="process", record="run.mcap", view_port=0)
     assert everything.roles == ["io", "driver", "camera", "engine", "planner", "recorder", "view"]
+
+
+def test_a_recorder_that_dies_again_and_again_is_given_up_and_the_run_goes_on(tmp_path):
+    is_over = threading.Event()
+
+    def kill_each():
+        while not is_over.wait(0.1):
+            with contextlib.suppress(EdgewamError, OSError, ValueError):  # between two runs of it, or at the very end
+                kill(ask("status", "given-up")["pids"]["recorder"])
+
+    killer = threading.Thread(target=kill_each, daemon=True)
+    report = drive(
+        "slow_wave", seconds=5.0, name="given-up", settings=RunSettings(max_restarts=1, record=str(tmp_path / "a.mcap")),
+        on_start=lambda pids: killer.start(),
+    )  # fmt: skip
+    is_over.set()
+    killer.join()
+    assert report.is_complete and report.final_mode == "RUN" and report.restarts == {"recorder": 1}
+    assert any("failed too often" in fault for fault in report.faults)

@@ -18,9 +18,11 @@ class Engine:
         self._policy = policy
 
     @property
-    def supports_prefix(self) -> bool:
-        """Whether the first rows of a chunk may be given: only weights that were trained so, and only in this process."""
-        return bool(getattr(self._policy, "prefix_trained", False))
+    def longest_prefix(self) -> int:
+        """First rows of a chunk that may be given: 0 for weights that were not trained so, and for a server's."""
+        from edgewam.robot_bridge.policy import longest_prefix
+
+        return longest_prefix(self._policy) if hasattr(self._policy, "prefix_trained") else 0
 
     def reset(self, prompt: str, seed: int) -> None:
         """Begin an episode; EdgewamError for a prompt that the bundle does not know."""
@@ -36,10 +38,18 @@ class Engine:
         observation = Observation(images, state, tick)
         if prefix is None:
             return self._policy.infer(observation).actions
-        context_tick = self._policy.context_tick
-        if context_tick is None or tick - context_tick >= self._policy.refresh_ticks:
+        if self._is_refresh_due(tick):
             self._policy.plan(observation)
         return self._policy.act(observation, prefix).actions
+
+    def _is_refresh_due(self, tick: int) -> bool:
+        """As in the policy's own `infer`: no context, an old one, one that does not reach, or one off whose grid the tick is."""
+        policy = self._policy
+        if policy.context_tick is None:
+            return True
+        age = tick - policy.context_tick
+        is_off_grid = not policy.offset_trained and age % policy.chunk_size != 0
+        return age >= policy.refresh_ticks or age + policy.chunk_size > policy.horizon or is_off_grid
 
 
 def open_engine(config: EdgewamConfig) -> Engine:

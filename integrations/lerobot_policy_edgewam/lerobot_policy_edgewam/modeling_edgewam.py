@@ -67,7 +67,7 @@ class EdgewamPolicy(PreTrainedPolicy):
 
     def supports_rtc(self) -> bool:
         """Whether the bundle was trained with action prefixes, so that the first `inference_delay` rows may be given."""
-        return self._opened().supports_prefix
+        return self._opened().longest_prefix > 0
 
     def get_optim_params(self) -> dict[str, Any]:
         """Nothing to optimise."""
@@ -97,6 +97,11 @@ class EdgewamPolicy(PreTrainedPolicy):
                 raise ValueError(
                     "This bundle was not trained with action prefixes, so real-time chunking would break its actions. "
                     "Switch RTC off, or train with prefixes."
+                )
+            if inference_delay > (longest := self._opened().longest_prefix):
+                raise ValueError(
+                    f"A delay of {inference_delay} steps is more than this bundle was trained for ({longest}). "
+                    "Use a faster bundle, or switch RTC off."
                 )
             left_over = prev_chunk_left_over[0] if prev_chunk_left_over.ndim == 3 else prev_chunk_left_over
             prefix = np.ascontiguousarray(left_over[:inference_delay].cpu().numpy(), np.float32)

@@ -60,6 +60,12 @@ def steps_too_far(commands: np.ndarray, ticks: np.ndarray, spec: RobotSpec) -> t
     return int((~(moved <= reach + ROUNDING)).any(1).sum()), float(np.nanmax(moved / reach, initial=0.0))
 
 
+def too_sudden(commands: np.ndarray, max_change: float) -> int:
+    """Commands [n, D], one per tick, whose step differs from the one before by more than `max_change`."""
+    standing = np.concatenate([commands[:1], commands])  # the arm stood before the first one
+    return int((~(np.abs(np.diff(standing, 2, axis=0)) <= max_change + ROUNDING)).any(1).sum())
+
+
 def out_of_range(commands: np.ndarray, spec: RobotSpec) -> int:
     """Commands [n, D] with a joint outside of its range."""
     inside = (commands >= spec.lower - ROUNDING) & (commands <= spec.upper + ROUNDING)

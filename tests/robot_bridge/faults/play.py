@@ -11,28 +11,29 @@ import numpy as np
 
 from edgewam.robot_bridge import io_process
 from tests.robot_bridge.faults import rig
-from tests.robot_bridge.faults.judge import Seen, complaints, judge, out_of_range, steps_too_far
+from tests.robot_bridge.faults.judge import Seen, complaints, judge, out_of_range, steps_too_far, too_sudden
 from tests.robot_bridge.faults.matrix import Fault
 from tests.robot_bridge.faults.robot import SPEC
 from tests.robot_bridge.faults.world import BEGIN, World
 
 RUN_SLACK = 6  # ticks: a timer of the test, a poll of the process that is hit, and what two noisy cores add
-
-
 EARLY = 25  # a run whose log ends so many ticks before its time was ended
 
 
-def in_simulated_time(fault: Fault) -> tuple[Seen, list[str]]:
-    """What was seen, and what is wrong with it."""
+def in_simulated_time(fault: Fault, schedule: str = "replace", acceleration: float | None = None) -> tuple[Seen, list[str]]:
+    """What was seen, and what is wrong with it; acceleration: the limit of every joint in rad/s^2."""
     assert fault.tick is not None
     with mock.patch.object(io_process, "now_ns") as clock:
-        world = World(fault.tick, lambda now: setattr(clock, "side_effect", now))
+        world = World(fault.tick, lambda now: setattr(clock, "side_effect", now), schedule, acceleration)
         try:
             rows = world.run()
             seen = judge(rows, BEGIN, SPEC, {"torn_reads": world.loop.torn_reads})
         finally:
             world.close()
-    return seen, complaints(seen, fault.hold_within, fault.cause, fault.counted, fault.outcome)
+    found = complaints(seen, fault.hold_within, fault.cause, fault.counted, fault.outcome)
+    if acceleration is not None and (jolts := too_sudden(rows["command"], acceleration / SPEC.control_hz**2)):
+        found.append(f"{jolts} commands above the acceleration limit")
+    return seen, found
 
 
 def in_real_time(fault: Fault, folder: Path) -> tuple[Seen, list[str]]:

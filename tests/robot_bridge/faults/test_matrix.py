@@ -11,6 +11,8 @@ from tests.robot_bridge.faults import doors, table
 from tests.robot_bridge.faults.matrix import MATRIX, Fault
 from tests.robot_bridge.faults.play import in_real_time, in_simulated_time
 
+ACCELERATION = 12.0  # rad/s^2: the limit of speed is reached in a quarter of a second
+
 
 def rows(level: str, is_fast: bool | None = None) -> list:
     """The rows that have a level, as parameters."""
@@ -21,6 +23,13 @@ def rows(level: str, is_fast: bool | None = None) -> list:
 @pytest.mark.parametrize("fault", rows("tick"))
 def test_a_fault_in_simulated_time(fault: Fault):
     _, found = in_simulated_time(fault)
+    assert not found
+
+
+@pytest.mark.parametrize(("schedule", "acceleration"), [("ensemble", None), ("crossfade", None), ("replace", ACCELERATION)])
+@pytest.mark.parametrize("fault", rows("tick"))
+def test_other_schedules_and_an_acceleration_limit_change_nothing_about_it(fault: Fault, schedule, acceleration):
+    _, found = in_simulated_time(fault, schedule, acceleration)
     assert not found
 
 

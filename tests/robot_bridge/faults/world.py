@@ -49,12 +49,15 @@ class Spoiler:
 class World:
     """Everything around the io tick, at the times at which aloha_sim and the shipped bundle do it."""
 
-    def __init__(self, spoiler: Spoiler | None, set_clock: Callable[[Callable[[], int]], None]) -> None:
+    def __init__(
+        self, spoiler: Spoiler | None, set_clock: Callable[[Callable[[], int]], None], schedule: str, acceleration: float | None
+    ) -> None:
+        """acceleration: the limit of every joint, rad/s^2, or None."""
         settings = spoiler.settings if spoiler and spoiler.settings else RunSettings()
         self.wires = Wires(SPEC.num_joints, SPEC.camera_shapes)
         self.config = {
-            **asdict(replace(settings, replan_ticks=REPLAN_TICKS)),
-            "max_acceleration": None,
+            **asdict(replace(settings, replan_ticks=REPLAN_TICKS, schedule=schedule)),
+            "max_acceleration": None if acceleration is None else [acceleration] * SPEC.num_joints,
             "lower": SPEC.lower.tolist(),
             "upper": SPEC.upper.tolist(),
             "max_velocity": SPEC.max_velocity.tolist(),
