@@ -35,6 +35,8 @@ def show(result: RunReport) -> None:
         ["lost", result.lost_log_rows + result.torn_reads, f"log rows and torn reads; images {result.lost_images or 0}"],
         ["strict successes", result.num_strict_successes, f"of {len(result.episodes)} finished episodes"],
     ]
+    if (recorder := result.processes.get("recorder")) is not None:
+        rows.append(["recorded", recorder.get("bytes", 0) / 1e6, f"MB; {recorder.get('lost', 'unknown')} messages lost"])
     table(f"{result.robot}, {result.seconds:.0f} s in real time", ["counter", "value", "detail"], rows)
     for fault in result.faults:
         say(fault)

@@ -112,7 +112,7 @@ class Robot(Protocol):
         """Limits, rates, cameras."""
 
     def reset(self, seed: int) -> None:
-        """Go to the start pose; in a simulator the seed fixes the whole scene."""
+        """Go to the start pose; in a simulator the seed fixes the whole scene.  A run never asks this of a real robot."""
 
     def observe(self) -> Observation:
         """The newest images and the present joint state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import signal
 import time
@@ -101,3 +102,14 @@ def test_a_run_is_armed_stopped_and_ended_from_another_terminal(shipped):
     assert report["transitions"]["RUN > STOP request"] >= 1
     assert "Not armed" in done.err and "edgewam control arm --run x" in done.err
     assert apart("control", "status").code == 1
+
+
+def test_the_table_shows_what_went_wrong_also_when_nothing_ran(capsys):
+    from edgewam.cli._run_table import show
+    from edgewam.robot_bridge.tally import Tally
+
+    config = {"control_hz": 50.0, "lower": [0.0], "upper": [1.0], "max_velocity": [1.0], "max_acceleration": None}
+    report = Tally(config, ("elbow",)).report(0)
+    show(dataclasses.replace(report, faults=["The io process was ended by SIGKILL."], processes={"recorder": {}}))
+    shown = capsys.readouterr().err
+    assert "The io process was ended by SIGKILL." in shown and "unknown messages lost" in shown
