@@ -31,6 +31,8 @@ ROLE_MODULES = {
 }
 
 
+HEARTBEAT_NS = 20_000_000  # fifty times within the shortest silence that counts as one
+
 # io locks all its memory: it maps nothing that it does not read
 RECORDS = {"io": ("control", "requests", "state", "chunk", "cameras", "command", "status_engine", "status_io")}
 
@@ -43,6 +45,7 @@ class Link:
         self._parent = int(config["parent_pid"])
         self._status_record = self.wires[f"status_{config['role']}"]
         self._status = self._status_record.blank()
+        self._reported: tuple[int, ...] = ()
         self._control: Value = self.wires["control"].blank()
         self._control_version = 0
 
@@ -94,7 +97,14 @@ class Link:
         delay_ticks: int = 0,
         lost: int = 0,
     ) -> None:
-        """Publish this child's status with a fresh heartbeat; see `wires.layouts`."""
+        """Publish this child's status with a fresh heartbeat; see `wires.layouts`.
+
+        A loop that polls may call this as often as it likes: without news the heartbeat is enough once in a while.
+        """
+        news = (is_ready, count, tick, mode, cause, applied_id, delay_ticks, lost)
+        if news == self._reported and now_ns() - int(self._status["heartbeat_ns"]) < HEARTBEAT_NS:
+            return
+        self._reported = news
         status = self._status
         status["is_ready"], status["heartbeat_ns"] = is_ready, now_ns()
         status["count"], status["tick"], status["mode"], status["cause"] = count, tick, mode, cause

@@ -137,7 +137,10 @@ class Children:
             "generation": self._budget.counts[role],
         }
         status = self._wires[f"status_{role}"]
-        status.write(status.blank())  # what a predecessor said of itself; it is dead, so there is one writer
+        before, blank = status.read(), status.blank()
+        if before is not None:
+            blank["heartbeat_ns"] = before[1]["heartbeat_ns"]  # silence counts from the predecessor's last sign of life
+        status.write(blank)  # the predecessor is dead, so there is one writer
         self.started_ns[role] = now_ns()
         self._children[role] = Child(config, self._wires.fds.values(), _ENVIRONMENT.get(role, {}))
 

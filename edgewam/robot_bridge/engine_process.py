@@ -82,11 +82,16 @@ class Engine:
         if self._refresh.is_waiting:
             self._refresh.offer(observation, tick)
             self._refresh.poll()
-        slot = (self._frames.episode, self._frames.episode_tick // self._replan_ticks)
+        slot = (self._frames.episode, self._frames.episode_tick // self._replan_interval())
         if slot != self._slot and not self._refresh.is_waiting and self._answer(observation, tick):
             self._slot = slot
         self._refresh.offer(observation, tick)  # when the chunk is on its way
         return True
+
+    def _replan_interval(self) -> int:
+        """Ticks per chunk; one while the arm waits, because each good chunk brings it closer to moving again."""
+        status = self._io.read()
+        return self._replan_ticks if status is None or status[1]["mode"] == Mode.RUN else 1
 
     def _answer(self, observation: Observation, tick: int) -> bool:
         """Publish a chunk; False where there is none for this tick, which the next frame tries again."""

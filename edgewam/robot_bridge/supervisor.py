@@ -173,6 +173,8 @@ class Supervisor:
         if self._is_complete and self._latch is not None:
             self._children.fault(self._latch)
         results = {role: self._children[role].results() for role in self._config["roles"]}
+        if lost := results.get("recorder", {}).get("fault"):
+            self._children.fault(f"The recording ended before the run: {lost}.")
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
         return replace(
             self._tally.report(lasted),
