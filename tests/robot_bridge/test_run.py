@@ -175,11 +175,12 @@ def test_without_the_robot_s_driver_the_run_ends_and_says_so():
 
 
 def test_a_killed_camera_process_is_replaced_and_its_frames_go_on():
-    report = drive("slow_wave", seconds=4.0, on_start=lambda pids: when_running(kill, "camera", 0.8, pids))
+    settings = RunSettings(max_camera_age_s=0.1)  # less than any Python takes to start
+    report = drive("slow_wave", seconds=4.0, settings=settings, on_start=lambda pids: when_running(kill, "camera", 0.8, pids))
     assert report.is_complete and report.restarts == {"camera": 1} and report.engine_restarts == 0
     assert report.faults == ["The camera process was ended by SIGKILL."]
     assert report.held_by_cause["camera"] > 0 and report.final_mode == "RUN"
-    assert report.transitions["RUN > HOLD camera"] == 1
+    assert report.transitions["RUN > HOLD camera"] >= 1
 
 
 def test_a_hanging_engine_is_killed_and_replaced(tmp_path):
