@@ -217,6 +217,7 @@ def soak(
             episode_ticks=round(spec.episode_ticks * control_hz / POLICY_HZ),
             replan_ticks=round(RunSettings.replan_ticks * control_hz / POLICY_HZ),
             record=str(folder / "run.mcap") if record else None,
+            planner="process",  # as edgewam run does on a CPU
         )
         options: dict[str, Any] = {} if control_hz == spec.control_hz else {"control_hz": control_hz}
         conditions = {
@@ -225,6 +226,7 @@ def soak(
             "burners": burners,
             "burners_are": "pure-Python loops at nice 0, in the middle third" if burners else "none",
             "recorder": record,
+            "planner": "process",
             "may_be_real_time": is_real_time,
             "robot": ROBOT,
             "first_seed": seed,
