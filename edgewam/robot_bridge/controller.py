@@ -106,8 +106,9 @@ class Controller:
         is_unanchored = orders.is_armed and not self._is_engaged and self.is_at_rest
         if self._motion is None or is_unanchored:  # nothing may be sent: the last command is not where the arm is
             return Decision(self._machine.mode, self._machine.cause, None, reject=reject)
+        is_live = self._is_engaged or not self.is_at_rest
         move = self._move(self._motion, target)
-        return self._commit(tick, self._motion, move, reject, is_new or is_reset)
+        return self._commit(tick, self._motion, move, reject, is_new or is_reset, is_live)
 
     def _is_good(self, now_ns: int, sensed: Sensed) -> bool:
         return now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
@@ -185,7 +186,7 @@ class Controller:
             move.command, move.workspace = motion.redirect(allowed, max_step), True
         return move
 
-    def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool) -> Decision:
+    def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool, is_live: bool) -> Decision:
         """The last look at a command: a mistake of ours is never sent."""
         command, target = move.command, move.target
         is_broken = self._watch.is_violation(tick, command, is_anchor=is_anchor)
@@ -204,6 +205,7 @@ class Controller:
             mode=self._machine.mode,
             cause=self._machine.cause,
             command=command,
+            is_live=is_live,
             reject=reject,
             chunk=None if target is None else target.newest.record,
             row=-1 if target is None else target.newest.row(tick),

@@ -14,6 +14,7 @@ from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.clock import DRIVER_PRIORITY, NS, become_real_time, now_ns, sleep_until
 from edgewam.robot_bridge.inbox import Inbox
 from edgewam.robot_bridge.robot import Robot
+from edgewam.robot_bridge.shm_record import Value
 
 POLL_NS = 500_000  # how long a command may wait for being seen
 MAX_ERRORS_S = 0.5  # a robot that does nothing but raise for so long has left
@@ -68,7 +69,7 @@ class RobotDriver:
     def _serve_commands(self) -> None:
         """Hand the newest command on; without one for the length of the lease, tell the robot to stop, once."""
         value = self._inbox.take()
-        if value is not None and self._may_send(value["target"]):
+        if value is not None and self._may_send(value):
             self._target = value["target"]
             if self._try("command", lambda: self._robot.command(value["target"])):
                 self._inbox.applied()
@@ -77,10 +78,15 @@ class RobotDriver:
             self._moved_ns = None
             self._stops += 1
 
-    def _may_send(self, target: Any) -> bool:
-        """Whether the robot is armed, or was and still has to be braked; a disarmed one may be moved by hand."""
+    def _may_send(self, value: Value) -> bool:
+        """Whether the robot is armed, or was and still has to be braked; a disarmed one may be moved by hand.
+
+        Both sides have to agree: a command that io decided before it saw the arming holds a pose that the arm may have left.
+        """
+        if not value["is_live"]:
+            return False
         is_armed = bool(self._link.control["is_armed"])
-        return is_armed or (self._target is not None and bool((target != self._target).any()))
+        return is_armed or (self._target is not None and bool((value["target"] != self._target).any()))
 
     def _look(self) -> None:
         """Publish the joint state; a robot that raises publishes nothing, so the last state grows old."""
@@ -118,5 +124,6 @@ class RobotDriver:
             "robot_errors": self._errors,
             "last_robot_error": self._last_error,
             "lease_stops": self._stops,
+            "old_commands": self._inbox.refused,
             "real_time": granted,
         }

@@ -129,5 +129,6 @@ class SimulatorDriver:
             "num_episodes": self._num_ended,
             "num_strict_successes": self._num_strict,
             "caught_up_ticks": self._caught_up,
+            "old_commands": self._inbox.refused,
             "real_time": granted,
         }

@@ -117,7 +117,7 @@ class _Loop:
         if decision.command is not None:
             outgoing = self._outgoing
             outgoing["tick"], outgoing["episode"], outgoing["target"] = tick, self._controller.episode, decision.command
-            outgoing["t_sent_ns"] = sent_ns = now_ns()
+            outgoing["is_live"], outgoing["t_sent_ns"] = decision.is_live, (sent_ns := now_ns())
             self._command.write(outgoing)
             if not is_over:
                 self._write_log((tick, deadline_ns, woken_ns, sent_ns), decision, received, health)

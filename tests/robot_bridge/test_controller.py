@@ -164,6 +164,26 @@ def test_arming_begins_where_the_arm_is_not_where_it_was():
     assert [bench.step(bench.chunk(there)).mode for _ in range(3)][-1] is Mode.RUN
 
 
+def test_only_what_was_decided_for_an_armed_and_anchored_arm_or_brakes_it_may_reach_a_real_robot():
+    bench = Bench()
+    bench.is_armed = False
+    assert not any(bench.step().is_live for _ in range(4)), "never armed"
+    bench.pose = np.array([0.8, 0.5], np.float32)  # by hand
+    assert not bench.step().is_live, "still the old pose"
+    bench.is_armed = True
+    assert bench.step().is_live and bench.step().is_live
+    for start in (0.7, 0.6):
+        bench.step(bench.chunk(ramp(start, -0.01)))
+    bench.step()
+    bench.is_armed = False
+    braking = [bench.step() for _ in range(8)]
+    moves = np.diff([bench.commands[-9][0], *(decision.command[0] for decision in braking)]) != 0
+    assert moves[:4].all() and not moves[4:].any()
+    assert all(d.is_live for d in braking[:4]) and not any(d.is_live for d in braking[6:])
+    bench.step(stop=Cause.REQUEST)
+    assert not bench.step(reset=True).is_live, "a reset of a disarmed arm moves nothing"
+
+
 def test_an_arm_that_has_only_sagged_goes_on_from_what_it_was_told():
     bench = Bench()
     bench.is_armed = False

@@ -22,15 +22,15 @@ CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks"
 @pytest.fixture
 def driver():
     wires = Wires(2, fakes.SPEC.camera_shapes)
-    made = SimulatorDriver(CONFIG, types.SimpleNamespace(wires=wires), fakes.make(render=False))
+    made = SimulatorDriver(CONFIG, types.SimpleNamespace(wires=wires, epoch_ns=now_ns()), fakes.make(render=False))
     made._robot.reset(7)
     yield made, wires
     wires.close()
 
 
-def send(wires, target, episode, tick=0):
+def send(wires, target, episode, tick=0, is_live=True):
     value = wires["command"].blank()
-    value["target"], value["episode"], value["tick"] = target, episode, tick
+    value["target"], value["episode"], value["tick"], value["is_live"] = target, episode, tick, is_live
     wires["command"].write(value)
 
 
@@ -166,6 +166,38 @@ def test_a_disarmed_robot_is_sent_nothing_but_the_end_of_its_braking(arm):
         send(wires, [target, 0.5], 0)
         made._serve_commands()
     assert robot.calls == ["command"] * 3 and robot.joints[0] == 0.13
+
+
+def test_a_pose_that_io_held_before_it_saw_the_arming_never_reaches_an_arm_that_was_moved_by_hand(arm):
+    made, robot, link, wires = arm
+    link.control["is_armed"] = 0
+    robot.joints = np.array([0.9, 0.5])  # by hand
+    link.control["is_armed"] = 1  # between io's look at the arming and ours
+    send(wires, [0.1, 0.5], 0, is_live=False)
+    made._serve_commands()
+    assert robot.calls == []
+
+
+def test_a_command_that_is_older_than_its_lease_is_refused_and_renews_nothing(arm):
+    made, robot, link, wires = arm
+    period_ns = 20_000_000
+    link.epoch_ns = now_ns() - 100 * period_ns
+    send(wires, [0.3, 0.6], 0, tick=94)  # io or this process was stopped for six ticks, and the lease is five
+    made._serve_commands()
+    assert robot.calls == [] and made._results({})["old_commands"] == 1
+    send(wires, [0.3, 0.6], 0, tick=97)
+    made._serve_commands()
+    assert robot.calls == ["command"] and made._results({})["old_commands"] == 1
+
+
+def test_a_simulator_refuses_an_old_command_too(driver):
+    made, wires = driver
+    made._link.epoch_ns = now_ns() - 10**9
+    send(wires, [0.3, 0.6], 0, tick=3)
+    made._apply_command()
+    made._advance()
+    made._publish()
+    assert joints(wires) == pytest.approx([0.0, 0.5])
 
 
 @pytest.mark.parametrize("fault", ["observe", "command"])
