@@ -111,7 +111,8 @@ class Controller:
         return self._commit(tick, self._motion, move, reject, is_new or is_reset, is_live)
 
     def _is_good(self, now_ns: int, sensed: Sensed) -> bool:
-        return now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
+        # a time in the future would be fresh for ever
+        return 0 <= now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
 
     def _anchor_if_due(self, tick: int, sensed: Sensed, orders: Orders) -> tuple[bool, bool]:
         """Begin anew from where the robot is: in a new episode, after a reset, and when it is armed after somebody has moved it

@@ -48,7 +48,10 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
 
 
 def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
-    """Sleep to each tick's deadline; gives tick, deadline and time of waking.  Ticks that woke too late are left out."""
+    """Sleep to each tick's deadline; gives tick, deadline and time of waking.
+
+    Ticks that woke too late are left out, and so are those whose command would follow too closely on one that was sent late.
+    """
     tick = 0
     while True:
         deadline_ns = epoch_ns + tick * period_ns
@@ -57,12 +60,17 @@ def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
             tick = _next_tick(woken_ns - epoch_ns, period_ns)
             continue
         yield tick, deadline_ns, woken_ns
-        tick += 1
+        tick = max(tick + 1, _tick_after(now_ns() - epoch_ns, period_ns))
 
 
 def _next_tick(elapsed_ns: int, period_ns: int) -> int:
     """The next tick that can still be started in time, after a late waking."""
     return (elapsed_ns + period_ns - round(LATEST_START * period_ns)) // period_ns
+
+
+def _tick_after(elapsed_ns: int, period_ns: int) -> int:
+    """The first tick at least `LATEST_START` of a period away."""
+    return -((-elapsed_ns - round(LATEST_START * period_ns)) // period_ns)
 
 
 def age_ns(now: int, stamp: int) -> int:
@@ -85,6 +93,7 @@ class _Loop:
         self._outgoing = self._command.blank()
         self._log = link.wires.log
         self._num_rows = 0
+        self._status: dict[str, int] = {}
 
     @property
     def torn_reads(self) -> int:
@@ -122,14 +131,15 @@ class _Loop:
             if not is_over:
                 self._write_log((tick, deadline_ns, woken_ns, sent_ns), decision, received, health)
         if not is_over:
-            self._link.report(
-                count=self._num_rows,
-                tick=tick,
-                mode=decision.mode,
-                cause=decision.cause,
-                applied_id=self._controller.applied_id,
-                delay_ticks=self._controller.delay_ticks,
-            )
+            self._status = {
+                "count": self._num_rows,
+                "tick": tick,
+                "mode": decision.mode,
+                "cause": decision.cause,
+                "applied_id": self._controller.applied_id,
+                "delay_ticks": self._controller.delay_ticks,
+            }
+        self._link.report(**self._status)  # a sign of life also while it brakes, which an acceleration limit may make long
 
     def _sensed(self) -> Sensed | None:
         state = self._newest.get("state")

@@ -99,7 +99,7 @@ def test_a_hold_is_left_by_a_slow_approach_instead_of_a_jump():
 
 
 def test_an_old_or_broken_robot_report_holds_the_arm():
-    for wrong in ({"age_ns": 70_000_000}, {"sensed": False}):
+    for wrong in ({"age_ns": 70_000_000}, {"age_ns": -1}, {"sensed": False}):
         bench = Bench().started()
         bench.step(bench.chunk(ramp(0, 0.01)))
         decision = bench.step(**wrong)

@@ -128,6 +128,32 @@ def test_late_ticks_are_skipped_and_never_made_up_for(world):
     assert not log["is_violation"].any()
 
 
+@pytest.mark.parametrize("stopped_ns", [12_000_000, 300_000_000, 307_000_000])
+def test_a_command_that_was_stopped_on_its_way_out_is_not_followed_closely_by_the_next_one(world, stopped_ns):
+    record = world.wires.records["command"]
+    write, sent_ns = record.write, []
+
+    def delayed(value):
+        if value["tick"] == 20:
+            world.now += stopped_ns
+        sent_ns.append(world.now)
+        write(value)
+
+    record.write = delayed
+    log = world.run()
+    assert 20 in log["tick"] and len(log) <= 39
+    assert min(np.diff(sent_ns)) >= 0.5 * PERIOD_NS and not log["is_violation"].any()
+
+
+def test_a_run_that_is_over_gives_signs_of_life_for_as_long_as_it_brakes(monkeypatch):
+    world = World(monkeypatch, ramp_ticks=150)  # three seconds, as a low acceleration limit would need
+    world.run()
+    braked = world.wires["command"].read()[1]["tick"] - 39
+    assert braked >= 150 and len(world.statuses) >= 40 + braked
+    assert all(status == world.statuses[-1] for status in world.statuses[-braked:]) and world.statuses[-1]["count"] == 40
+    world.wires.close()
+
+
 def test_an_orphan_stops_brakes_and_sends_the_held_pose_until_the_robot_s_own_lease_may_run_out(world):
     world.events = {12: lambda: setattr(world, "is_orphan", True)}
     log = world.run()
