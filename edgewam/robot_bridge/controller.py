@@ -169,7 +169,7 @@ class Controller:
         mode, cause, limits = self._machine.mode, self._machine.cause, self._limits
         is_approaching = mode is Mode.HOLD and cause is Cause.APPROACH
         if target is None or not (mode is Mode.RUN or is_approaching):
-            return _Move(motion.freeze() if mode is Mode.ESTOP else motion.brake())
+            return self._halt(motion)
         max_step = limits.approach_step if is_approaching else limits.max_step
         command, filtered = motion.follow(target.pose, max_step)
         move = _Move(command)
@@ -180,12 +180,25 @@ class Controller:
         if self._workspace is None:
             return move
         allowed = self._workspace(command)
+        if allowed is not None and (allowed != command).any():
+            move.command, move.workspace = motion.redirect(allowed, max_step), True
+            allowed = self._workspace(move.command)  # the limits may have left it on the way to what was asked for
         if allowed is None:
             self._machine.refuse()
             return _Move(motion.freeze(), workspace=True)
-        if (allowed != command).any():
-            move.command, move.workspace = motion.redirect(allowed, max_step), True
         return move
+
+    def _halt(self, motion: Motion) -> _Move:
+        """Brake along the ramp, or at once where the ramp would lead into what the workspace does not allow."""
+        if self._machine.mode is Mode.ESTOP:
+            return _Move(motion.freeze())
+        command = motion.brake()
+        if self._workspace is None or (command == motion.last).all():
+            return _Move(command)
+        allowed = self._workspace(command)
+        if allowed is None or (allowed != command).any():
+            return _Move(motion.freeze(), workspace=True)
+        return _Move(command)
 
     def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool, is_live: bool) -> Decision:
         """The last look at a command: a mistake of ours is never sent."""
