@@ -240,11 +240,11 @@ def test_braking_does_not_coast_into_what_is_forbidden_either():
 
 def behind_the_wall(command):
     """Sends whoever comes near the wall to its other side, which no step reaches."""
-    return None if 0.35 < command[0] < 0.5 else np.array([0.9, 0.5]) if command[0] > 0.3 else command
+    return None if 0.35 < command[0] < 0.5 else np.array([0.9, 0.5]) if command[0] > 0.32 else command
 
 
 def test_what_the_limits_leave_of_another_command_is_asked_about_again():
-    bench = Bench(workspace=HERE + "behind_the_wall").running(ramp(0.0, 0.045, 64))
+    bench = Bench(workspace=HERE + "behind_the_wall").running(ramp(0.0, 0.03, 64))
     seen = [bench.step() for _ in range(12)]
     assert max(decision.command[0] for decision in seen) <= 0.35
     assert (Mode.HOLD, Cause.WORKSPACE) in map(where, seen)
