@@ -18,7 +18,7 @@ from edgewam.robot_bridge.intake import Intake
 from edgewam.robot_bridge.modes import Cause, Mode, ModeMachine, Patience, Situation
 from edgewam.robot_bridge.motion import Motion
 from edgewam.robot_bridge.orders import Orders
-from edgewam.robot_bridge.safety import Limits, Vector, Watch, mask_to_bits
+from edgewam.robot_bridge.safety import ANCHOR_MARGIN, Limits, Vector, Watch, mask_to_bits
 from edgewam.robot_bridge.scheduling import open_schedule
 from edgewam.robot_bridge.scheduling.timed_rows import Target
 from edgewam.robot_bridge.shm_record import Value
@@ -48,7 +48,9 @@ class Controller:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         hz = float(config["control_hz"])
-        self._limits = Limits.from_rates(config)
+        self._limits = limits = Limits.from_rates(config)
+        # the first command is the pose brought into the range, in one go: no more than a tick's motion, or sensor's inaccuracy
+        self._anchor_margin = np.maximum(limits.max_step, ANCHOR_MARGIN * (limits.upper - limits.lower))
         self._machine = ModeMachine(
             Patience(
                 max_pause_ticks=round(config["max_pause_s"] * hz),
@@ -130,7 +132,7 @@ class Controller:
             is_reset = not self._is_engaged
         if not (is_new or is_reset):
             return False, False
-        if not self._limits.has(pose, self._limits.max_jump):
+        if not self._limits.has(pose, self._anchor_margin):
             return False, False
         self._is_engaged = orders.is_armed
         self.episode = sensed.episode

@@ -209,6 +209,17 @@ def test_an_arm_beyond_its_range_is_not_moved_by_arming():
     np.testing.assert_allclose(bench.step().command, bench.pose)
 
 
+@pytest.mark.parametrize(("outside", "is_anchored"), [(0.055, True), (0.1, False), (0.4, False)])
+def test_an_arm_that_rests_outside_of_its_range_is_not_yanked_into_it(outside, is_anchored):
+    bench = Bench(pose=(1.0 + outside, 0.5))
+    command = bench.step().command
+    assert (command is not None) == is_anchored, "the first command is in the range: the arm would go there as fast as it can"
+    bench = Bench().started()
+    bench.step(stop=Cause.REQUEST)
+    bench.pose = np.array([1.0 + outside, 0.5], np.float32)
+    assert (bench.step(reset=True).mode is Mode.READY) == is_anchored
+
+
 def test_arming_again_while_the_arm_still_brakes_goes_on_at_once():
     bench = Bench().started()
     bench.step(bench.chunk(ramp(0.05, 0.05)))
