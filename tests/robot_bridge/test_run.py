@@ -421,7 +421,7 @@ def test_a_recorder_that_dies_again_and_again_is_given_up_and_the_run_goes_on(tm
 
     def kill_each():
         while not is_over.wait(0.1):
-            with contextlib.suppress(EdgewamError, OSError, ValueError):  # between two runs of it, or at the very end
+            with contextlib.suppress(EdgewamError, OSError, ValueError, KeyError):  # between two runs of it, or at the very end
                 kill(ask("status", "given-up")["pids"]["recorder"])
 
     killer = threading.Thread(target=kill_each, daemon=True)
