@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import NS, become_real_time, now_ns, sleep_until
+from edgewam.robot_bridge.clock import NS, Sweep, become_real_time, now_ns, sleep_until
 from edgewam.robot_bridge.controller import Controller
 from edgewam.robot_bridge.decision import Decision, Health, Sensed
 from edgewam.robot_bridge.orders import OrderReader
@@ -33,11 +33,13 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
             return {"real_time": granted, "torn_reads": 0}
         sleep_until(now_ns() + 5_000_000)
     leave_ns: int | None = None
+    sweep = Sweep()
     for tick, deadline_ns, woken_ns in ticks(epoch_ns, period_ns):
         is_orphan, is_over = link.is_orphan, tick >= config["num_ticks"]
         if is_over and loop.is_at_rest:
             break
         loop.tick(tick, deadline_ns, woken_ns, is_orphan, is_over)
+        sweep.if_due()
         if is_orphan and leave_ns is None:
             leave_ns = woken_ns + orphan_ns
         if leave_ns is not None and woken_ns >= leave_ns:
@@ -93,7 +95,7 @@ class _Loop:
         self._outgoing = self._command.blank()
         self._log = link.wires.log
         self._num_rows = 0
-        self._status: dict[str, int] = {}
+        self._status: dict[str, Any] = {}
 
     @property
     def torn_reads(self) -> int:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import driver_robot, driver_simulator
+from edgewam.robot_bridge import clock, driver_process, driver_robot, driver_simulator
 from edgewam.robot_bridge.clock import now_ns
 from edgewam.robot_bridge.driver_robot import RobotDriver
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
@@ -150,6 +150,70 @@ def test_a_real_robot_is_told_to_stop_once_when_commands_stop_coming_and_may_go_
     send(wires, [0.2, 0.6], 0)
     made._serve_commands()
     assert robot.calls == ["command", "stop", "command"]
+
+
+def test_a_robot_that_does_not_stop_is_told_so_once_a_tick_and_given_half_a_second(arm, monkeypatch):
+    made, robot, _, wires = arm
+    monkeypatch.setattr(driver_robot, "now_ns", lambda: clock[0])
+    clock = [1_000_000_000]
+    send(wires, [0.3, 0.6], 0)
+    made._serve_commands()
+    robot.fault = "stop"
+    clock[0] += 100_000_001
+    for _ in range(40 * 24):  # a look every 0.5 ms
+        made._serve_commands()
+        clock[0] += 500_000
+    assert robot.calls.count("stop") == 24
+    robot.fault = ""
+    clock[0] += 20_000_000
+    made._serve_commands()
+    assert made._results({})["lease_stops"] == 1 and made._results({})["robot_errors"] == 24
+
+
+@pytest.mark.parametrize("faults", [0, 3, 9])
+def test_the_last_stop_is_tried_several_times(monkeypatch, faults):
+    monkeypatch.setattr(driver_process, "sleep_until", lambda deadline: None)
+    robot, left = fake_arm.FakeArm(), [faults]
+
+    def stop():
+        robot.calls.append("stop")
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("bus error")
+
+    robot.stop = stop
+    if faults == 9:
+        with pytest.raises(EdgewamError, match="'x' could not be told to stop: bus error. Use its own emergency stop"):
+            driver_process.stop(robot, "x")
+    else:
+        driver_process.stop(robot, "x")
+    assert len(robot.calls) == min(faults + 1, 5)
+
+
+@pytest.mark.parametrize("is_armed", [False, True])
+def test_a_robot_that_was_only_looked_at_is_sent_nothing_to_the_end(monkeypatch, is_armed):
+    monkeypatch.setattr(driver_robot, "become_real_time", lambda priority: {})
+    robot, wires = fake_arm.FakeArm(), Wires(2, fake_arm.SPEC.camera_shapes)
+    monkeypatch.setattr(fake_arm, "make", lambda render: robot)
+    link = FakeLink(wires)
+    link.is_stopping, link.control["is_armed"] = True, is_armed
+    link.epoch_ns = now_ns()
+    send(wires, [0.1, 0.5], 0, is_live=is_armed)
+    driver_process.run({**CONFIG, "robot": fake_arm.ROBOT, "robot_options": {}}, link)
+    wires.close()
+    moved = ["command", "stop"] if is_armed else []
+    assert [call for call in dict.fromkeys(robot.calls) if call != "observe"] == [*moved, "close"]
+
+
+def test_a_real_time_process_collects_its_garbage_once_a_second(monkeypatch):
+    now, collected = [5 * 10**9], []
+    monkeypatch.setattr(clock, "now_ns", lambda: now[0])
+    monkeypatch.setattr(clock.gc, "collect", lambda: collected.append(now[0]))
+    sweep = clock.Sweep()
+    for _ in range(200):
+        sweep.if_due()
+        now[0] += 20_000_000
+    assert collected == [5 * 10**9, 6 * 10**9, 7 * 10**9, 8 * 10**9]
 
 
 def test_a_disarmed_robot_is_sent_nothing_but_the_end_of_its_braking(arm):
