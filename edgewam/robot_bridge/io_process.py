@@ -23,14 +23,14 @@ READS = ("state", "chunk", "cameras", "status_engine", "requests")
 
 
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
-    """Control for `config["num_ticks"]` ticks from the epoch, then brake and leave; returns permissions and torn reads."""
+    """Control for `config["num_ticks"]` ticks from the epoch, then brake and leave; returns permissions and counts."""
     period_ns, orphan_ns = round(NS / config["control_hz"]), round(config["orphan_s"] * NS)
     loop = _Loop(config, link)  # what is wrong with the configuration is said before anybody is ready
     granted = become_real_time(PRIORITY)
     link.report()
     while not (epoch_ns := link.epoch_ns):
         if link.is_stopping:
-            return {"real_time": granted, "torn_reads": 0}
+            return {"real_time": granted, "torn_reads": 0, "silent_ticks": 0}
         sleep_until(now_ns() + 5_000_000)
     leave_ns: int | None = None
     sweep = Sweep()
@@ -46,7 +46,7 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
             break
         if link.is_quitting and loop.is_at_rest:
             break
-    return {"real_time": granted, "torn_reads": loop.torn_reads}
+    return {"real_time": granted, "torn_reads": loop.torn_reads, "silent_ticks": loop.silent_ticks}
 
 
 def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
@@ -95,6 +95,7 @@ class _Loop:
         self._outgoing = self._command.blank()
         self._log = link.wires.log
         self._num_rows = 0
+        self.silent_ticks = 0  # in which nothing was to be sent
         self._status: dict[str, Any] = {}
 
     @property
@@ -133,6 +134,7 @@ class _Loop:
             if not is_over:
                 self._write_log((tick, deadline_ns, woken_ns, sent_ns), decision, received, health)
         if not is_over:
+            self.silent_ticks += decision.command is None
             self._status = {
                 "count": self._num_rows,
                 "tick": tick,

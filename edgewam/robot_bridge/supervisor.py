@@ -187,15 +187,16 @@ class Supervisor:
         """Counters from the log, and what the children said about themselves."""
         self._drain()
         has_ended = self._is_complete and not self._is_interrupted
-        lasted = int(self._config["num_ticks"]) if has_ended else self._tally.last_tick + 1
         if self._is_complete and self._latch is not None:
             self._children.fault(self._latch)
         results = {role: self._children[role].results() for role in self._config["roles"]}
         if lost := results.get("recorder", {}).get("fault"):
             self._children.fault(f"The recording ended before the run: {lost}.")
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
+        status, silent = self._children.status("io"), io.get("silent_ticks", 0)
+        last_tick = max(self._tally.last_tick, int(status["tick"]) if status is not None and silent else -1)
         return replace(
-            self._tally.report(lasted),
+            self._tally.report(int(self._config["num_ticks"]) if has_ended else last_tick + 1, silent),
             robot=self._config["robot"],
             robot_options=dict(self._config["robot_options"]),
             is_complete=self._is_complete and self._latch is None,

@@ -62,7 +62,7 @@ def drive(policy, args=None, seconds=2.0, **kwargs):
 
 
 def check_sums(report: RunReport):
-    assert report.ticks == report.sent + report.missed
+    assert report.ticks == report.sent + report.missed + report.silent
     assert report.sent == report.ready + report.run + report.held + report.stopped
     assert report.held == sum(report.held_by_cause.values())
     assert report.rejected == sum(report.rejected_by_cause.values())
