@@ -254,6 +254,24 @@ def test_a_command_that_is_older_than_its_lease_is_refused_and_renews_nothing(ar
     assert robot.calls == ["command"] and made._results({})["old_commands"] == 1
 
 
+def test_a_robot_may_write_into_the_command_it_gets(arm):
+    made, robot, link, wires = arm
+    got = []
+
+    def command(target):
+        target *= 100.0  # to the motors' units, in place
+        got.append(target.tolist())
+
+    robot.command = command
+    for _ in range(2):
+        send(wires, [0.3, 0.6], 0)
+        made._serve_commands()
+    link.control["is_armed"] = 0
+    send(wires, [0.3, 0.6], 0)
+    made._serve_commands()
+    assert got == [[30.0, 60.0]] * 2 and made._results({})["robot_errors"] == 0
+
+
 def test_a_simulator_refuses_an_old_command_too(driver):
     made, wires = driver
     made._link.epoch_ns = now_ns() - 10**9

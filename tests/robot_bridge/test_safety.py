@@ -196,3 +196,9 @@ def test_a_robot_that_the_log_or_the_lease_has_no_room_for_is_refused_when_it_is
     names, ones = tuple(map(str, range(num_joints))), np.ones(num_joints)
     with pytest.raises(AssertionError, match=message):
         replace(SPEC, joint_names=names, lower=-ones, upper=ones, max_velocity=ones, lease_ticks=lease_ticks)
+
+
+@pytest.mark.parametrize("field", ["lower", "upper", "max_velocity", "max_acceleration"])
+def test_limits_are_finite(field):
+    with pytest.raises(AssertionError, match=f"{field} must be finite"):
+        replace(SPEC, **{field: np.array([-np.inf if field == "lower" else np.inf, 1.0])})
