@@ -61,9 +61,7 @@ class RobotSpec:
                 continue
             value = np.array(getattr(self, field), np.float64)
             assert value.shape == (self.num_joints,), f"{self.name}: {field} must have one value per joint"
-            assert np.isfinite(value).all(), (
-                f"{self.name}: {field} must be finite: nothing can brake before an end that is nowhere"
-            )
+            assert np.isfinite(value).all(), f"{self.name}: {field} must be finite: nothing brakes before an end that is nowhere"
             value.flags.writeable = False
             object.__setattr__(self, field, value)
         assert (self.lower < self.upper).all() and (self.max_velocity > 0).all(), self.name

@@ -322,15 +322,16 @@ def test_a_driver_leaves_when_asked_and_no_more_commands_come(arm, monkeypatch):
     made, robot, link, wires = arm
     end = threading.Event()
 
+    link.epoch_ns = now_ns()
+
     def brake():
-        for tick in range(15):
-            send(wires, [0.01 * tick, 0.5], 0, tick=tick)
+        for step in range(15):
+            send(wires, [0.01 * step, 0.5], 0, tick=(now_ns() - link.epoch_ns) // 20_000_000)
             end.wait(0.02)
 
     sender = threading.Thread(target=brake)
     sender.start()
     link.is_stopping = True
-    link.epoch_ns = now_ns()
     made.run()
     sender.join()
     assert robot.joints[0] == pytest.approx(0.14), "the last command of the braking ramp arrived"
