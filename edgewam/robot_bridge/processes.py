@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODULE = "edgewam.robot_bridge.child"
+LAST_WORDS = 4096  # bytes of its standard error that are looked at when it has failed
+KILL_S = 2.0  # a process that has not ended by then hangs inside of the kernel, where no signal reaches it
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -29,8 +31,9 @@ class Child:
 
     def __init__(self, config: Mapping[str, Any], fds: Iterable[int], environment: Mapping[str, str]) -> None:
         self.role = str(config["role"])
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in `end`
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # whatever a robot's library prints, in whatever encoding, must not harm the parent
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
@@ -65,7 +68,7 @@ class Child:
             return str(message) if code == 1 else f"The {self.role} process failed: {message}"
         if code is not None and code < 0:
             return f"The {self.role} process was ended by {signal.Signals(-code).name}."
-        self._errors.seek(0)
+        self._errors.seek(max(0, os.fstat(self._errors.fileno()).st_size - LAST_WORDS))
         last = self._errors.read().strip().rpartition("\n")[2]
         return f"The {self.role} process ended with exit code {code}: {last or 'it gave no reason'}."
 
@@ -95,10 +98,10 @@ class Child:
         if not self.wait(timeout_s):
             self.kill()
 
-    def kill(self) -> None:
-        """End it now, whatever it does, and collect it."""
+    def kill(self) -> bool:
+        """End it now, whatever it does, and collect it; whether that worked.  Never waits for longer than `KILL_S`."""
         self._process.kill()
-        self._process.wait()
+        return self.wait(KILL_S)
 
     def close(self) -> None:
         """End it and forget its output."""
