@@ -3,7 +3,6 @@
 import gc
 import random
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +12,9 @@ from edgewam.core import plugins
 from edgewam.robot_bridge.serving.handler import DoorError
 from tests.robot_bridge.doors.running import Refused, probe_of, running
 from tests.robot_bridge.serving.fake_engine import FakeEngine, images, session, state
+from tests.waiting import wait_for
 
 DOORS = [name for name in plugins.names("door") if name != "ros2"]  # it streams; see doors/test_ros2.py
-PATIENCE_S = 5.0  # a door notices within this time that a client has left
 FAST_FRAMES, SOAK_FRAMES = 500, 10_000
 GROWTH_BYTES = 2 << 20  # the allocator's own unrest over thousands of connections; or a leak of 200 bytes a frame
 CODES = {
@@ -39,13 +38,6 @@ def served(name, engine):
     handler = session(engine)
     with running(name, handler) as address:
         yield probe_of(name), address, handler
-
-
-def wait_for(is_true):
-    end = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def refused(call, *arguments):
@@ -88,7 +80,7 @@ def test_a_client_that_vanishes_gives_up_control(served):
     client = probe.connect(address)
     client.infer(images(), state())
     client.drop()
-    wait_for(lambda: handler.controller is None)
+    wait_for(lambda: handler.controller is None, "the client has left")
     second = probe.connect(address)
     assert second.infer(images(), state()).shape == (16, 2)
     second.close()
@@ -102,7 +94,7 @@ def test_the_engines_refusals_arrive_as_codes(served, engine, code):
     assert refused(client.infer, images(), state()) == code
     client.drop()
     second = probe.connect(address)
-    wait_for(lambda: served[2].controller is None)
+    wait_for(lambda: served[2].controller is None, "the client has left")
     assert second.infer(images(), state()).shape == (16, 2)
     second.close()
 
@@ -134,7 +126,7 @@ def test_the_door_ends_while_clients_are_connected_and_leaves_no_thread(name):
         clients[0].infer(images(), state())
     for client in clients:
         client.drop()
-    wait_for(lambda: set(threading.enumerate()) <= before)
+    wait_for(lambda: set(threading.enumerate()) <= before, "its threads end")
 
 
 def mutated(data, rng):
@@ -184,7 +176,7 @@ def fuzz(served, num_frames, seed=5):
     assert "internal" not in outcomes, outcomes
     assert grown < GROWTH_BYTES, f"{grown} bytes"
     healthy = probe.connect(address)
-    wait_for(lambda: served[2].controller is None)
+    wait_for(lambda: served[2].controller is None, "the client has left")
     assert healthy.infer(images(), state()).shape == (16, 2)
     healthy.close()
 

@@ -27,6 +27,7 @@ from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
 from edgewam.robot_bridge.wires import LOG_ROWS
 from tests.robot_bridge.recorded import CAMERAS, Bridge
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -284,13 +285,6 @@ def test_a_file_that_is_no_recording_is_refused(content, tmp_path):
 
 def run_process(bridge, path, generation):
     return Child(bridge.config(path, generation), bridge.wires.fds.values(), {})
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_a_killed_recorder_costs_a_second_and_its_successor_counts_the_gap(bridge, tmp_path):

@@ -28,6 +28,7 @@ from edgewam.robot_bridge.view_process import Live
 from edgewam.robot_bridge.wires import LOG_ROWS
 from tests.browser import browser, chromium
 from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS, Bridge
+from tests.waiting import wait_for
 
 PHONE, DESK = 375, 1280
 READABLE = 4.5  # contrast of small text after WCAG 2.2, level AA
@@ -215,13 +216,6 @@ def open_stream(port):
             break
         found += data
     return connection, found
-
-
-def wait_for(condition, what, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def test_watchers_are_few_and_a_slow_one_is_dropped_without_delaying_the_others(bridge, served, monkeypatch):

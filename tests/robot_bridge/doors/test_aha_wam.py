@@ -21,6 +21,7 @@ from tests.robot_bridge import fakes
 from tests.robot_bridge.doors.aha_wam_client import FRONT, STATE, Client, action_request, image, infer
 from tests.robot_bridge.doors.engines import HORIZON, NotedEngine, session
 from tests.robot_bridge.doors.running import running
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -186,7 +187,7 @@ def test_a_local_session_keeps_the_door_shut_for_other_doors(engine):
         with pytest.raises(DoorError, match="controls the robot"):
             handler.reset("somebody else", None)
         client.close()
-        _eventually(lambda: handler.controller is None)
+        wait_for(lambda: handler.controller is None)
         handler.reset("somebody else", None)
 
 
@@ -313,10 +314,3 @@ def test_three_cameras_by_name():
         client.close()
     for name, view in views.items():
         np.testing.assert_array_equal(engine.calls[-1][1].images[name], view)
-
-
-def _eventually(condition, limit_s=5.0):
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.02)
