@@ -260,8 +260,12 @@ def test_who_connects_and_asks_nothing_is_ended(served, monkeypatch):
     idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(view_server.MAX_CONNECTIONS + 5)]
     for connection in idle[:8]:
         connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-    time.sleep(0.4)
-    server.drop_slow_requests()
+
+    def are_gone():
+        server.drop_slow_requests()
+        return not server._requests
+
+    wait_for(are_gone, "who asks nothing is ended")
     for connection in idle:
         read_all(connection)  # ends
         connection.close()

@@ -180,7 +180,7 @@ def test_malformed_messages_are_bad_requests_without_a_traceback(shared, message
 
 
 def test_a_message_of_many_small_objects_is_refused_before_it_fills_the_memory():
-    begin = time.perf_counter()
+    begin = time.thread_time()  # of this thread: who else is busy does not count
     for bomb in (
         b"\xdc\x00\x3f" * 500 + b"\x90",
         b"\x9f" + (b"\x9f" + b"\x90" * 15) * 500_000,
@@ -188,7 +188,7 @@ def test_a_message_of_many_small_objects_is_refused_before_it_fills_the_memory()
     ):
         with pytest.raises(DoorError):
             packing.unpack(bomb)
-    assert time.perf_counter() - begin < 2.0  # the second is 8 MB, which would be half a million lists
+    assert time.thread_time() - begin < 2.0  # the second is 8 MB, which would be half a million lists
 
 
 def test_what_is_packed_is_unpacked_and_nothing_else_is_packed():

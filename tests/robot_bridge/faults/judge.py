@@ -49,6 +49,16 @@ def counts(kind: type[Cause] | type[Reject], codes: np.ndarray, prefix: str) -> 
     return {f"{prefix}:{kind(int(v)).name.lower()}": int(n) for v, n in zip(values, numbers, strict=True)}
 
 
+def is_never_hurried(rows: np.ndarray, period_ns: int) -> bool:
+    """Whether io made up for nothing that it had missed: no tick begins more than half a period late, or before its deadline.
+
+    When a tick is cut short between its beginning and its command, that one command is late and the next may follow it closely:
+    so three commands within half a period are too many, two are not.
+    """
+    late_ns, sent_ns = rows["woken_ns"] - rows["deadline_ns"], rows["sent_ns"]
+    return bool(((late_ns >= 0) & (late_ns <= period_ns / 2)).all() and (sent_ns[2:] - sent_ns[:-2] >= period_ns / 2).all())
+
+
 def steps_too_far(commands: np.ndarray, ticks: np.ndarray, spec: RobotSpec) -> tuple[int, float]:
     """Commands [n, D] that moved further than the velocity limit allows in `ticks` [n - 1]; the worst in units of the limit."""
     if len(commands) < 2:

@@ -147,7 +147,7 @@ def test_an_engine_that_cannot_start_says_why():
 
 
 def test_refreshes_run_beside_acts_and_the_newest_look_wins():
-    with linked("split", plan_s=0.4) as link:
+    with linked("split", plan_s=0.8) as link:
         assert link.facts.grid_ticks == 16
         link.reset("reach", 0)
         assert refused(link.act, seen()) == "no_plan"
