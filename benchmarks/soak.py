@@ -28,6 +28,7 @@ from edgewam.core.artifacts import read_manifest, versions, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
+from edgewam.robot_bridge.memory import resident_mb
 from edgewam.robot_bridge.modes import Mode
 from edgewam.robot_bridge.robot import RobotSpec, with_task
 from edgewam.robot_bridge.run import RunSettings
@@ -43,16 +44,7 @@ MAX_IO_MB = 100.0
 MAX_HOLD_PERCENT = 1.0
 MAX_MISSED_PERCENT = {50.0: 0.5, 100.0: 1.0}
 MAX_LATENESS_MS = {"SCHED_FIFO": 2.0, "SCHED_OTHER": 20.0}
-Memory = dict[str, list[tuple[float, int, int]]]
-
-
-def memory_kb(pid: int) -> tuple[int, int] | None:
-    """Resident and anonymous resident memory; None when the process has gone."""
-    try:
-        lines = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-        return int(lines["VmRSS"].split()[0]), int(lines["RssAnon"].split()[0])
-    except (FileNotFoundError, ProcessLookupError, KeyError):
-        return None
+Memory = dict[str, list[tuple[float, float, float]]]
 
 
 class Burners:
@@ -85,9 +77,9 @@ def watch(run: BridgeRun, seconds: float, burners: int, every_s: float, memory: 
             if now >= next_look:
                 next_look += every_s
                 for role, pid in run.pids.items():
-                    if (used := memory_kb(pid)) is not None:
+                    if (used := resident_mb(pid)) is not None:
                         memory[role].append((round(now, 1), *used))
-                shown = ", ".join(f"{role} {looks[-1][1] // 1024} MB" for role, looks in memory.items() if looks)
+                shown = ", ".join(f"{role} {looks[-1][1]:.0f} MB" for role, looks in memory.items() if looks)
                 state = " burning" if in_middle and burners else ""
                 print(f"{now:7.1f} s of {seconds:.0f}{state}: {shown}", file=sys.stderr, flush=True)
             time.sleep(0.1)
@@ -105,11 +97,11 @@ def growth(memory: Memory, seconds: float) -> dict[str, dict[str, Any]]:
             continue
         first, last = after[0][1], after[-1][1]
         found[role] = {
-            "after_warm_up_mb": round(first / 1024, 2),
-            "end_mb": round(last / 1024, 2),
-            "anonymous_end_mb": round(after[-1][2] / 1024, 2),
+            "after_warm_up_mb": round(first, 2),
+            "end_mb": round(last, 2),
+            "anonymous_end_mb": round(after[-1][2], 2),
             "growth_percent": round(100 * (last - first) / first, 3),
-            "samples": [[t, round(rss / 1024, 2)] for t, rss, _ in looks[:: max(1, len(looks) // 60)]],
+            "samples": [[t, round(rss, 2)] for t, rss, _ in looks[:: max(1, len(looks) // 60)]],
         }
     return found
 

@@ -114,8 +114,8 @@ def judged(rows, memory, **conditions):
     return soak.judge(rows, report, memory, SPEC, known)
 
 
-def flat(first_kb, last_kb):
-    return {"io": [(0.0, 9000, 9000), (1.0, first_kb, 5000), (2.0, last_kb, 5000)]}
+def flat(first_mb, last_mb):
+    return {"io": [(0.0, 9.0, 9.0), (1.0, first_mb, 5.0), (2.0, last_mb, 5.0)]}
 
 
 def verdicts(record):
@@ -123,7 +123,7 @@ def verdicts(record):
 
 
 def test_a_calm_soak_passes_every_gate():
-    record = judged(log(), flat(10_000, 10_100))
+    record = judged(log(), flat(10.0, 10.1))
     assert all(verdicts(record).values()) and list(record["thirds"]) == list(soak.THIRDS)
     assert sum(third["ticks"] for third in record["thirds"].values()) == record["whole"]["ticks"] == 100
     assert record["memory"]["io"]["growth_percent"] == 1.0
@@ -135,20 +135,20 @@ def test_every_gate_of_a_soak_can_be_missed():
     rows["sent_ns"][40:50] += 30 * MS
     rows["command"][90, 0] = 2.0
     rows = np.delete(rows, range(20, 25))
-    record = judged(rows, flat(10_000, 200_000))
+    record = judged(rows, flat(10.0, 200.0))
     assert not any(verdicts(record).values()), verdicts(record)
 
 
 def test_a_hold_while_burners_burn_is_told_but_not_judged():
     rows = log()
     rows["mode"][40:50] = Mode.HOLD
-    assert verdicts(judged(rows, flat(10_000, 10_000)))["HOLD outside of the burnt third, %"]
-    assert not verdicts(judged(rows, flat(10_000, 10_000), burners=0))["HOLD outside of the burnt third, %"]
+    assert verdicts(judged(rows, flat(10.0, 10.0)))["HOLD outside of the burnt third, %"]
+    assert not verdicts(judged(rows, flat(10.0, 10.0), burners=0))["HOLD outside of the burnt third, %"]
 
 
 def test_an_interrupted_soak_is_judged_as_far_as_it_went():
     known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 2}
-    record = soak.judge(log(), None, flat(10_000, 10_000), SPEC, known)
+    record = soak.judge(log(), None, flat(10.0, 10.0), SPEC, known)
     assert not record["is_complete"] and list(record["thirds"]) == ["first"]
     assert soak.text(record) and reliability.soak_block({"soak": record})
 

@@ -247,13 +247,14 @@ def test_a_real_arm_waits_to_be_armed_and_can_be_stopped_and_reset_at_this_machi
         time.sleep(0.5)  # nothing happens by itself
         for verb, mode in (("status", "READY"), ("arm", "RUN"), ("stop", "STOP"), ("arm", "STOP"), ("reset", "RUN")):
             seen.append(ask(verb, "fake_arm"))
+            time.sleep(0.3)
             reach(mode)
 
     report = run(
         FACTORY + "standing",
         {},
         robot=fake_arm.ROBOT,
-        seconds=4.5,
+        seconds=5.0,
         robot_options={"journal": journal},
         on_start=when_ready(operate),
     )

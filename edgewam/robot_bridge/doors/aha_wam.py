@@ -23,14 +23,14 @@ from edgewam.robot_bridge.aha_wam_wire import frames, messages, pickle_reader, p
 from edgewam.robot_bridge.aha_wam_wire.messages import Request
 from edgewam.robot_bridge.aha_wam_wire.seats import Peer, Seats
 from edgewam.robot_bridge.serving.access import Address, is_token, listen
-from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
+from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options, is_on
 from edgewam.robot_bridge.serving.handler import Answer, DoorError, Handler
 
 DEFAULT_PORT = 10_000
 FIRST_CONTEXT_S = 5.0  # upstream's own patience for the first planner refresh of an episode
 RETRY_S = 0.02  # a fiftieth of a second: well below a refresh, and a fifth of the requests that a client may make
 _LOG = logging.getLogger(__name__)
-_TRUE = ("1", "true", "yes")
+_OPTIONS = ("allow_pickle", "resize_images", "max_return_actions")
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,8 @@ class Settings:
 
 def settings_of(extra: Mapping[str, str]) -> Settings:
     """The door's own options; EdgewamError for an unknown one, or without `allow_pickle`."""
-    if unknown := set(extra) - {"allow_pickle", "resize_images", "max_return_actions"}:
-        raise EdgewamError(
-            f"The door aha_wam has no option {', '.join(sorted(unknown))}. "
-            "It has: allow_pickle, resize_images, max_return_actions."
-        )
-    if extra.get("allow_pickle", "").lower() not in _TRUE:
+    check_options("aha_wam", extra, _OPTIONS)
+    if not is_on(extra, "allow_pickle"):
         raise EdgewamError(
             "The door aha_wam speaks frames of pickle. They are read as plain data and never executed, but the protocol has no "
             "authentication. If your robot computer needs it, start it with --option allow_pickle=true; else use the door openpi."
@@ -59,7 +55,7 @@ def settings_of(extra: Mapping[str, str]) -> Settings:
     rows = extra.get("max_return_actions", "0")
     if not rows.isdecimal():
         raise EdgewamError(f"max_return_actions must be a number of rows, 0 for all, got {rows!r}.")
-    return Settings(extra.get("resize_images", "").lower() in _TRUE, int(rows))
+    return Settings(is_on(extra, "resize_images"), int(rows))
 
 
 def serve(handler: Handler, address: Address, options: DoorOptions) -> None:

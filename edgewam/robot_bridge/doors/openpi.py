@@ -26,7 +26,7 @@ from typing import Any
 from edgewam.core.errors import require
 from edgewam.robot_bridge.serving import access, checks, packing
 from edgewam.robot_bridge.serving.access import Address
-from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
+from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options
 from edgewam.robot_bridge.serving.handler import DoorError, Handler, Look
 
 DEFAULT_PORT = 8000
@@ -39,7 +39,8 @@ _FLAT, _FLAT_IMAGES = "observation/", "observation/images/"
 
 
 def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
-    """Serve until `options.quit` is set."""
+    """Serve until `options.quit` is set; EdgewamError for settings, of which this door has none."""
+    check_options("openpi", options.extra, ())
     require("websockets.asyncio.server", extra="serve")
     require("msgpack", extra="serve")
     listener, address = access.listen(address, options.token)

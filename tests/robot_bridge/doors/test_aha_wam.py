@@ -54,6 +54,8 @@ def test_it_is_a_door_that_has_to_be_asked_for_twice():
         aha_wam.settings_of({})
     with pytest.raises(EdgewamError, match="no option colour"):
         aha_wam.settings_of({"allow_pickle": "true", "colour": "red"})
+    with pytest.raises(EdgewamError, match="allow_pickle must be true or false, got 'ture'"):
+        aha_wam.settings_of({"allow_pickle": "ture"})
 
 
 def test_the_synchronous_flow_gives_the_fields_of_upstream(connect, engine):

@@ -319,7 +319,7 @@ def test_options_are_named_and_checked():
     metadata = session(NotedEngine()).metadata
     settings = ros2.settings_of({}, metadata)
     assert (settings.domain, settings.is_armed, settings.is_loopback) == (42, False, True)
-    for extra in ({"colour": "red"}, {"domain": "x"}, {"network": "world"}):
+    for extra in ({"colour": "red"}, {"domain": "x"}, {"network": "world"}, {"arm": "maybe"}):
         with pytest.raises(EdgewamError):
             ros2.settings_of(extra, metadata)
     with pytest.raises(EdgewamError, match="0 to 232"):
