@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import observation_age, real_time_success, reliability, soak
+from benchmarks import bridge_rows, observation_age, real_time_success, reliability, soak
 from benchmarks.bridge_figures import first_commands, stretch, violations
 from benchmarks.marks import with_block
 from edgewam.core.errors import EdgewamError
@@ -163,3 +163,12 @@ def test_a_block_of_a_document_is_replaced_and_nothing_else():
 def test_the_reliability_page_shows_the_committed_results():
     text = reliability.DOC.read_text()
     assert reliability.page(text, reliability.RESULTS / reliability.DEVICE) == text, "run python3 -m benchmarks.reliability"
+
+
+def test_the_readme_s_row_of_a_soak_tells_what_was_missed_and_what_grew():
+    ((label, value),) = bridge_rows.soak_rows(judged(np.delete(log(), range(20, 25)), flat(10.0, 10.4)))
+    assert "50 Hz, SCHED_FIFO, 2 busy loops in the middle third" in label and "NOT" not in label
+    assert value.startswith("5.00 %, 0.00 %, ") and value.endswith("+4.0 %")
+    known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0}
+    ((label, _),) = bridge_rows.soak_rows(soak.judge(log(), None, flat(10.0, 10.0), SPEC, known))
+    assert "NOT complete" in label and "busy loops" not in label
