@@ -35,7 +35,7 @@ class RunSettings:
     driver_lead_s: how long before a control tick the simulator publishes its state.
     jump_s: a chunk is refused when its first action is farther away than this much time at the velocity limit.
     approach_fraction: speed of leaving a hold, as a part of the velocity limit.  ramp_ticks: ticks to brake in.
-    schedule: how one chunk takes over from another (robot_bridge/scheduling); ensemble_decay, crossfade_ticks belong to it.
+    schedule: how one chunk takes over from another (`scheduling`); ensemble_decay, crossfade_ticks belong to it.
     refresh_ticks: ticks between two planner refreshes; None: the policy's own number.
     planner: "process" gives the planner a process of its own, "engine" lets the engine refresh between chunks.
     max_context_age_ticks: a chunk whose planner context is older when it begins is refused; None: the engine's own bound.
