@@ -14,10 +14,12 @@ def show(result: RunReport) -> None:
     """The counters that matter, as a table on stderr, and below it what went wrong."""
     age, lateness, engine = result.observation_to_command_ms, result.lateness_ms, result.engine_ms
     late = ", ".join(f"{n} by more than {share}" for share, n in result.late_by_share.items())
+    missed = f"missed {result.missed} ({result.missed_percent:.2f} %), {result.longest_gap_ticks} in a row"
+    silent = f", nothing to send in {result.silent}" if result.silent else ""
     rows: list[list[Any]] = [
         ["control_hz", result.control_hz, "commands sent per second"],
         ["chunk_hz", result.chunk_hz, "fresh chunks applied per second"],
-        ["ticks", result.ticks, f"missed {result.missed} ({result.missed_percent:.2f} %), {result.longest_gap_ticks} in a row"],
+        ["ticks", result.ticks, missed + silent],
         ["late", result.late, f"{late} of a period"],
         ["held", result.held, f"{result.hold_percent:.2f} % of the ticks after READY {result.held_by_cause or ''}"],
         ["stopped", result.stopped, _counts(result.transitions)],

@@ -121,7 +121,10 @@ def explain(error: Exception) -> str:
 
 def main() -> int:
     """Run one role; exit code 0 done, 1 an error that is the user's to act on, 2 any other (traceback on stderr)."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who stops us in order
+    # Ctrl-C and the end of a service or session reach the parent as well, who stops us in order: io brakes, then the driver
+    # tells the robot to stop.  Handlers and not SIG_IGN: programs that a robot's library starts do not inherit them.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, frame: None)
     results = private_stdout()
     config = json.loads(sys.stdin.readline())
     os.environ.update(config.get("environment", {}))

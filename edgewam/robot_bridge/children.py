@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.clock import now_ns
+from edgewam.robot_bridge.clock import NS, now_ns
 from edgewam.robot_bridge.processes import Child
 from edgewam.robot_bridge.watchdog import DISPENSABLE, INDISPENSABLE, RestartBudget, is_hanging, silence_limit_s
 from edgewam.robot_bridge.wires import Wires
 
 WATCH_S = 0.02  # how often the supervisor looks around
+_ASLEEP_S = 1.0  # a supervisor that did not look around for so long was stopped, perhaps with all the others
 _MAX_FAULTS = 100  # a run of days may restart a camera every minute
 _LEAVE_S = 3.0  # for a child that was asked to leave
 _ENVIRONMENT = {
@@ -34,7 +35,7 @@ class Children:
         self._children: dict[str, Child] = {}
         self.started_ns: dict[str, int] = {}
         self._budget = RestartBudget(int(config["max_restarts"]), float(config["restart_window_s"]))
-        self._watching_since_ns = 0
+        self._watching_since_ns = self._looked_ns = 0
         self._given_up: set[str] = set()
         self.faults: list[str] = []
 
@@ -43,8 +44,8 @@ class Children:
 
     @property
     def pids(self) -> dict[str, int]:
-        """Process ids by role."""
-        return {role: child.pid for role, child in self._children.items()}
+        """Process ids by role, of those that run: the number of one that has been collected may be anybody's."""
+        return {role: child.pid for role, child in self._children.items() if child.exit_code is None}
 
     @property
     def restarts(self) -> dict[str, int]:
@@ -84,10 +85,14 @@ class Children:
 
     def watch_from(self, time_ns: int) -> None:
         """Silence counts from here on: who is ready early waits for the others without a sign of life."""
-        self._watching_since_ns = time_ns
+        self._watching_since_ns = self._looked_ns = time_ns
 
     def keep_alive(self) -> bool:
         """Kill who hangs, start again who has died; False when the run cannot go on."""
+        now = now_ns()
+        if now - self._looked_ns > _ASLEEP_S * NS:
+            self.watch_from(now)  # nobody is blamed for a silence in which nobody could be heard
+        self._looked_ns = now
         for role in self._roles:
             child = self._children[role]
             if role in self._given_up:
@@ -95,7 +100,9 @@ class Children:
             if child.exit_code is None:
                 if not self._hangs(role):
                     continue
-                child.kill()
+                if not child.kill():
+                    self.fault(f"The {role} process (pid {child.pid}) hangs inside of the kernel and cannot be ended.")
+                    return False
                 failure = f"The {role} process gave no sign of life and was killed."
             elif self._children["io"].exit_code is not None:
                 continue  # the run is over

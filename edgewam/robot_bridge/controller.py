@@ -18,7 +18,7 @@ from edgewam.robot_bridge.intake import Intake
 from edgewam.robot_bridge.modes import Cause, Mode, ModeMachine, Patience, Situation
 from edgewam.robot_bridge.motion import Motion
 from edgewam.robot_bridge.orders import Orders
-from edgewam.robot_bridge.safety import Limits, Vector, Watch, mask_to_bits
+from edgewam.robot_bridge.safety import ANCHOR_MARGIN, Limits, Vector, Watch, mask_to_bits
 from edgewam.robot_bridge.scheduling import open_schedule
 from edgewam.robot_bridge.scheduling.timed_rows import Target
 from edgewam.robot_bridge.shm_record import Value
@@ -48,7 +48,9 @@ class Controller:
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         hz = float(config["control_hz"])
-        self._limits = Limits.from_rates(config)
+        self._limits = limits = Limits.from_rates(config)
+        # the first command is the pose brought into the range, in one go: no more than a tick's motion, or sensor's inaccuracy
+        self._anchor_margin = np.maximum(limits.max_step, ANCHOR_MARGIN * (limits.upper - limits.lower))
         self._machine = ModeMachine(
             Patience(
                 max_pause_ticks=round(config["max_pause_s"] * hz),
@@ -106,11 +108,13 @@ class Controller:
         is_unanchored = orders.is_armed and not self._is_engaged and self.is_at_rest
         if self._motion is None or is_unanchored:  # nothing may be sent: the last command is not where the arm is
             return Decision(self._machine.mode, self._machine.cause, None, reject=reject)
+        is_live = self._is_engaged or not self.is_at_rest
         move = self._move(self._motion, target)
-        return self._commit(tick, self._motion, move, reject, is_new or is_reset)
+        return self._commit(tick, self._motion, move, reject, is_new or is_reset, is_live)
 
     def _is_good(self, now_ns: int, sensed: Sensed) -> bool:
-        return now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
+        # a time in the future would be fresh for ever
+        return 0 <= now_ns - sensed.t_ns <= self._max_age_ns["state"] and bool(np.isfinite(sensed.state).all())
 
     def _anchor_if_due(self, tick: int, sensed: Sensed, orders: Orders) -> tuple[bool, bool]:
         """Begin anew from where the robot is: in a new episode, after a reset, and when it is armed after somebody has moved it
@@ -128,7 +132,7 @@ class Controller:
             is_reset = not self._is_engaged
         if not (is_new or is_reset):
             return False, False
-        if not self._limits.has(pose, self._limits.max_jump):
+        if not self._limits.has(pose, self._anchor_margin):
             return False, False
         self._is_engaged = orders.is_armed
         self.episode = sensed.episode
@@ -167,7 +171,7 @@ class Controller:
         mode, cause, limits = self._machine.mode, self._machine.cause, self._limits
         is_approaching = mode is Mode.HOLD and cause is Cause.APPROACH
         if target is None or not (mode is Mode.RUN or is_approaching):
-            return _Move(motion.freeze() if mode is Mode.ESTOP else motion.brake())
+            return self._halt(motion)
         max_step = limits.approach_step if is_approaching else limits.max_step
         command, filtered = motion.follow(target.pose, max_step)
         move = _Move(command)
@@ -178,14 +182,27 @@ class Controller:
         if self._workspace is None:
             return move
         allowed = self._workspace(command)
+        if allowed is not None and (allowed != command).any():
+            move.command, move.workspace = motion.redirect(allowed, max_step), True
+            allowed = self._workspace(move.command)  # the limits may have left it on the way to what was asked for
         if allowed is None:
             self._machine.refuse()
             return _Move(motion.freeze(), workspace=True)
-        if (allowed != command).any():
-            move.command, move.workspace = motion.redirect(allowed, max_step), True
         return move
 
-    def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool) -> Decision:
+    def _halt(self, motion: Motion) -> _Move:
+        """Brake along the ramp, or at once where the ramp would lead into what the workspace does not allow."""
+        if self._machine.mode is Mode.ESTOP:
+            return _Move(motion.freeze())
+        command = motion.brake()
+        if self._workspace is None or (command == motion.last).all():
+            return _Move(command)
+        allowed = self._workspace(command)
+        if allowed is None or (allowed != command).any():
+            return _Move(motion.freeze(), workspace=True)
+        return _Move(command)
+
+    def _commit(self, tick: int, motion: Motion, move: _Move, reject: Reject, is_anchor: bool, is_live: bool) -> Decision:
         """The last look at a command: a mistake of ours is never sent."""
         command, target = move.command, move.target
         is_broken = self._watch.is_violation(tick, command, is_anchor=is_anchor)
@@ -204,6 +221,7 @@ class Controller:
             mode=self._machine.mode,
             cause=self._machine.cause,
             command=command,
+            is_live=is_live,
             reject=reject,
             chunk=None if target is None else target.newest.record,
             row=-1 if target is None else target.newest.row(tick),

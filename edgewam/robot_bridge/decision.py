@@ -32,6 +32,8 @@ class Decision:
     """What a tick decided.
 
     command: None before the robot has reported, and while it is armed but stands outside of its range.
+    is_live: the arm is armed, and anchored where it stood then, or it is still being braked.  Nothing else may reach a real
+    robot, whatever has become of the arming by the time the driver looks.
     chunk: the newest one that supplied the command; row: its row.
     is_seam: first command of a chunk that took over from another one.  is_anchor: the robot's pose was taken anew.
     The clamp masks have bit j for joint j and belong to commands that a chunk supplied.
@@ -40,6 +42,7 @@ class Decision:
     mode: Mode
     cause: Cause
     command: Vector | None
+    is_live: bool = False
     reject: Reject = Reject.NONE
     chunk: Value | None = None
     row: int = -1

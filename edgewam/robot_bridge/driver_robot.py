@@ -11,9 +11,10 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import DRIVER_PRIORITY, NS, become_real_time, now_ns, sleep_until
+from edgewam.robot_bridge.clock import DRIVER_PRIORITY, NS, Sweep, become_real_time, now_ns, sleep_until
 from edgewam.robot_bridge.inbox import Inbox
 from edgewam.robot_bridge.robot import Robot
+from edgewam.robot_bridge.shm_record import Value
 
 POLL_NS = 500_000  # how long a command may wait for being seen
 MAX_ERRORS_S = 0.5  # a robot that does nothing but raise for so long has left
@@ -44,7 +45,7 @@ class RobotDriver:
         Raises:
             EdgewamError: the robot raised at every look or command for half a second.
         """
-        granted = become_real_time(DRIVER_PRIORITY)
+        granted, sweep = become_real_time(DRIVER_PRIORITY), Sweep()
         while not (epoch_ns := self._link.epoch_ns):
             if self._link.is_stopping:
                 return self._results(granted)
@@ -63,24 +64,36 @@ class RobotDriver:
             self._serve_commands()
             self._look()
             self._link.report(tick=self._tick)
+            sweep.if_due()
         return self._results(granted)
+
+    @property
+    def was_moved(self) -> bool:
+        """Whether the robot was ever given a command, or may have been; one that was not is left alone to the end."""
+        return self._target is not None
 
     def _serve_commands(self) -> None:
         """Hand the newest command on; without one for the length of the lease, tell the robot to stop, once."""
         value = self._inbox.take()
-        if value is not None and self._may_send(value["target"]):
+        if value is not None and self._may_send(value):
             self._target = value["target"]
             if self._try("command", lambda: self._robot.command(value["target"])):
                 self._inbox.applied()
                 self._moved_ns = now_ns()
-        elif self._moved_ns is not None and now_ns() - self._moved_ns > self._lease_ns and self._try("stop", self._robot.stop):
-            self._moved_ns = None
-            self._stops += 1
+        elif self._moved_ns is not None and now_ns() - self._moved_ns > self._lease_ns:
+            is_stopped = self._try("stop", self._robot.stop)
+            self._moved_ns = None if is_stopped else now_ns() - self._lease_ns + self._period_ns  # again in a tick
+            self._stops += is_stopped
 
-    def _may_send(self, target: Any) -> bool:
-        """Whether the robot is armed, or was and still has to be braked; a disarmed one may be moved by hand."""
+    def _may_send(self, value: Value) -> bool:
+        """Whether the robot is armed, or was and still has to be braked; a disarmed one may be moved by hand.
+
+        Both sides have to agree: a command that io decided before it saw the arming holds a pose that the arm may have left.
+        """
+        if not value["is_live"]:
+            return False
         is_armed = bool(self._link.control["is_armed"])
-        return is_armed or (self._target is not None and bool((target != self._target).any()))
+        return is_armed or (self._target is not None and bool((value["target"] != self._target).any()))
 
     def _look(self) -> None:
         """Publish the joint state; a robot that raises publishes nothing, so the last state grows old."""
@@ -118,5 +131,6 @@ class RobotDriver:
             "robot_errors": self._errors,
             "last_robot_error": self._last_error,
             "lease_stops": self._stops,
+            "old_commands": self._inbox.refused,
             "real_time": granted,
         }

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import DRIVER_PRIORITY, NS, become_real_time, now_ns, sleep_until
+from edgewam.robot_bridge.clock import DRIVER_PRIORITY, NS, Sweep, become_real_time, now_ns, sleep_until
 from edgewam.robot_bridge.inbox import Inbox
 from edgewam.robot_bridge.robot import Simulator, StepResult
 from edgewam.robot_bridge.wires import MAX_PHYSICS
@@ -42,7 +42,7 @@ class SimulatorDriver:
         """Stand at the start pose until the epoch, then tick."""
         self._robot.reset(self._first_seed)
         self._publish()
-        granted = become_real_time(DRIVER_PRIORITY)
+        granted, sweep = become_real_time(DRIVER_PRIORITY), Sweep()
         self._link.report()
         while not (epoch_ns := self._link.epoch_ns):
             if self._link.is_stopping:
@@ -62,7 +62,13 @@ class SimulatorDriver:
                 self._advance()
             self._publish()
             self._link.report(tick=self._tick, count=self._num_ended)
+            sweep.if_due()
         return self._results(granted)
+
+    @property
+    def was_moved(self) -> bool:
+        """Whether it was ever given a command."""
+        return self._inbox.applied_tick >= 0
 
     def _apply_command(self) -> None:
         value = self._inbox.take()
@@ -129,5 +135,6 @@ class SimulatorDriver:
             "num_episodes": self._num_ended,
             "num_strict_successes": self._num_strict,
             "caught_up_ticks": self._caught_up,
+            "old_commands": self._inbox.refused,
             "real_time": granted,
         }

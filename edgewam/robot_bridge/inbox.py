@@ -23,20 +23,29 @@ class Inbox:
         self._longest_stay_ns = round((float(config["orphan_s"]) + _LONGEST_STAY_S) * NS)
         self._heard_ns = now_ns()
         self._asked_ns: int | None = None
+        self.refused = 0  # commands that were older than the lease when they were found
         self._taken_tick = -1
         self.applied_tick, self.applied_ns = -1, 0
 
     def take(self) -> Value | None:
-        """The command record that came since the last look, if any."""
+        """The command record that came since the last look, if any.
+
+        One whose tick is longer ago than a command stays in force is refused: this process, or io in the middle of a tick, was
+        stopped meanwhile, and the arm may have been told to stop, or been moved.
+        """
         newer = self._record.read(self._version)
         if newer is None:
             return None
         self._version, value = newer
-        self._heard_ns, self._taken_tick = now_ns(), int(value["tick"])
+        now, tick = now_ns(), int(value["tick"])
+        if now - (self._link.epoch_ns + tick * self._period_ns) > self._lease_ns:
+            self.refused += 1
+            return None
+        self._heard_ns, self._taken_tick = now, tick
         return value
 
     def applied(self) -> None:
-        """The command taken last has been handed to the robot."""
+        """The command that was taken last has been handed to the robot."""
         self.applied_tick, self.applied_ns = self._taken_tick, now_ns()
 
     @property

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import NS, become_real_time, now_ns, sleep_until
+from edgewam.robot_bridge.clock import NS, Sweep, become_real_time, now_ns, sleep_until
 from edgewam.robot_bridge.controller import Controller
 from edgewam.robot_bridge.decision import Decision, Health, Sensed
 from edgewam.robot_bridge.orders import OrderReader
@@ -23,32 +23,37 @@ READS = ("state", "chunk", "cameras", "status_engine", "requests")
 
 
 def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
-    """Control for `config["num_ticks"]` ticks from the epoch, then brake and leave; returns permissions and torn reads."""
+    """Control for `config["num_ticks"]` ticks from the epoch, then brake and leave; returns permissions and counts."""
     period_ns, orphan_ns = round(NS / config["control_hz"]), round(config["orphan_s"] * NS)
     loop = _Loop(config, link)  # what is wrong with the configuration is said before anybody is ready
     granted = become_real_time(PRIORITY)
     link.report()
     while not (epoch_ns := link.epoch_ns):
         if link.is_stopping:
-            return {"real_time": granted, "torn_reads": 0}
+            return {"real_time": granted, "torn_reads": 0, "silent_ticks": 0}
         sleep_until(now_ns() + 5_000_000)
     leave_ns: int | None = None
+    sweep = Sweep()
     for tick, deadline_ns, woken_ns in ticks(epoch_ns, period_ns):
         is_orphan, is_over = link.is_orphan, tick >= config["num_ticks"]
         if is_over and loop.is_at_rest:
             break
         loop.tick(tick, deadline_ns, woken_ns, is_orphan, is_over)
+        sweep.if_due()
         if is_orphan and leave_ns is None:
             leave_ns = woken_ns + orphan_ns
         if leave_ns is not None and woken_ns >= leave_ns:
             break
         if link.is_quitting and loop.is_at_rest:
             break
-    return {"real_time": granted, "torn_reads": loop.torn_reads}
+    return {"real_time": granted, "torn_reads": loop.torn_reads, "silent_ticks": loop.silent_ticks}
 
 
 def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
-    """Sleep to each tick's deadline; gives tick, deadline and time of waking.  Ticks that woke too late are left out."""
+    """Sleep to each tick's deadline; gives tick, deadline and time of waking.
+
+    Ticks that woke too late are left out, and so are those whose command would follow too closely on one that was sent late.
+    """
     tick = 0
     while True:
         deadline_ns = epoch_ns + tick * period_ns
@@ -57,12 +62,17 @@ def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
             tick = _next_tick(woken_ns - epoch_ns, period_ns)
             continue
         yield tick, deadline_ns, woken_ns
-        tick += 1
+        tick = max(tick + 1, _tick_after(now_ns() - epoch_ns, period_ns))
 
 
 def _next_tick(elapsed_ns: int, period_ns: int) -> int:
     """The next tick that can still be started in time, after a late waking."""
     return (elapsed_ns + period_ns - round(LATEST_START * period_ns)) // period_ns
+
+
+def _tick_after(elapsed_ns: int, period_ns: int) -> int:
+    """The first tick at least `LATEST_START` of a period away."""
+    return -((-elapsed_ns - round(LATEST_START * period_ns)) // period_ns)
 
 
 def age_ns(now: int, stamp: int) -> int:
@@ -85,6 +95,8 @@ class _Loop:
         self._outgoing = self._command.blank()
         self._log = link.wires.log
         self._num_rows = 0
+        self.silent_ticks = 0  # in which nothing was to be sent
+        self._status: dict[str, Any] = {}
 
     @property
     def torn_reads(self) -> int:
@@ -117,19 +129,21 @@ class _Loop:
         if decision.command is not None:
             outgoing = self._outgoing
             outgoing["tick"], outgoing["episode"], outgoing["target"] = tick, self._controller.episode, decision.command
-            outgoing["t_sent_ns"] = sent_ns = now_ns()
+            outgoing["is_live"], outgoing["t_sent_ns"] = decision.is_live, (sent_ns := now_ns())
             self._command.write(outgoing)
             if not is_over:
                 self._write_log((tick, deadline_ns, woken_ns, sent_ns), decision, received, health)
         if not is_over:
-            self._link.report(
-                count=self._num_rows,
-                tick=tick,
-                mode=decision.mode,
-                cause=decision.cause,
-                applied_id=self._controller.applied_id,
-                delay_ticks=self._controller.delay_ticks,
-            )
+            self.silent_ticks += decision.command is None
+            self._status = {
+                "count": self._num_rows,
+                "tick": tick,
+                "mode": decision.mode,
+                "cause": decision.cause,
+                "applied_id": self._controller.applied_id,
+                "delay_ticks": self._controller.delay_ticks,
+            }
+        self._link.report(**self._status)  # a sign of life also while it brakes, which an acceleration limit may make long
 
     def _sensed(self) -> Sensed | None:
         state = self._newest.get("state")

@@ -55,7 +55,11 @@ def _path(name: str) -> Path:
 
 
 def _connect(path: Path) -> socket.socket | None:
-    """A connection to the run behind a socket; None when there is none, and then its file is removed."""
+    """A connection to the run behind a socket; None when there is none, and then its file is removed.
+
+    Raises:
+        EdgewamError: the run is there and takes no more callers.
+    """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(_ANSWER_TIMEOUT_S)
     try:
@@ -64,14 +68,26 @@ def _connect(path: Path) -> socket.socket | None:
         client.close()
         path.unlink(missing_ok=True)
         return None
+    except OSError as error:  # too many wait for it already
+        client.close()
+        raise EdgewamError(_silent(path.stem)) from error
     return client
+
+
+def _silent(name: str) -> str:
+    return f"The run '{name}' gives no answer: its supervisor is stopped, or too busy. Stop the arm another way."
 
 
 def runs() -> list[str]:
     """Names of the runs that can be controlled now; what dead runs left behind is removed."""
     alive = []
     for path in sorted(directory().glob("*.sock")):
-        if (client := _connect(path)) is not None:
+        try:
+            client = _connect(path)
+        except EdgewamError:
+            alive.append(path.stem)
+            continue
+        if client is not None:
             client.close()
             alive.append(path.stem)
     return alive
@@ -96,11 +112,14 @@ def ask(verb: str, name: str | None = None) -> dict[str, Any]:
     if client is None:
         raise EdgewamError(f"No run '{there[0]}'. Running: {', '.join(runs()) or 'none'}.")
     with client:
-        client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
-        with client.makefile("rb") as stream:
-            line = stream.readline()
+        try:
+            client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+            with client.makefile("rb") as stream:
+                line = stream.readline()
+        except OSError:  # also no answer in time
+            line = b""
     if not line.endswith(b"\n"):
-        raise EdgewamError(f"The run '{there[0]}' gave no answer. Is its supervisor stopped or too busy?")
+        raise EdgewamError(_silent(there[0]))
     answer: dict[str, Any] = json.loads(line)
     if "error" in answer:
         raise EdgewamError(str(answer["error"]))

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODULE = "edgewam.robot_bridge.child"
+KILL_S = 2.0  # a process that has not ended by then hangs inside of the kernel, where no signal reaches it
 
 
 def child_environment(extra: Mapping[str, str]) -> dict[str, str]:
@@ -95,10 +96,10 @@ class Child:
         if not self.wait(timeout_s):
             self.kill()
 
-    def kill(self) -> None:
-        """End it now, whatever it does, and collect it."""
+    def kill(self) -> bool:
+        """End it now, whatever it does, and collect it; whether that worked.  Never waits for longer than `KILL_S`."""
         self._process.kill()
-        self._process.wait()
+        return self.wait(KILL_S)
 
     def close(self) -> None:
         """End it and forget its output."""

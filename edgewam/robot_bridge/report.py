@@ -26,9 +26,10 @@ ADVICE = {
 class RunReport:
     """Counters of one run.
 
-    ticks = sent + missed: control periods since the epoch; a missed tick was skipped because it would have begun more than
-    half a period late.  late: sent, but more than 10 % of a period after the deadline; late_by_share: the same beyond 10, 50
-    and 100 % of a period.  longest_gap_ticks: most ticks skipped in a row.
+    ticks = sent + missed + silent: control periods since the epoch; a missed tick was skipped because it would have begun more
+    than half a period late, a silent one had nothing to send: the robot had not reported, or stood armed outside of its range.
+    late: sent, but more than 10 % of a period after the deadline; late_by_share: the same beyond 10, 50 and 100 % of a period.
+    longest_gap_ticks: most ticks without a command in a row.
     sent = ready + run + held + stopped + lost_log_rows: READY is the declared pause from an episode's start to its first chunk
     (at most half a second, then it is held); held is broken down by cause, hold_percent is held over the ticks outside READY.
     lost_log_rows: commands that were sent while the supervisor did not read the log for longer than it holds.
@@ -89,6 +90,7 @@ class RunReport:
     context_age_ticks: Quantiles
     seam_jerk: float | None
     inner_jerk: float | None
+    silent: int = 0
     robot: str = ""
     robot_options: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0

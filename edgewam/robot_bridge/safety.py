@@ -17,6 +17,7 @@ Vector = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 _ROUNDING = 1e-9  # (a + b) - a may differ from b by the last bits of a; nothing a motor could notice
+ANCHOR_MARGIN = 0.02  # parts of a joint's range: a gripper that is fully open or an arm on its stop reads a little beyond
 LIMITS_MARGIN = 0.5  # parts of a joint's range: a first action farther outside is a mistake (units, order), not noise
 
 

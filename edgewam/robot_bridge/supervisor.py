@@ -7,8 +7,11 @@ the arm.  Somebody at this machine may talk to the run meanwhile.  Whatever ends
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +53,20 @@ class _Duty:
         if time.monotonic() >= self._due_s:
             self._due_s = time.monotonic() + self._period_s
             self._action()
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C and SIGTERM do nothing: pressed again and again they would kill the driver before it has stopped the robot."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, lambda number, frame: None) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 class Supervisor:
@@ -161,13 +178,14 @@ class Supervisor:
         }
 
     def stop(self) -> None:
-        """io brakes and leaves first, then the others; who does not leave is killed."""
-        if not self._control["quit"]:
-            self._drain()
-            self._latch = self._tally.latch  # braking because of `quit` is no latched STOP
-        self._control["quit"] = 1
-        self._wires["control"].write(self._control)
-        self._children.end()
+        """io brakes and leaves first, then the others; who does not leave is killed.  Takes seconds at most."""
+        with _undisturbed():
+            if not self._control["quit"]:
+                self._drain()
+                self._latch = self._tally.latch  # braking because of `quit` is no latched STOP
+            self._control["quit"] = 1
+            self._wires["control"].write(self._control)
+            self._children.end()
 
     def interrupt(self, is_expected: bool) -> None:
         """The user has ended the run, as the only way (`is_expected`) or before its time; then brake as in `stop`."""
@@ -180,15 +198,16 @@ class Supervisor:
         """Counters from the log, and what the children said about themselves."""
         self._drain()
         has_ended = self._is_complete and not self._is_interrupted
-        lasted = int(self._config["num_ticks"]) if has_ended else self._tally.last_tick + 1
         if self._is_complete and self._latch is not None:
             self._children.fault(self._latch)
         results = {role: self._children[role].results() for role in self._config["roles"]}
         if lost := results.get("recorder", {}).get("fault"):
             self._children.fault(f"The recording ended before the run: {lost}.")
         io, driver, camera = (results[role] for role in ("io", "driver", "camera"))
+        status, silent = self._children.status("io"), io.get("silent_ticks", 0)
+        last_tick = max(self._tally.last_tick, int(status["tick"]) if status is not None and silent else -1)
         return replace(
-            self._tally.report(lasted),
+            self._tally.report(int(self._config["num_ticks"]) if has_ended else last_tick + 1, silent),
             robot=self._config["robot"],
             robot_options=dict(self._config["robot_options"]),
             is_complete=self._is_complete and self._latch is None,

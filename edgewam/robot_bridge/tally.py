@@ -143,10 +143,11 @@ class Tally:
         """What a user should know about a run that is in STOP or ESTOP; None when it is not."""
         return self._latch if self._last_mode >= Mode.STOP else None
 
-    def report(self, num_ticks: int) -> RunReport:
-        """So far; num_ticks: control periods that the run has lasted."""
+    def report(self, num_ticks: int, silent: int = 0) -> RunReport:
+        """So far; num_ticks: control periods that the run has lasted, `silent` of them with nothing to send."""
         n, modes = self._n, self._modes
         sent = n["counted"] + n["lost"]
+        missed = num_ticks - sent - silent
         ready, run, held = (modes[m] for m in (Mode.READY, Mode.RUN, Mode.HOLD))
         rejected = sum(self._rejects.values())
         seconds = num_ticks * self._period_ns / 1e9
@@ -155,7 +156,8 @@ class Tally:
         return RunReport(
             ticks=num_ticks,
             sent=sent,
-            missed=num_ticks - sent,
+            missed=missed,
+            silent=silent,
             late=n[next(iter(LATE_SHARES))],
             ready=ready,
             run=run,
@@ -163,7 +165,7 @@ class Tally:
             stopped=n["counted"] - ready - run - held,
             held_by_cause=_by_name(Cause, self._hold_causes),
             hold_percent=_percent(held, n["counted"] - ready),
-            missed_percent=_percent(num_ticks - sent, num_ticks),
+            missed_percent=_percent(missed, num_ticks),
             chunks_received=n["received"],
             chunks_applied=n["applied"],
             chunks_superseded=n["received"] - rejected - n["applied"],

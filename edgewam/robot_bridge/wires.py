@@ -37,6 +37,7 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
         t_capture_ns: oldest camera of its frame; t_frame_ns, t_begin_ns, t_sent_ns: frame published, inference begun, chunk
         published.  context_tick, context_number: the refresh it was computed with (-1: the policy has none).  prefix_rows:
         leading rows that were given to the policy.
+    command: `is_live` 0: io decided it for a disarmed arm at rest, which somebody may have moved: not for a real robot.
     status: `applied_id`, `delay_ticks` (io only): newest chunk that supplied a command, and control ticks from its
         observation to its first command.  `lost` (recorder only): items in no file; its `cause` 1: recording has ended.
     """
@@ -70,7 +71,9 @@ def layouts(num_joints: int, camera_shapes: Mapping[str, Iterable[int]], max_con
         "cameras": np.dtype([("number", "<i8"), ("t_camera_ns", "<i8", (num_cameras,)), ("is_lost", "u1", (num_cameras,))]),
         "context": np.dtype([*context, ("data", "u1", (max_context,))]),
         "chunk": np.dtype(chunk),
-        "command": np.dtype([("tick", "<i8"), ("episode", "<i8"), ("t_sent_ns", "<i8"), ("target", "<f8", (num_joints,))]),
+        "command": np.dtype(
+            [("tick", "<i8"), ("episode", "<i8"), ("t_sent_ns", "<i8"), ("is_live", "u1"), ("target", "<f8", (num_joints,))]
+        ),
         **{f"status_{role}": np.dtype(status) for role in ROLES},
     }
 

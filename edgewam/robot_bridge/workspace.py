@@ -44,9 +44,11 @@ def guarded(function: Callable[[Vector], Any]) -> Workspace:
     def ask(command: Vector) -> Vector | None:
         try:
             answer = function(command.copy())
-            allowed = None if answer is None else np.array(answer, np.float64)
+            given = None if answer is None else np.asarray(answer)
         except Exception:  # a mistake in it must stop the arm, not the loop
             return None
-        return allowed if allowed is not None and allowed.shape == command.shape and np.isfinite(allowed).all() else None
+        if given is None or given.dtype.kind not in "fiu" or given.shape != command.shape:
+            return None  # numbers only: [True, True] is no pose
+        return given.astype(np.float64) if np.isfinite(given).all() else None
 
     return ask

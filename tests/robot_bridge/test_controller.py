@@ -99,7 +99,7 @@ def test_a_hold_is_left_by_a_slow_approach_instead_of_a_jump():
 
 
 def test_an_old_or_broken_robot_report_holds_the_arm():
-    for wrong in ({"age_ns": 70_000_000}, {"sensed": False}):
+    for wrong in ({"age_ns": 70_000_000}, {"age_ns": -1}, {"sensed": False}):
         bench = Bench().started()
         bench.step(bench.chunk(ramp(0, 0.01)))
         decision = bench.step(**wrong)
@@ -164,6 +164,26 @@ def test_arming_begins_where_the_arm_is_not_where_it_was():
     assert [bench.step(bench.chunk(there)).mode for _ in range(3)][-1] is Mode.RUN
 
 
+def test_only_what_was_decided_for_an_armed_and_anchored_arm_or_brakes_it_may_reach_a_real_robot():
+    bench = Bench()
+    bench.is_armed = False
+    assert not any(bench.step().is_live for _ in range(4)), "never armed"
+    bench.pose = np.array([0.8, 0.5], np.float32)  # by hand
+    assert not bench.step().is_live, "still the old pose"
+    bench.is_armed = True
+    assert bench.step().is_live and bench.step().is_live
+    for start in (0.7, 0.6):
+        bench.step(bench.chunk(ramp(start, -0.01)))
+    bench.step()
+    bench.is_armed = False
+    braking = [bench.step() for _ in range(8)]
+    moves = np.diff([bench.commands[-9][0], *(decision.command[0] for decision in braking)]) != 0
+    assert moves[:4].all() and not moves[4:].any()
+    assert all(d.is_live for d in braking[:4]) and not any(d.is_live for d in braking[6:])
+    bench.step(stop=Cause.REQUEST)
+    assert not bench.step(reset=True).is_live, "a reset of a disarmed arm moves nothing"
+
+
 def test_an_arm_that_has_only_sagged_goes_on_from_what_it_was_told():
     bench = Bench()
     bench.is_armed = False
@@ -187,6 +207,17 @@ def test_an_arm_beyond_its_range_is_not_moved_by_arming():
     assert seen[-1].mode is Mode.HOLD and seen[-1].cause is Cause.OUT_OF_RANGE
     bench.pose = np.array([0.9, 0.5], np.float32)  # put back by hand
     np.testing.assert_allclose(bench.step().command, bench.pose)
+
+
+@pytest.mark.parametrize(("outside", "is_anchored"), [(0.055, True), (0.1, False), (0.4, False)])
+def test_an_arm_that_rests_outside_of_its_range_is_not_yanked_into_it(outside, is_anchored):
+    bench = Bench(pose=(1.0 + outside, 0.5))
+    command = bench.step().command
+    assert (command is not None) == is_anchored, "the first command is in the range: the arm would go there as fast as it can"
+    bench = Bench().started()
+    bench.step(stop=Cause.REQUEST)
+    bench.pose = np.array([1.0 + outside, 0.5], np.float32)
+    assert (bench.step(reset=True).mode is Mode.READY) == is_anchored
 
 
 def test_arming_again_while_the_arm_still_brakes_goes_on_at_once():

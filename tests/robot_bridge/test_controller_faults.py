@@ -228,7 +228,37 @@ def test_a_workspace_changes_a_command_and_what_it_says_is_clamped_again():
     np.testing.assert_allclose(bench.commands[-1], np.array([0.0, 0.5]) + STEP)
 
 
-@pytest.mark.parametrize("name", ["broken", "vague"])
+def test_braking_does_not_coast_into_what_is_forbidden_either():
+    bench = Bench(workspace=HERE + "wall").running(ramp(0.0, 0.045, 64))
+    while bench.commands[-1][0] < 0.31:
+        bench.step()
+    before = bench.commands[-1]
+    decision = bench.step(sensed=False)
+    assert where(decision) == (Mode.HOLD, Cause.STALE_STATE) and decision.workspace
+    assert (decision.command == before).all() and (bench.step(stop=Cause.REQUEST).command == before).all()
+
+
+def behind_the_wall(command):
+    """Sends whoever comes near the wall to its other side, which no step reaches."""
+    return None if 0.35 < command[0] < 0.5 else np.array([0.9, 0.5]) if command[0] > 0.32 else command
+
+
+def test_what_the_limits_leave_of_another_command_is_asked_about_again():
+    bench = Bench(workspace=HERE + "behind_the_wall").running(ramp(0.0, 0.03, 64))
+    seen = [bench.step() for _ in range(12)]
+    assert max(decision.command[0] for decision in seen) <= 0.35
+    assert (Mode.HOLD, Cause.WORKSPACE) in map(where, seen)
+
+
+def agreeing(command):
+    return [True] * len(command)
+
+
+def wordy(command):
+    return [str(value) for value in command]
+
+
+@pytest.mark.parametrize("name", ["broken", "vague", "agreeing", "wordy"])
 def test_a_workspace_that_fails_refuses_the_chunk(name):
     bench = Bench(workspace=HERE + name).started()
     decision = bench.step(bench.chunk(STILL))

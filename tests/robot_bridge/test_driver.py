@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import driver_robot, driver_simulator
+from edgewam.robot_bridge import clock, driver_process, driver_robot, driver_simulator
 from edgewam.robot_bridge.clock import now_ns
 from edgewam.robot_bridge.driver_robot import RobotDriver
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
@@ -22,15 +22,15 @@ CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks"
 @pytest.fixture
 def driver():
     wires = Wires(2, fakes.SPEC.camera_shapes)
-    made = SimulatorDriver(CONFIG, types.SimpleNamespace(wires=wires), fakes.make(render=False))
+    made = SimulatorDriver(CONFIG, types.SimpleNamespace(wires=wires, epoch_ns=now_ns()), fakes.make(render=False))
     made._robot.reset(7)
     yield made, wires
     wires.close()
 
 
-def send(wires, target, episode, tick=0):
+def send(wires, target, episode, tick=0, is_live=True):
     value = wires["command"].blank()
-    value["target"], value["episode"], value["tick"] = target, episode, tick
+    value["target"], value["episode"], value["tick"], value["is_live"] = target, episode, tick, is_live
     wires["command"].write(value)
 
 
@@ -152,6 +152,70 @@ def test_a_real_robot_is_told_to_stop_once_when_commands_stop_coming_and_may_go_
     assert robot.calls == ["command", "stop", "command"]
 
 
+def test_a_robot_that_does_not_stop_is_told_so_once_a_tick_and_given_half_a_second(arm, monkeypatch):
+    made, robot, _, wires = arm
+    monkeypatch.setattr(driver_robot, "now_ns", lambda: clock[0])
+    clock = [1_000_000_000]
+    send(wires, [0.3, 0.6], 0)
+    made._serve_commands()
+    robot.fault = "stop"
+    clock[0] += 100_000_001
+    for _ in range(40 * 24):  # a look every 0.5 ms
+        made._serve_commands()
+        clock[0] += 500_000
+    assert robot.calls.count("stop") == 24
+    robot.fault = ""
+    clock[0] += 20_000_000
+    made._serve_commands()
+    assert made._results({})["lease_stops"] == 1 and made._results({})["robot_errors"] == 24
+
+
+@pytest.mark.parametrize("faults", [0, 3, 9])
+def test_the_last_stop_is_tried_several_times(monkeypatch, faults):
+    monkeypatch.setattr(driver_process, "sleep_until", lambda deadline: None)
+    robot, left = fake_arm.FakeArm(), [faults]
+
+    def stop():
+        robot.calls.append("stop")
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError("bus error")
+
+    robot.stop = stop
+    if faults == 9:
+        with pytest.raises(EdgewamError, match="'x' could not be told to stop: bus error"):
+            driver_process.stop(robot, "x")
+    else:
+        driver_process.stop(robot, "x")
+    assert len(robot.calls) == min(faults + 1, 5)
+
+
+@pytest.mark.parametrize("is_armed", [False, True])
+def test_a_robot_that_was_only_looked_at_is_sent_nothing_to_the_end(monkeypatch, is_armed):
+    monkeypatch.setattr(driver_robot, "become_real_time", lambda priority: {})
+    robot, wires = fake_arm.FakeArm(), Wires(2, fake_arm.SPEC.camera_shapes)
+    monkeypatch.setattr(fake_arm, "make", lambda render: robot)
+    link = FakeLink(wires)
+    link.is_stopping, link.control["is_armed"] = True, is_armed
+    link.epoch_ns = now_ns()
+    send(wires, [0.1, 0.5], 0, is_live=is_armed)
+    driver_process.run({**CONFIG, "robot": fake_arm.ROBOT, "robot_options": {}}, link)
+    wires.close()
+    moved = ["command", "stop"] if is_armed else []
+    assert [call for call in dict.fromkeys(robot.calls) if call != "observe"] == [*moved, "close"]
+
+
+def test_a_real_time_process_collects_its_garbage_once_a_second(monkeypatch):
+    now, collected = [5 * 10**9], []
+    monkeypatch.setattr(clock, "now_ns", lambda: now[0])
+    monkeypatch.setattr(clock.gc, "collect", lambda: collected.append(now[0]))
+    sweep = clock.Sweep()
+    for _ in range(200):
+        sweep.if_due()
+        now[0] += 20_000_000
+    assert collected == [5 * 10**9, 6 * 10**9, 7 * 10**9, 8 * 10**9]
+
+
 def test_a_disarmed_robot_is_sent_nothing_but_the_end_of_its_braking(arm):
     made, robot, link, wires = arm
     link.control["is_armed"] = 0
@@ -166,6 +230,38 @@ def test_a_disarmed_robot_is_sent_nothing_but_the_end_of_its_braking(arm):
         send(wires, [target, 0.5], 0)
         made._serve_commands()
     assert robot.calls == ["command"] * 3 and robot.joints[0] == 0.13
+
+
+def test_a_pose_that_io_held_before_it_saw_the_arming_never_reaches_an_arm_that_was_moved_by_hand(arm):
+    made, robot, link, wires = arm
+    link.control["is_armed"] = 0
+    robot.joints = np.array([0.9, 0.5])  # by hand
+    link.control["is_armed"] = 1  # between io's look at the arming and ours
+    send(wires, [0.1, 0.5], 0, is_live=False)
+    made._serve_commands()
+    assert robot.calls == []
+
+
+def test_a_command_that_is_older_than_its_lease_is_refused_and_renews_nothing(arm):
+    made, robot, link, wires = arm
+    period_ns = 20_000_000
+    link.epoch_ns = now_ns() - 100 * period_ns
+    send(wires, [0.3, 0.6], 0, tick=94)  # io or this process was stopped for six ticks, and the lease is five
+    made._serve_commands()
+    assert robot.calls == [] and made._results({})["old_commands"] == 1
+    send(wires, [0.3, 0.6], 0, tick=97)
+    made._serve_commands()
+    assert robot.calls == ["command"] and made._results({})["old_commands"] == 1
+
+
+def test_a_simulator_refuses_an_old_command_too(driver):
+    made, wires = driver
+    made._link.epoch_ns = now_ns() - 10**9
+    send(wires, [0.3, 0.6], 0, tick=3)
+    made._apply_command()
+    made._advance()
+    made._publish()
+    assert joints(wires) == pytest.approx([0.0, 0.5])
 
 
 @pytest.mark.parametrize("fault", ["observe", "command"])

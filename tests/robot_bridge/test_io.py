@@ -10,6 +10,7 @@ from edgewam.robot_bridge import io_process
 from edgewam.robot_bridge.chunks import Reject, to_record
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.orders import OrderReader
+from edgewam.robot_bridge.tally import Tally
 from edgewam.robot_bridge.wires import Wires
 from tests.robot_bridge.bench import CONFIG, PERIOD_NS
 
@@ -126,6 +127,57 @@ def test_late_ticks_are_skipped_and_never_made_up_for(world):
     assert sorted(set(range(40)) - set(log["tick"].tolist())) == [*range(10, 25), 30]
     assert (np.diff(log["sent_ns"]) >= 0.5 * PERIOD_NS).all(), "no burst"
     assert not log["is_violation"].any()
+
+
+@pytest.mark.parametrize("stopped_ns", [12_000_000, 300_000_000, 307_000_000])
+def test_a_command_that_was_stopped_on_its_way_out_is_not_followed_closely_by_the_next_one(world, stopped_ns):
+    record = world.wires.records["command"]
+    write, sent_ns = record.write, []
+
+    def delayed(value):
+        if value["tick"] == 20:
+            world.now += stopped_ns
+        sent_ns.append(world.now)
+        write(value)
+
+    record.write = delayed
+    log = world.run()
+    assert 20 in log["tick"] and len(log) <= 39
+    assert min(np.diff(sent_ns)) >= 0.5 * PERIOD_NS and not log["is_violation"].any()
+
+
+def test_a_run_that_is_over_gives_signs_of_life_for_as_long_as_it_brakes(monkeypatch):
+    world = World(monkeypatch, ramp_ticks=150)  # three seconds, as a low acceleration limit would need
+    world.run()
+    braked = world.wires["command"].read()[1]["tick"] - 39
+    assert braked >= 150 and len(world.statuses) >= 40 + braked
+    assert all(status == world.statuses[-1] for status in world.statuses[-braked:]) and world.statuses[-1]["count"] == 40
+    world.wires.close()
+
+
+def test_ticks_with_nothing_to_send_are_counted_apart_from_missed_ones(world):
+    def put_back():
+        world.publish = publish
+
+    publish = world.publish
+
+    def beyond(tick):
+        publish(tick)
+        state = world.wires["state"].read()[1].copy()
+        state["state"] = [3.0, 0.5]
+        world.wires["state"].write(state)
+
+    world.publish = beyond
+    world.events = {12: put_back}
+    world.late_ns = {30: 11_000_000}
+    log = world.run()
+    assert log["tick"].tolist() == [*range(12, 30), *range(31, 40)]
+    assert world.result["silent_ticks"] == 12
+    assert [status["cause"] for status in world.statuses[:12] if "cause" in status] == [Cause.OUT_OF_RANGE] * 11
+    tally = Tally(world.config, ("elbow", "gripper"))
+    tally.add(log)
+    report = tally.report(40, world.result["silent_ticks"])
+    assert (report.ticks, report.sent, report.missed, report.silent, report.missed_percent) == (40, 27, 1, 12, 2.5)
 
 
 def test_an_orphan_stops_brakes_and_sends_the_held_pose_until_the_robot_s_own_lease_may_run_out(world):

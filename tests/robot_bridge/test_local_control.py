@@ -76,6 +76,26 @@ def test_what_to_do_is_said_when_there_is_no_such_run_or_verb(served):
     assert served == []
 
 
+def test_a_run_whose_supervisor_is_stopped_is_said_not_to_answer(place, monkeypatch):
+    monkeypatch.setattr(local_control, "_ANSWER_TIMEOUT_S", 0.1)
+    server = ControlServer("arm")  # nobody polls it
+    with pytest.raises(EdgewamError, match="'arm' gives no answer: its supervisor is stopped"):
+        ask("stop", "arm")
+    waiting = []
+    with contextlib.suppress(OSError):  # until no more callers fit
+        while len(waiting) < 100:
+            waiting.append(socket.socket(socket.AF_UNIX))
+            waiting[-1].settimeout(0.1)
+            waiting[-1].connect(str(place / "arm.sock"))
+    assert 1 < len(waiting) < 100
+    with pytest.raises(EdgewamError, match="gives no answer"):
+        ask("stop", "arm")
+    assert runs() == ["arm"], "busy is not dead"
+    for client in waiting:
+        client.close()
+    server.close()
+
+
 def test_nothing_runs():
     with pytest.raises(EdgewamError, match="Start it with: edgewam run"):
         ask("status")
