@@ -94,7 +94,7 @@ class Session:
         if prompt is not None:
             checks.prompt_of(prompt)
         if seed is not None:
-            checks.tick_of(seed)  # the same range
+            seed = checks.tick_of(seed)  # the same range
         with self._lock:
             self._take_lease(client)
             self._begin(prompt, seed)
@@ -133,12 +133,15 @@ class Session:
         if self._is_stopped:
             raise DoorError("stopped", "The robot was stopped. Somebody at the machine has to reset it.")
         with self._lock:
-            self._rates.check(client, self._clock_ns() / NS)
+            self._rates.check(client, self._clock_ns() / NS, is_exempt=client == self._lease.holder)
 
     def _released(self, answer: Answer) -> Answer:
-        """Nothing leaves that is not finite, or after a stop that came while the engine worked."""
+        """Nothing leaves that is of another shape or not finite, or after a stop that came while the engine worked."""
         if self._is_stopped:
             raise DoorError("stopped", "The robot was stopped. Somebody at the machine has to reset it.")
+        facts, shape = self._engine.facts, answer.actions.shape
+        if shape != (facts.horizon, facts.action_dim):
+            raise DoorError("internal", f"The policy answered with actions {list(shape)}. Hold, and look at its log.")
         if not np.isfinite(answer.actions).all():
             raise DoorError("internal", "The policy answered with values that are not finite. Hold, and look at its log.")
         return answer
