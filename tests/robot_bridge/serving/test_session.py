@@ -224,3 +224,18 @@ def test_actions_of_another_shape_never_leave(served, engine, shape):
     answer = engine._answer
     engine._answer = lambda observation: dataclasses.replace(answer(observation), actions=np.zeros(shape, np.float32))
     refused("internal", served.infer, "a", look())
+
+
+def test_an_engine_that_was_restarted_meanwhile_answers_for_no_episode(served, engine):
+    served.infer("a", look())
+    answer = engine._answer
+
+    def restarted(observation):
+        engine.generation += 1
+        engine._answer = answer
+        return answer(observation)
+
+    engine._answer = restarted
+    refused("engine_restarting", served.infer, "a", look())
+    served.infer("a", look())
+    assert len(engine.episodes) == 2
