@@ -6,6 +6,7 @@ user id is checked, so nothing here can be reached over a network; a network may
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -55,7 +56,11 @@ def _path(name: str) -> Path:
 
 
 def _connect(path: Path) -> socket.socket | None:
-    """A connection to the run behind a socket; None when there is none, and then its file is removed."""
+    """A connection to the run behind a socket; None when there is none, and then its file is removed.
+
+    Raises:
+        EdgewamError: the run is there and does not take it.
+    """
     client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     client.settimeout(_ANSWER_TIMEOUT_S)
     try:
@@ -64,6 +69,9 @@ def _connect(path: Path) -> socket.socket | None:
         client.close()
         path.unlink(missing_ok=True)
         return None
+    except OSError as error:
+        client.close()
+        raise EdgewamError(f"The run '{path.stem}' takes no request ({error}). Is its supervisor stopped or too busy?") from error
     return client
 
 
@@ -71,7 +79,12 @@ def runs() -> list[str]:
     """Names of the runs that can be controlled now; what dead runs left behind is removed."""
     alive = []
     for path in sorted(directory().glob("*.sock")):
-        if (client := _connect(path)) is not None:
+        try:
+            client = _connect(path)
+        except EdgewamError:  # it is there, and too busy
+            alive.append(path.stem)
+            continue
+        if client is not None:
             client.close()
             alive.append(path.stem)
     return alive
@@ -95,7 +108,8 @@ def ask(verb: str, name: str | None = None) -> dict[str, Any]:
     client = _connect(_path(there[0]))
     if client is None:
         raise EdgewamError(f"No run '{there[0]}'. Running: {', '.join(runs()) or 'none'}.")
-    with client:
+    line = b""
+    with client, contextlib.suppress(OSError):  # it was sent away, or waited in vain
         client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
         with client.makefile("rb") as stream:
             line = stream.readline()
@@ -141,15 +155,13 @@ class ControlServer:
 
     def poll(self, answer: Answer) -> None:
         """Take in new clients and answer whole requests with `answer(verb)`."""
-        try:
+        with contextlib.suppress(OSError):  # nobody else waits, or no more files can be opened, and then what was is served
             while True:
                 connection, _ = self._socket.accept()
                 if len(self._clients) < _MAX_CLIENTS and _is_allowed(connection):
                     self._clients.append(_Client(connection))
                 else:
                     connection.close()
-        except BlockingIOError:
-            pass
         self._clients = [client for client in self._clients if client.serve(answer)]
 
     def close(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -74,6 +75,29 @@ def test_what_to_do_is_said_when_there_is_no_such_run_or_verb(served):
         ask("stop")
     other.close()
     assert served == []
+
+
+def test_a_run_that_does_not_answer_is_said_in_one_sentence(place, monkeypatch):
+    monkeypatch.setattr(local_control, "_ANSWER_TIMEOUT_S", 0.1)
+    server = ControlServer("arm")  # and nobody polls it
+    for _ in range(50):  # until the kernel's queue is full
+        with pytest.raises(EdgewamError, match="Is its supervisor stopped or too busy"):
+            ask("stop", "arm")
+    assert runs() == ["arm"]
+    server.close()
+
+
+def test_a_supervisor_that_can_open_no_more_files_goes_on(place, monkeypatch):
+    server = ControlServer("arm")
+    waiting = connected(place)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, limits[1]))
+    try:
+        server.poll(lambda verb: {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    waiting.close()
+    server.close()
 
 
 def test_nothing_runs():
