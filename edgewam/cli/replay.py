@@ -51,11 +51,12 @@ def _replay(record: Recording, path: Path, wanted: float | None, as_json: bool) 
     from edgewam.robot_bridge.recorder.replay import EXACT, OTHER_MACHINE, replay
 
     digest = read_manifest(path, kind="bundle").digest
-    is_same_bundle = digest == record.run.get("bundle")
+    recorded_digest = str(record.run.get("bundle"))
+    is_same_bundle = digest == recorded_digest
     is_same_place = record.run["versions"] == versions() and record.run["hardware"].get("cpu") == hardware()["cpu"]
     tolerance = wanted if wanted is not None else EXACT if is_same_bundle and is_same_place else OTHER_MACHINE
     if not is_same_bundle:
-        say(f"Another bundle ({digest[:12]}) than the recorded one ({str(record.run.get('bundle'))[:12]}): differences are expected.")
+        say(f"Another bundle ({digest[:12]}) than the recorded one ({recorded_digest[:12]}): differences are expected.")
     if not is_same_place:
         say(f"Recorded on another machine or with other versions: compared within {tolerance:g} rad.")
     recorded = record.run["config"]["policy_args"]

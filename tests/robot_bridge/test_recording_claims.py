@@ -51,7 +51,7 @@ def test_a_chunk_is_not_unpacked_when_it_holds_or_claims_more_than_any_of_ours(c
     chunk = types.SimpleNamespace(compression=compression, data=data, uncompressed_size=claimed, uncompressed_crc=0)
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="bytes|compressed with"):
+        with pytest.raises(ValueError, match=r"bytes|compressed with"):
             claims.inside(chunk)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
@@ -89,7 +89,14 @@ def test_a_picture_is_not_unpacked_when_it_is_not_of_its_camera_s_size():
 
 @pytest.mark.parametrize(
     "data",
-    [message(encoded("BMP", (32, 24))), message(encoded("PNG", (32, 24))[:45]), message(b""), b"{}", b"[" * 100_000, b'{"data": 1}'],
+    [
+        message(encoded("BMP", (32, 24))),
+        message(encoded("PNG", (32, 24))[:45]),
+        message(b""),
+        b"{}",
+        b"[" * 100_000,
+        b'{"data": 1}',
+    ],
 )
 def test_what_is_no_png_is_refused_in_a_sentence(data):
     with pytest.raises(ArtifactError, match="picture"):
@@ -107,8 +114,8 @@ BAD_RUNS = [
     *(
         {"config": change}
         for change in (
-            {"prompt": 3}, {"robot": None}, {"seed": -1}, {"seed": 0.5}, {"policy_args": []}, {"control_hz": 0}, {"ticks_per_row": 0},
-            {"camera_every": 0}, {"control_hz": float("nan")}, {"joint_names": ["a"]},
+            {"prompt": 3}, {"robot": None}, {"seed": -1}, {"seed": 0.5}, {"policy_args": []}, {"control_hz": 0},
+            {"ticks_per_row": 0}, {"camera_every": 0}, {"control_hz": float("nan")}, {"joint_names": ["a"]},
         )
     ),
 ]  # fmt: skip
@@ -138,8 +145,8 @@ def test_counting_needs_the_limits_that_commands_are_checked_by(bridge, tmp_path
     ("topic", "data"),
     [
         ("/tick", b"[]"), ("/tick", b"{"), ("/tick", b'{"number": 1e999}'), ("/state", b'{"tick": ' + b"9" * 40 + b"}"),
-        ("/chunk", b'{"actions": [[1, 2]]}'), ("/chunk", b'{"actions": ' + b"[" * 5000), ("/state", b'{"state": [0]}'[:-2] + b'"x"]}'),
-        ("/recorder", b"{"),
+        ("/chunk", b'{"actions": [[1, 2]]}'), ("/chunk", b'{"actions": ' + b"[" * 5000),
+        ("/state", b'{"state": ["x"]}'), ("/recorder", b"{"),
     ],
 )  # fmt: skip
 def test_a_message_that_is_none_of_ours_is_said_in_a_sentence(bridge, tmp_path, topic, data):

@@ -97,7 +97,9 @@ def picture(message: bytes, shape: Sequence[int]) -> npt.NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(picture_file(message)), formats=("PNG",)) as found:
             if found.size != (width, height):
-                raise ArtifactError(f"A picture is {found.size[1]}x{found.size[0]}, its camera {height}x{width}: no recording of ours.")
+                raise ArtifactError(
+                    f"A picture is {found.size[1]}x{found.size[0]}, its camera {height}x{width}: no recording of ours."
+                )
             return np.asarray(found.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise ArtifactError(f"A picture cannot be decoded ({type(error).__name__}). The file is damaged.") from error
@@ -112,4 +114,6 @@ def _is_shape(value: Any) -> bool:
 
 
 def _unsound(path: Path) -> ArtifactError:
-    return ArtifactError(f"'{path}' describes no run that could be (joints, cameras, rates, names). It is damaged or not edgewam's.")
+    return ArtifactError(
+        f"'{path}' describes no run that could be (joints, cameras, rates, names). It is damaged or not edgewam's."
+    )

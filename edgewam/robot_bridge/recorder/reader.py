@@ -44,7 +44,9 @@ class Recording:
                 f"'{path}' is no recording of edgewam, or of another version (format {self.run.get('format')}, not {FORMAT})."
             )
         if self.run.get("part") != 1:
-            raise ArtifactError(f"'{path}' is part {self.run.get('part')} of a recording. Give its first part, the others are found.")
+            raise ArtifactError(
+                f"'{path}' is part {self.run.get('part')} of a recording. Give its first part, the others are found."
+            )
         check_run(path, self.run)
         self.camera_shapes: dict[str, list[int]] = self.run["camera_shapes"]
         self.num_joints = int(self.run["num_joints"])

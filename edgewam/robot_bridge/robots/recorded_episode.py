@@ -41,7 +41,9 @@ def load_recorded(path: Path, number: int = 0) -> Episode:
             frames[int(item.header["tick"]) // every] = item.messages
             num_bytes += item.num_bytes
             if num_bytes > MAX_BYTES:
-                raise ArtifactError(f"Episode {number} of '{path}' has over {MAX_BYTES >> 30} GiB of pictures. Give a shorter one.")
+                raise ArtifactError(
+                    f"Episode {number} of '{path}' has over {MAX_BYTES >> 30} GiB of pictures. Give a shorter one."
+                )
     # a picture belongs to the first tick of its period
     first = every * (max(min(frames, default=0), -(-min(rows, default=0) // every)))
     last = max(rows, default=-1)
