@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -175,6 +176,10 @@ def test_with_a_token_only_who_knows_it_sees_anything(bridge, served, tmp_path):
     guessable.chmod(0o600)
     with pytest.raises(EdgewamError, match="can be guessed"):
         view_process.run(config(bridge, view_bind="0.0.0.0", view_token_file=str(guessable)), None)
+    guessable.write_text(token)
+    over = types.SimpleNamespace(wires=bridge.wires, is_stopping=True)
+    told = view_process.run(config(bridge, view_bind="0.0.0.0", view_token_file=str(guessable)), over)
+    assert told["address"].startswith("0.0.0.0:")
 
 
 def test_requests_that_make_no_sense_get_codes_and_pictures_are_lossless(bridge, served):

@@ -169,7 +169,8 @@ class _Door:
     def _answer(self, speaker: _Speaker, request: Request) -> dict[str, Any]:
         if request.kind == "config":  # upstream acknowledges it and changes nothing
             return {"ok": True, "type": "config_ack"}
-        peer = self._seats.take(speaker.host, seats.SEAT_OF[request.kind], speaker.number)
+        for seat in seats.SEATS_OF[request.kind]:
+            peer = self._seats.take(speaker.host, seat, speaker.number)
         if request.kind == "image":
             return {"ok": True, "type": "image_ack", "queued": bool(self._handler.plan(peer.client, request.look)["queued"])}
         if request.kind == "reset" or (request.kind == "infer" and not speaker.has_begun):

@@ -47,7 +47,7 @@ class LinkSettings:
 class _Process:
     """One engine process and our ends of its sockets."""
 
-    def __init__(self, config: Mapping[str, Any], fds: list[int]) -> None:
+    def __init__(self, fds: list[int]) -> None:
         self.calls, calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.plans, plans = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.owed_since_s: float | None = None  # when the oldest call without a reply was sent
@@ -62,16 +62,17 @@ class _Process:
                 env=child_environment({}),
                 start_new_session=True,  # Ctrl-C is for the door, who ends the engine in order
             )
-        self.calls.send(encode(config))
 
     def receive(self, channel: socket.socket, timeout_s: float) -> tuple[dict[str, Any], Blob | None]:
         """The next message.  TimeoutError, or EOFError when the engine is gone."""
         if timeout_s <= 0:
             raise TimeoutError
-        channel.settimeout(timeout_s)
         try:
+            channel.settimeout(timeout_s)
             message = channel.recv(MAX_MESSAGE)
-        except ConnectionError as error:
+        except TimeoutError:
+            raise
+        except OSError as error:  # it has died, or `end` has closed the socket
             raise EOFError from error
         if not message:
             raise EOFError
@@ -146,6 +147,9 @@ class EngineLink:
         self._process = None
         for thread in self._threads:
             thread.join()
+        if self._process is not None:  # the keeper was just putting it in its place
+            self._process.end(END_S)
+            self._process = None
         self._call_buffer.close()
         self._plan_buffer.close()
 
@@ -213,8 +217,9 @@ class EngineLink:
             if observation is not None:
                 self._call_buffer.write(observation)
             self._number += 1
+            message = encode({"call": call, "number": self._number, **fields})
             process.owed, process.owed_since_s = self._number, time.monotonic()
-            process.calls.send(encode({"call": call, "number": self._number, **fields}))
+            process.calls.send(message)
             reply, actions = self._reply(process, end_s)
         except TimeoutError:
             raise _deadline(self._settings.deadline_s) from None
@@ -236,13 +241,20 @@ class EngineLink:
 
     def _open(self) -> _Process:
         """A new engine that has said hello."""
-        self._starting = process = _Process(self._config, self._fds)
         try:
+            self._starting = process = _Process(self._fds)
+        except OSError as error:
+            raise EdgewamError(f"The engine process cannot be started: {error}.") from error
+        try:
+            if self._closing.is_set():  # `close` may have come too early to see this process
+                raise EOFError
+            process.calls.send(encode(self._config))
             hello, _ = process.receive(process.calls, self._settings.start_timeout_s)
         except TimeoutError:
             hello = {"error": f"The engine was not ready within {self._settings.start_timeout_s:g} s."}
-        except EOFError:
-            hello = {"error": f"The engine process ended while it started (exit code {process.popen.wait()}); see above."}
+        except (EOFError, OSError):
+            process.end(END_S)
+            hello = {"error": f"The engine process ended while it started (exit code {process.popen.returncode}); see above."}
         finally:
             self._starting = None
         if "error" in hello:
@@ -257,7 +269,8 @@ class EngineLink:
         starts: deque[float] = deque(maxlen=self._settings.max_restarts)
         while not self._closing.wait(KEEPER_S):
             process, now_s = self._process, time.monotonic()
-            owed_s = 0.0 if process is None or process.owed_since_s is None else now_s - process.owed_since_s
+            since_s = None if process is None else process.owed_since_s  # read once: its reply may be coming just now
+            owed_s = 0.0 if since_s is None else now_s - since_s
             if process is not None and process.popen.poll() is None and owed_s < self._settings.hang_s:
                 continue
             if process is not None:

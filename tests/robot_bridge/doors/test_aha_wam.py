@@ -171,6 +171,13 @@ def test_only_one_connection_sends_the_actions(connect):
     assert second.ask(infer())["ok"]
 
 
+def test_nobody_slips_an_image_into_the_synchronous_flow(connect, engine):
+    first, second = connect(), connect()
+    assert first.ask(infer())["ok"]
+    assert second.ask(image())["error"].startswith("not_controller: ")
+    assert first.ask(infer())["ok"] and engine.names() == ["reset", "infer", "infer"]
+
+
 def test_a_connection_that_was_cut_without_a_word_is_replaced(connect, monkeypatch):
     first, second = connect(), connect()
     first.ask({"type": "reset"})

@@ -346,6 +346,28 @@ def test_our_client_reads_resets_and_stops(address, engine, handler):
         assert client.infer(images(), state()).actions.shape == (16, 2)
 
 
+def test_our_client_knows_bundles_of_many_instructions_and_strangers_may_send_none_of_that(address, handler):
+    prompts = [f"task {number}" for number in range(300)]
+    handler._metadata["prompts"] = prompts
+    with EdgewamClient(address.host, address.port) as client:
+        assert client.metadata["prompts"] == prompts
+    with pytest.raises(DoorError):
+        packing.unpack(packing.pack({"prompts": prompts}))
+
+
+@pytest.mark.parametrize(
+    "change", [{"tick": "x"}, {"tick": None}, {"context_number": 1.5}, {"server_timing": 3}, {"actions": [1]}]
+)
+def test_our_client_refuses_an_answer_that_is_none(change, monkeypatch):
+    client = EdgewamClient()
+    good = {"actions": np.zeros((16, 2), np.float32), "tick": 3}
+    monkeypatch.setattr(client, "_ask", lambda request: good)
+    assert client.infer({}, state()).tick == 3
+    monkeypatch.setattr(client, "_ask", lambda request: {**good, **change})
+    with pytest.raises(EdgewamError, match="sent no action chunk"):
+        client.infer({}, state())
+
+
 def test_our_client_over_a_unix_socket(handler, tmp_path):
     path = tmp_path / "door"
     with running("openpi", handler, Address(path=path)), EdgewamClient(path=path) as client:

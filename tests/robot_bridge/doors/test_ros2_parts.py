@@ -18,7 +18,7 @@ from edgewam.robot_bridge.dds import cdr, readings
 from edgewam.robot_bridge.dds.command_loop import CommandLoop
 from edgewam.robot_bridge.dds.inputs import NEVER_NS, Inputs
 from edgewam.robot_bridge.dds.message_types import message_types
-from edgewam.robot_bridge.dds.network import MAX_DOMAIN, Node, Route, take_one
+from edgewam.robot_bridge.dds.network import MAX_DOMAIN, Node, Route, take_one, take_round
 from edgewam.robot_bridge.doors import ros2
 from edgewam.robot_bridge.modes import Mode
 from edgewam.robot_bridge.serving.access import Address
@@ -253,6 +253,22 @@ def fuzz(num_samples, seed):
             settled = psutil.Process().memory_info().rss
     assert sum(inputs.refused.values()) > num_samples / 3
     assert psutil.Process().memory_info().rss - settled < GROWTH_BYTES
+
+
+def test_who_floods_one_topic_silences_no_other():
+    class Endless:
+        """A reader that is never empty, until a test would hang."""
+
+        left = 1000
+
+        def take(self, number, condition):
+            self.left -= 1
+            return [SimpleNamespace(sample_info=SimpleNamespace(valid_data=True, publication_handle=1))] if self.left else []
+
+    heard = []
+    routes = [Route(name, Endless(), None, lambda message, t_ns, name=name: heard.append(name), True) for name in ("a", "stop")]
+    take_round(routes, Inputs(silent_ns=1))
+    assert 0 < heard.count("a") == heard.count("stop") < 100
 
 
 def mutated(rng, data):
