@@ -119,6 +119,18 @@ class BridgeRun:
         self._errors.close()
 
 
+def played(
+    folder: Path, policy_factory: str, policy_args: Mapping[str, Any], settings: RunSettings, **arguments: Any
+) -> tuple[dict[str, Any] | None, npt.NDArray[Any]]:
+    """A whole run: its report, None when the supervisor was killed, and its log rows.  EdgewamError: see `BridgeRun`."""
+    run = BridgeRun(folder, policy_factory, policy_args, settings, **arguments)
+    try:
+        report = run.wait()
+    finally:
+        run.close()
+    return report, run.rows()
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:

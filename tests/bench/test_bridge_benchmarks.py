@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import bridge_rows, observation_age, real_time_success, reliability, soak
+from benchmarks import bridge_rows, observation_age, real_time_success, reliability, soak_judge
 from benchmarks.bridge_figures import first_commands, stretch, violations
 from benchmarks.marks import with_block
 from edgewam.core.errors import EdgewamError
@@ -111,7 +111,7 @@ def test_episodes_of_a_run_become_results():
 def judged(rows, memory, **conditions):
     known = {"minutes": 100 / HZ / 60, "control_hz": HZ, "burners": 2, "cpu": "x", **conditions}
     report = {"is_complete": True, "episodes": [], "faults": [], "real_time": {"io": {"scheduler": "SCHED_FIFO 60"}}}
-    return soak.judge(rows, report, memory, SPEC, known)
+    return soak_judge.judge(rows, report, memory, SPEC, known)
 
 
 def flat(first_mb, last_mb):
@@ -124,7 +124,7 @@ def verdicts(record):
 
 def test_a_calm_soak_passes_every_gate():
     record = judged(log(), flat(10.0, 10.1))
-    assert all(verdicts(record).values()) and list(record["thirds"]) == list(soak.THIRDS)
+    assert all(verdicts(record).values()) and list(record["thirds"]) == list(soak_judge.THIRDS)
     assert sum(third["ticks"] for third in record["thirds"].values()) == record["whole"]["ticks"] == 100
     assert record["memory"]["io"]["growth_percent"] == 1.0
 
@@ -148,9 +148,9 @@ def test_a_hold_while_burners_burn_is_told_but_not_judged():
 
 def test_an_interrupted_soak_is_judged_as_far_as_it_went():
     known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 2}
-    record = soak.judge(log(), None, flat(10.0, 10.0), SPEC, known)
+    record = soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known)
     assert not record["is_complete"] and list(record["thirds"]) == ["first"]
-    assert soak.text(record) and reliability.soak_block({"soak": record})
+    assert soak_judge.text(record) and reliability.soak_block({"soak": record})
 
 
 def test_a_block_of_a_document_is_replaced_and_nothing_else():
@@ -170,5 +170,5 @@ def test_the_readme_s_row_of_a_soak_tells_what_was_missed_and_what_grew():
     assert "50 Hz, SCHED_FIFO, 2 busy loops in the middle third" in label and "NOT" not in label
     assert value.startswith("5.00 %, 0.00 %, ") and value.endswith("+4.0 %")
     known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0}
-    ((label, _),) = bridge_rows.soak_rows(soak.judge(log(), None, flat(10.0, 10.0), SPEC, known))
+    ((label, _),) = bridge_rows.soak_rows(soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known))
     assert "NOT complete" in label and "busy loops" not in label

@@ -26,17 +26,10 @@ from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
 from edgewam.robot_bridge.wires import LOG_ROWS
-from tests.robot_bridge.recorded import CAMERAS, Bridge
+from tests.robot_bridge.recorded import CAMERAS
 from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 def play(bridge, recorder, first, count):

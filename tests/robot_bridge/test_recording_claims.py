@@ -20,17 +20,10 @@ from edgewam.robot_bridge.recorder.messages import encode_image, message_layouts
 from edgewam.robot_bridge.recorder.part import Part
 from edgewam.robot_bridge.recorder.reader import Recording
 from tests.cli.command import here
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS
 
 RATES = {"max_velocity": [1.0] * NUM_JOINTS, "max_acceleration": None}
 LIMITS = {"lower": [-1.0] * NUM_JOINTS, "upper": [1.0] * NUM_JOINTS, **RATES}
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 @pytest.fixture

@@ -28,19 +28,12 @@ from edgewam.robot_bridge.view.watch import Watch
 from edgewam.robot_bridge.view_process import Live
 from edgewam.robot_bridge.wires import LOG_ROWS
 from tests.browser import browser, chromium
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS
 from tests.waiting import wait_for
 
 PHONE, DESK = 375, 1280
 READABLE = 4.5  # contrast of small text after WCAG 2.2, level AA
 PROMPT = "</script><b>reach</b>"  # a prompt is text, whatever it looks like
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 def config(bridge, **more):

@@ -7,7 +7,7 @@ from edgewam.core.errors import ArtifactError
 from edgewam.robot_bridge.robots import recorded_episode, replay
 from edgewam.robot_bridge.robots.episode_file import decode
 from edgewam.robot_bridge.robots.recorded_episode import load_recorded
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS
 
 RUN = {
     "camera_every": 2,
@@ -15,13 +15,6 @@ RUN = {
     "upper": [9.0] * NUM_JOINTS,
     "max_velocity": [5.0] * NUM_JOINTS,
 }
-
-
-@pytest.fixture
-def bridge():
-    bridge = Bridge()
-    yield bridge
-    bridge.close()
 
 
 def recorded(bridge, path, ticks, frames, episode=0):

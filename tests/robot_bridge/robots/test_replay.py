@@ -13,6 +13,7 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.export_episode import export_episode, main
+from edgewam.robot_bridge.clock import now_ns
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import ReplayPolicy
@@ -96,7 +97,7 @@ def test_after_the_end_nothing_is_compared_any_more():
 def test_the_report_of_a_run_has_the_comparison_of_every_episode():
     config = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 0, "episode_ticks": 200, "lease_ticks": 5, "orphan_s": 2.0}
     wires = Wires(replay.SPEC.num_joints, replay.SPEC.camera_shapes)
-    driver = SimulatorDriver(config, types.SimpleNamespace(wires=wires), replay.make(render=False))
+    driver = SimulatorDriver(config, types.SimpleNamespace(wires=wires, epoch_ns=now_ns()), replay.make(render=False))
     command = wires["command"].blank()
     for tick in range(201):  # the last one begins the next episode
         command["tick"], command["target"] = tick, replay.example().actions[min(tick, 199)] + 0.1
