@@ -78,6 +78,6 @@ def what_is_wrong(given: Any, shape: tuple[int, ...]) -> str | None:
         return "gave no image"
     if image.shape != shape or image.dtype != np.uint8:
         return f"gave {image.dtype} {list(image.shape)} instead of uint8 {list(shape)}"
-    if t_ns > now_ns():
+    if not 0 <= t_ns <= now_ns():
         return "gave a capture time that is not of the monotonic clock, or in the future"
     return "is black" if image.max() <= BLACK else None

@@ -77,7 +77,7 @@ class RobotDriver:
         value = self._inbox.take()
         if value is not None and self._may_send(value):
             self._target = value["target"]
-            if self._try("command", lambda: self._robot.command(value["target"])):
+            if self._try("command", lambda: self._robot.command(value["target"].copy())):
                 self._inbox.applied()
                 self._moved_ns = now_ns()
         elif self._moved_ns is not None and now_ns() - self._moved_ns > self._lease_ns:

@@ -73,7 +73,7 @@ class SimulatorDriver:
     def _apply_command(self) -> None:
         value = self._inbox.take()
         if value is not None and int(value["episode"]) == self._episode:
-            self._robot.command(value["target"])
+            self._robot.command(value["target"].copy())
             self._inbox.applied()
 
     def _advance(self) -> None:

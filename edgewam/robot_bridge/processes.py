@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 MODULE = "edgewam.robot_bridge.child"
+LAST_WORDS = 4096  # bytes of its standard error that are looked at when it has failed
 KILL_S = 2.0  # a process that has not ended by then hangs inside of the kernel, where no signal reaches it
 
 
@@ -30,8 +31,9 @@ class Child:
 
     def __init__(self, config: Mapping[str, Any], fds: Iterable[int], environment: Mapping[str, str]) -> None:
         self.role = str(config["role"])
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115  closed in `end`
-        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        # whatever a robot's library prints, in whatever encoding, must not harm the parent
+        self._output = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
+        self._errors = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, "-m", MODULE],
             stdin=subprocess.PIPE,
@@ -66,7 +68,7 @@ class Child:
             return str(message) if code == 1 else f"The {self.role} process failed: {message}"
         if code is not None and code < 0:
             return f"The {self.role} process was ended by {signal.Signals(-code).name}."
-        self._errors.seek(0)
+        self._errors.seek(max(0, os.fstat(self._errors.fileno()).st_size - LAST_WORDS))
         last = self._errors.read().strip().rpartition("\n")[2]
         return f"The {self.role} process ended with exit code {code}: {last or 'it gave no reason'}."
 

@@ -24,6 +24,8 @@ from edgewam.core import plugins
 from edgewam.core.errors import ContractError, EdgewamError
 from edgewam.core.records import Observation
 
+MAX_JOINTS = 32  # what was clamped is logged in masks of so many bits
+
 Vector = npt.NDArray[np.float64]
 Images = dict[str, npt.NDArray[np.uint8]]
 
@@ -59,11 +61,14 @@ class RobotSpec:
                 continue
             value = np.array(getattr(self, field), np.float64)
             assert value.shape == (self.num_joints,), f"{self.name}: {field} must have one value per joint"
+            assert np.isfinite(value).all(), f"{self.name}: {field} must be finite: nothing brakes before an end that is nowhere"
             value.flags.writeable = False
             object.__setattr__(self, field, value)
         assert (self.lower < self.upper).all() and (self.max_velocity > 0).all(), self.name
         assert self.max_acceleration is None or (self.max_acceleration > 0).all(), self.name
         assert self.home is None or ((self.lower <= self.home) & (self.home <= self.upper)).all(), self.name
+        assert 1 <= self.num_joints <= MAX_JOINTS, f"{self.name}: 1 to {MAX_JOINTS} joints; the log has a bit for each"
+        assert self.lease_ticks >= 1, f"{self.name}: a command stays in force for a tick at least"
         assert self.control_hz % self.camera_hz == 0, "a camera frame must fall on a control tick"
 
     @property

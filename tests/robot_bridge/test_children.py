@@ -135,6 +135,16 @@ def test_killing_never_waits_for_long(monkeypatch):
     assert made.kill()
 
 
+def test_the_last_words_of_a_child_are_read_whatever_it_had_printed_before(monkeypatch):
+    code = "import sys; sys.stderr.buffer.write(b'\\xff\\xfe noise \\xe4\\n' * 100_000 + b'no such port: \\xe4'); sys.exit(3)"
+    real = subprocess.Popen
+    monkeypatch.setattr(processes.subprocess, "Popen", lambda command, **options: real([command[0], "-c", code], **options))
+    made = processes.Child({"role": "camera"}, (), {})
+    assert made.wait(30.0)
+    assert made.failure() == "The camera process ended with exit code 3: no such port: \N{REPLACEMENT CHARACTER}."
+    made.close()
+
+
 def test_a_child_outlives_the_signals_that_its_parent_gets_too(monkeypatch):
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in numbers}

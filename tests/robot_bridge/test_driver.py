@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import clock, driver_process, driver_robot, driver_simulator
+from edgewam.robot_bridge import clock, driver_process, driver_robot, driver_simulator, io_process
 from edgewam.robot_bridge.clock import NS, now_ns
 from edgewam.robot_bridge.driver_robot import RobotDriver
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.wires import Wires
-from tests.robot_bridge import fake_arm, fakes
+from tests.robot_bridge import bench, fake_arm, fakes
 
 CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks": 4, "lease_ticks": 5, "orphan_s": 2.0}
 
@@ -242,6 +242,30 @@ def test_a_pose_that_io_held_before_it_saw_the_arming_never_reaches_an_arm_that_
     assert robot.calls == []
 
 
+def test_arming_between_the_tick_of_io_and_the_look_of_the_driver_does_not_move_an_arm_that_was_moved_by_hand(arm):
+    made, robot, link, wires = arm
+    link.is_orphan, link.is_quitting = False, False
+    link.control = wires["control"].blank()
+    link.epoch_ns = now_ns()
+    io = io_process._Loop({**bench.CONFIG, "control_hz": 50.0}, link)
+
+    def tick(number):
+        made._look()
+        io.tick(number, 0, now_ns(), False, False)
+
+    tick(0)
+    made._serve_commands()
+    robot.joints = np.array([0.9, 0.5])  # by hand
+    tick(1)
+    assert wires["command"].read()[1]["target"][0] == pytest.approx(0.1), "io still holds the old pose"
+    link.control["is_armed"] = 1
+    made._serve_commands()
+    assert robot.joints[0] == 0.9 and "command" not in robot.calls
+    tick(2)
+    made._serve_commands()
+    assert robot.calls.count("command") == 1 and robot.joints[0] == pytest.approx(0.9)
+
+
 def test_a_command_that_is_older_than_its_lease_is_refused_and_renews_nothing(arm):
     made, robot, link, wires = arm
     period_ns = 20_000_000
@@ -252,6 +276,24 @@ def test_a_command_that_is_older_than_its_lease_is_refused_and_renews_nothing(ar
     send(wires, [0.3, 0.6], 0, tick=97)
     made._serve_commands()
     assert robot.calls == ["command"] and made._results({})["old_commands"] == 1
+
+
+def test_a_robot_may_write_into_the_command_it_gets(arm):
+    made, robot, link, wires = arm
+    got = []
+
+    def command(target):
+        target *= 100.0  # to the motors' units, in place
+        got.append(target.tolist())
+
+    robot.command = command
+    for _ in range(2):
+        send(wires, [0.3, 0.6], 0)
+        made._serve_commands()
+    link.control["is_armed"] = 0
+    send(wires, [0.3, 0.6], 0)
+    made._serve_commands()
+    assert got == [[30.0, 60.0]] * 2 and made._results({})["robot_errors"] == 0
 
 
 def test_a_simulator_refuses_an_old_command_too(driver):
@@ -305,15 +347,16 @@ def test_a_driver_leaves_when_asked_and_no_more_commands_come(arm, monkeypatch):
     made._inbox._lease_ns = made._lease_ns = NS  # two busy cores may stop a thread for longer than five ticks
     end = threading.Event()
 
+    link.epoch_ns = now_ns()
+
     def brake():
-        for tick in range(15):
-            send(wires, [0.01 * tick, 0.5], 0, tick=tick)
+        for step in range(15):
+            send(wires, [0.01 * step, 0.5], 0, tick=(now_ns() - link.epoch_ns) // 20_000_000)
             end.wait(0.02)
 
     sender = threading.Thread(target=brake)
     sender.start()
     link.is_stopping = True
-    link.epoch_ns = now_ns()
     made.run()
     sender.join()
     assert robot.joints[0] == pytest.approx(0.14), "the last command of the braking ramp arrived"

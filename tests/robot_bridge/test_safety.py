@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +12,9 @@ from hypothesis import strategies as st
 from edgewam.robot_bridge.filter import bounded, braking_step, follow
 from edgewam.robot_bridge.motion import Motion
 from edgewam.robot_bridge.safety import Limits, Watch, is_violation, mask_to_bits
+from edgewam.robot_bridge.wires import log_layout
 from tests.robot_bridge.bench import ACCELERATION, CONFIG, LOWER, STEP, UPPER
+from tests.robot_bridge.fakes import SPEC
 
 PLAIN = Limits.from_rates(CONFIG)
 SMOOTH = Limits.from_rates({**CONFIG, "max_acceleration": ACCELERATION})
@@ -181,3 +185,20 @@ def test_frozen_is_at_once_or_as_hard_as_the_limit_allows():
             last = last + step
             taken.append(step[0])
         np.testing.assert_allclose(taken, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_joints", "lease_ticks", "message"), [(33, 5, "1 to 32 joints"), (32, 0, "in force for a tick")])
+def test_a_robot_that_the_log_or_the_lease_has_no_room_for_is_refused_when_it_is_described(num_joints, lease_ticks, message):
+    log = np.zeros(1, log_layout(2))
+    log["range_clamps"][0] = mask_to_bits(np.ones(32, bool))
+    with pytest.raises(OverflowError):
+        log["range_clamps"][0] = mask_to_bits(np.ones(33, bool))
+    names, ones = tuple(map(str, range(num_joints))), np.ones(num_joints)
+    with pytest.raises(AssertionError, match=message):
+        replace(SPEC, joint_names=names, lower=-ones, upper=ones, max_velocity=ones, lease_ticks=lease_ticks)
+
+
+@pytest.mark.parametrize("field", ["lower", "upper", "max_velocity", "max_acceleration"])
+def test_limits_are_finite(field):
+    with pytest.raises(AssertionError, match=f"{field} must be finite"):
+        replace(SPEC, **{field: np.array([-np.inf if field == "lower" else np.inf, 1.0])})
