@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import Any
 
-from edgewam.core.errors import require
+from edgewam.core.errors import EdgewamError, require
 from edgewam.robot_bridge.serving import access, checks, packing
 from edgewam.robot_bridge.serving.access import Address
 from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
@@ -39,7 +39,9 @@ _FLAT, _FLAT_IMAGES = "observation/", "observation/images/"
 
 
 def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
-    """Serve until `options.quit` is set."""
+    """Serve until `options.quit` is set; EdgewamError for an option, because this door has none of its own."""
+    if options.extra:
+        raise EdgewamError(f"The door openpi has no option {', '.join(sorted(options.extra))}, nor any other. Leave it out.")
     require("websockets.asyncio.server", extra="serve")
     require("msgpack", extra="serve")
     listener, address = access.listen(address, options.token)

@@ -136,6 +136,11 @@ def test_a_web_page_cannot_talk_to_a_robot_on_the_readers_own_machine(address):
     assert status == 403
 
 
+def test_an_option_that_it_does_not_have_is_said(handler):
+    with pytest.raises(EdgewamError, match="has no option colour"), running("openpi", handler, extra={"colour": "red"}):
+        pass
+
+
 def test_an_address_that_others_reach_needs_a_token(handler):
     with pytest.raises(EdgewamError, match="--token-file"), running("openpi", handler, Address("0.0.0.0")):
         pass
