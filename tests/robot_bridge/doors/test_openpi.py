@@ -360,7 +360,7 @@ def test_our_client_knows_bundles_of_many_instructions_and_strangers_may_send_no
         packing.unpack(packing.pack({"prompts": prompts}))
 
 
-@pytest.mark.parametrize("change", [{"tick": "x"}, {"tick": None}, {"context_number": 1.5}, {"server_timing": 3}, {"actions": [1]}])
+@pytest.mark.parametrize("change", [{"tick": "x"}, {"tick": None}, {"context_number": 1.5}, {"server_timing": 3}, {"actions": 1}])
 def test_our_client_refuses_an_answer_that_is_none(change, monkeypatch):
     client = EdgewamClient()
     good = {"actions": np.zeros((16, 2), np.float32), "tick": 3}
