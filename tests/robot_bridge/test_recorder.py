@@ -232,6 +232,18 @@ def test_a_successor_goes_on_from_the_newest_counts_that_reached_a_file(bridge, 
     assert done["streams"]["frame"] == {"kept": 7, "lost": 2, "last": 9}
 
 
+def test_what_a_recorder_took_with_it_that_died_before_its_first_flush_is_lost(bridge, tmp_path):
+    first = bridge.recorder(tmp_path / "run.mcap")
+    play(bridge, first, 0, 10)
+    first._part.abandon()
+    bridge.frame(6)
+    second = bridge.recorder(tmp_path / "run.mcap", generation=1)
+    second.poll()
+    streams = second.close()["streams"]
+    assert streams["frame"] == {"kept": 1, "lost": 5, "last": 6}
+    assert streams["tick"] == {"kept": 10, "lost": 0, "last": 9}, "the ring still held them"
+
+
 def test_a_joint_without_a_limit_can_be_recorded(bridge, tmp_path):
     bridge.recorder(tmp_path / "run.mcap", upper=[float("inf")] * 3).close()
     assert Recording(tmp_path / "run.mcap").run["config"]["upper"] == [float("inf")] * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import tracemalloc
 import types
 
@@ -14,7 +15,7 @@ import zstandard
 from PIL import Image
 
 from edgewam.core.errors import ArtifactError
-from edgewam.robot_bridge.recorder import claims, replay
+from edgewam.robot_bridge.recorder import claims, reader, replay
 from edgewam.robot_bridge.recorder.flight_recorder import head
 from edgewam.robot_bridge.recorder.messages import encode_image, message_layouts
 from edgewam.robot_bridge.recorder.part import Part
@@ -54,6 +55,15 @@ def test_a_chunk_is_not_unpacked_when_it_holds_or_claims_more_than_any_of_ours(c
 def test_a_file_with_such_a_chunk_is_read_up_to_it(path, monkeypatch):
     assert {name for name, _ in Recording(path).entries()} == {"tick", "frame"}
     monkeypatch.setattr(claims, "MAX_CHUNK", 1000)
+    recording = Recording(path)
+    assert list(recording.entries()) == [] and recording.torn == [path]
+
+
+@pytest.mark.parametrize("length", [1 << 62, (1 << 64) - 1, 0])
+def test_a_length_in_a_chunk_that_no_file_has_ends_the_part_as_torn(path, length, monkeypatch):
+    breakup, data = claims.require("mcap.stream_reader", extra="telemetry"), struct.pack("<BQ", 5, length)  # a message
+    chunk = types.SimpleNamespace(compression="", data=data, uncompressed_size=len(data), uncompressed_crc=0)
+    monkeypatch.setattr(reader, "inside", lambda other: breakup.breakup_chunk(chunk))
     recording = Recording(path)
     assert list(recording.entries()) == [] and recording.torn == [path]
 

@@ -141,7 +141,7 @@ class _Drive:
         self._source = ChunkSource(handler, spec, config, self._inputs, lambda: self._loop.tick)
 
     def run(self, options: DoorOptions, address: Address) -> None:
-        """Until asked to end; then the arm is brought to rest first."""
+        """Until asked to end; then the arm is brought to rest first.  EdgewamError when the control loop has died."""
         self._listen()
         ticking = threading.Thread(target=self._loop.run, args=(self._source, options.quit), name="control")
         self.node.listen()
@@ -151,6 +151,8 @@ class _Drive:
             options.on_ready(address)
             while not options.quit.wait(STATUS_S) and ticking.is_alive():
                 self._say()
+            if not options.quit.is_set():
+                raise EdgewamError("The control loop ended by itself, its error is above: no command goes out any more.")
         finally:
             options.quit.set()
             ticking.join()

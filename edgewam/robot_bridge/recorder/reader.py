@@ -123,7 +123,8 @@ def _records(path: Path, torn: list[Path]) -> Iterator[Any]:
 def _damage() -> tuple[type[Exception], ...]:
     """What is raised for bytes that are no record."""
     exceptions, zstandard = require("mcap.exceptions", extra="telemetry"), require("zstandard", extra="telemetry")
-    return exceptions.McapError, zstandard.ZstdError, struct.error, ValueError
+    # the last two: a length that no file has
+    return exceptions.McapError, zstandard.ZstdError, struct.error, ValueError, OverflowError, MemoryError
 
 
 def last_status(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def load_recorded(path: Path, number: int = 0) -> Episode:
         raise ArtifactError(f"Episode {number} of '{path}' has {len(rows)} ticks from {first} to {last}: too many are missing.")
     ticks = _filled(rows, range(first, last + 1))
     shown = _filled(frames, range(first // every, last // every + 1))
-    return Episode(
+    episode = Episode(
         robot=str(config["robot"]),
         prompt=str(config["prompt"]),
         control_hz=float(config["control_hz"]),
@@ -66,6 +66,11 @@ def load_recorded(path: Path, number: int = 0) -> Episode:
         upper=np.array(config["upper"]),
         max_velocity=np.array(config["max_velocity"]),
     )
+    try:
+        episode.spec("replay")
+    except (AssertionError, ValueError, OSError) as error:
+        raise ArtifactError(f"'{path}' cannot be played: {error or 'its limits contradict each other'}.") from error
+    return episode
 
 
 def _filled(known: Mapping[int, Any], numbers: range) -> list[Any]:

@@ -26,7 +26,10 @@ from edgewam.robot_bridge.serving.limits import Lease, Rates
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """idle_s: a controller that was silent for so long can be replaced.  Requests per second: one client, and all together."""
+    """idle_s: a controller that was silent for so long can be replaced.
+
+    Requests per second: of one client, and of all together but the controller.
+    """
 
     idle_s: float = 10.0
     requests_per_s: float = 250.0

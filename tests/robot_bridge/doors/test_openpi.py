@@ -136,6 +136,11 @@ def test_a_web_page_cannot_talk_to_a_robot_on_the_readers_own_machine(address):
     assert status == 403
 
 
+def test_an_option_that_it_does_not_have_is_said(handler):
+    with pytest.raises(EdgewamError, match="has no option colour"), running("openpi", handler, extra={"colour": "red"}):
+        pass
+
+
 def test_an_address_that_others_reach_needs_a_token(handler):
     with pytest.raises(EdgewamError, match="--token-file"), running("openpi", handler, Address("0.0.0.0")):
         pass
@@ -355,9 +360,7 @@ def test_our_client_knows_bundles_of_many_instructions_and_strangers_may_send_no
         packing.unpack(packing.pack({"prompts": prompts}))
 
 
-@pytest.mark.parametrize(
-    "change", [{"tick": "x"}, {"tick": None}, {"context_number": 1.5}, {"server_timing": 3}, {"actions": [1]}]
-)
+@pytest.mark.parametrize("change", [{"tick": "x"}, {"tick": None}, {"context_number": 1.5}, {"server_timing": 3}, {"actions": 1}])
 def test_our_client_refuses_an_answer_that_is_none(change, monkeypatch):
     client = EdgewamClient()
     good = {"actions": np.zeros((16, 2), np.float32), "tick": 3}

@@ -255,6 +255,18 @@ def fuzz(num_samples, seed):
     assert psutil.Process().memory_info().rss - settled < GROWTH_BYTES
 
 
+def test_a_control_loop_that_died_ends_the_door_with_an_error(monkeypatch):
+    monkeypatch.setattr(ros2, "STATUS_S", 0.01)
+    drive, ended = object.__new__(ros2._Drive), []
+    drive.node = SimpleNamespace(listen=lambda: None)
+    drive._loop = SimpleNamespace(run=lambda source, quit_event: None)
+    drive._source = SimpleNamespace(begin=lambda: None, close=lambda: ended.append("source"))
+    drive._listen = drive._say = lambda: None
+    with pytest.raises(EdgewamError, match="control loop ended by itself"):
+        drive.run(DoorOptions(), Address())
+    assert ended == ["source"]
+
+
 def test_who_floods_one_topic_silences_no_other():
     class Endless:
         """A reader that is never empty, until a test would hang."""

@@ -85,6 +85,16 @@ def test_an_episode_of_gaps_or_one_that_is_too_large_is_refused(bridge, tmp_path
         load_recorded(tmp_path / "gap.mcap")
 
 
+def test_limits_that_no_robot_can_have_are_refused(bridge, tmp_path):
+    recorder = bridge.recorder(tmp_path / "run.mcap", **{**RUN, "upper": [-99.0] * NUM_JOINTS})
+    bridge.frame(1, tick=0)
+    bridge.tick()
+    recorder.poll()
+    recorder.close()
+    with pytest.raises(ArtifactError, match="cannot be played"):
+        load_recorded(tmp_path / "run.mcap")
+
+
 def test_a_recording_without_limits_is_refused(bridge, tmp_path):
     bridge.recorder(tmp_path / "run.mcap").close()
     with pytest.raises(ArtifactError, match="does not say lower, upper, max_velocity of every joint"):

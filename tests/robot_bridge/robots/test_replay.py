@@ -166,11 +166,21 @@ def wide_picture(path):
     dataclasses.replace(episode, pictures={"cam_high": files * (len(episode) // 2)}).save(path)
 
 
-def claim(path):
-    """An array that claims a petabyte."""
-    with zipfile.ZipFile(path, "w") as archive:
-        header = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1125899906842624,), }"
-        archive.writestr("states.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+def member(data):
+    """Writes an archive whose only array is these bytes."""
+
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("states.npy", data)
+
+    return write
+
+
+def array(header):
+    return member(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+PETABYTE = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1125899906842624,), }"
 
 
 def test_an_archive_that_unpacks_to_more_than_any_episode_is_refused_before_that(tmp_path, monkeypatch):
@@ -206,7 +216,9 @@ def test_an_archive_that_unpacks_to_more_than_any_episode_is_refused_before_that
         (broken("picture_ends/cam_high", lambda a: a.astype(float)), "no sound episode"),
         (broken("states", lambda a: np.array("x")), "no sound episode"),
         (wide_picture, "at most 4096 a side"),
-        (claim, "export_episode"),
+        (array(PETABYTE), "export_episode"),
+        (array(PETABYTE[:-3]), "export_episode"),
+        (member(b"no array"), "no sound episode"),
     ],
 )
 def test_a_broken_episode_file_is_refused_with_the_reason(tmp_path, write, message):
