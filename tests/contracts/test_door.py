@@ -2,7 +2,9 @@
 
 import gc
 import random
+import socket
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +129,24 @@ def test_the_door_ends_while_clients_are_connected_and_leaves_no_thread(name):
     for client in clients:
         client.drop()
     wait_for(lambda: set(threading.enumerate()) <= before, "its threads end")
+
+
+def test_strangers_who_only_connect_keep_nobody_out_and_drop_nobody_who_has_spoken(name):
+    handler = session()
+    with running(name, handler, max_connections=4, open_s=60.0) as address, ExitStack() as stack:
+        first = probe_of(name).connect(address)
+        stack.callback(first.drop)
+        first.infer(images(), state())
+        for _ in range(6):
+            stack.callback(socket.create_connection((address.host, address.port), 5.0).close)
+        assert first.infer(images(), state()).shape == (16, 2)
+        handler.release(handler.controller)
+        second = probe_of(name).connect(address)
+        stack.callback(second.drop)
+        if name == "aha_wam":  # one address is one client there, and the first one has the seat
+            assert refused(second.infer, images(), state()) == "not_controller"
+        else:
+            assert second.infer(images(), state()).shape == (16, 2)
 
 
 def mutated(data, rng):

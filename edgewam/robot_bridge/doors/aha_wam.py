@@ -76,7 +76,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
                 break
             threads = [thread for thread in threads if thread.is_alive()]
             connection, peer = accepted
-            if len(threads) >= options.max_connections:
+            if len(threads) >= options.max_connections and not door.drop_stranger():
                 connection.close()
                 continue
             host = peer[0] if isinstance(peer, tuple) else "local"
@@ -104,6 +104,7 @@ class _Door:
         self._control_hz = float(handler.metadata["control_hz"])
         self._seats = Seats(handler.release)
         self._open: set[socket.socket] = set()
+        self._strangers: dict[int, socket.socket] = {}  # connections that have not introduced themselves yet, oldest first
         self._steps = count(1)
 
     def close(self) -> None:
@@ -112,9 +113,19 @@ class _Door:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def drop_stranger(self) -> bool:
+        """End the connection that has said nothing for longest, so that it keeps nobody out; False when all have spoken."""
+        for number in list(self._strangers):
+            if (connection := self._strangers.pop(number, None)) is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                return True
+        return False
+
     def converse(self, connection: socket.socket, host: str, number: int) -> None:
         """One client's requests in order, until it leaves, falls silent or sends what is no message."""
         self._open.add(connection)
+        self._strangers[number] = connection
         try:
             with connection, contextlib.suppress(OSError):
                 if connection.family != socket.AF_UNIX:
@@ -122,6 +133,7 @@ class _Door:
                 self._exchange(connection, host, number)
         finally:
             self._open.discard(connection)
+            self._strangers.pop(number, None)
             self._seats.leave(host, number)
 
     def _exchange(self, connection: socket.socket, host: str, number: int) -> None:
@@ -147,6 +159,7 @@ class _Door:
         if not is_token(token if isinstance(token, str) else None, self._options.token):
             raise DoorError("unauthorized", "The first message of a connection must hold the right 'token'.")
         speaker.is_known = True
+        self._strangers.pop(speaker.number, None)
 
     def _reply(self, speaker: _Speaker, message: Any) -> dict[str, Any]:
         kind = messages.kind_of(message)

@@ -21,7 +21,7 @@ _WORDS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0"
 
 @dataclass(frozen=True)
 class DoorOptions:
-    """token: what a client must show, None for nobody asks.  max_connections: more are dropped at once.
+    """token: what a client must show, None for nobody asks.  max_connections: beyond it strangers are dropped.
 
     open_s: a client must have introduced itself by then.  idle_s: a connection without a whole request for so long is closed.
     extra: settings of one door, by its own documentation.
