@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.processes import child_environment
 from edgewam.robot_bridge.run import Interrupted, RunSettings, run
-from edgewam.robot_bridge.wires import Log, log_layout
+from edgewam.robot_bridge.wires import log_layout
 
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _CAP_IPC_LOCK, _CAP_SYS_NICE = 14, 23  # linux/capability.h
@@ -119,6 +119,18 @@ class BridgeRun:
         self._errors.close()
 
 
+def played(
+    folder: Path, policy_factory: str, policy_args: Mapping[str, Any], settings: RunSettings, **arguments: Any
+) -> tuple[dict[str, Any] | None, npt.NDArray[Any]]:
+    """A whole run: its report, None when the supervisor was killed, and its log rows.  EdgewamError: see `BridgeRun`."""
+    run = BridgeRun(folder, policy_factory, policy_args, settings, **arguments)
+    try:
+        report = run.wait()
+    finally:
+        run.close()
+    return report, run.rows()
+
+
 def is_alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
@@ -144,22 +156,10 @@ def give_up_privileges() -> None:
             raise EdgewamError(f"Cannot give up a privilege: {os.strerror(ctypes.get_errno())}. Run as an ordinary user instead.")
 
 
-def _keep_rows(path: str) -> None:
-    """Append to `path` whatever this process reads from the log from now on."""
-    read, file = Log.read, open(path, "ab", buffering=0)  # noqa: SIM115  until the process ends
-
-    def keeping(log: Log, first: int, end: int) -> tuple[Any, int]:
-        rows, lost = read(log, first, end)
-        file.write(rows.tobytes())
-        return rows, lost
-
-    Log.read = keeping  # type: ignore[method-assign]
-
-
 def main() -> int:
     """The child; exit status 1 with the message on standard output when the run fails."""
     request = json.loads(sys.stdin.readline())
-    _keep_rows(request.pop("rows"))
+    path = request.pop("rows")
     if not request.pop("is_real_time"):
         give_up_privileges()
     settings = RunSettings(**request.pop("settings"))
@@ -171,7 +171,8 @@ def main() -> int:
         print(json.dumps({"pids": pids, "num_joints": spec.num_joints}), flush=True)
 
     try:
-        report = run(settings=settings, on_start=announce, **request)
+        with open(path, "ab", buffering=0) as file:  # the parent reads it meanwhile
+            report = run(settings=settings, on_start=announce, on_rows=lambda rows: file.write(rows.tobytes()), **request)
     except EdgewamError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         return 1

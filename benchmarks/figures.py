@@ -3,14 +3,14 @@
     python3 -m benchmarks.figures [--table | --check] [--again] [--device NAME]
 
 --table only writes the table from the committed results, --check only compares it (exit status 1 when it differs), --again
-measures everything anew.  A run that was cut goes on.
+measures everything anew.  A run that was cut goes on.  What needs a quiet machine for half an hour (`BRIDGE`) is measured by its
+own command only, and shown when it is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -18,6 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks import bridge_rows
+from benchmarks.bridge_rows import Rows
+from benchmarks.marks import with_block
 from benchmarks.results import RESULTS, ROOT, slug
 from benchmarks.success import known_tasks
 from edgewam.cli._shipped import shipped
@@ -25,21 +28,21 @@ from edgewam.core.artifacts import read_manifest
 from edgewam.profiles.machine import read_machine
 
 README = ROOT / "README.md"
-BEGIN, END = "<!-- figures: written by python3 -m benchmarks.figures -->", "<!-- end of figures -->"
 DEVICE = "amd-epyc"  # whose results the README shows: two cores
 FIRST_SEED = 8000  # of the success figures; seeds from 300001 on made the demonstrations
 AGE_TASK = "transfer_cube_random"  # the one with most to lose: twenty cells
 
-Rows = list[tuple[str, str]]
-
 
 @dataclass(frozen=True)
 class Figures:
-    """One result file: its name, the module (or edgewam command) that writes it, the digest it is of, its rows of the table."""
+    """One result file: its name, the module (or edgewam command) that writes it, its rows of the table.
+
+    digest_of: of the artifact that it is of; None where it is of none.
+    """
 
     name: str
     command: tuple[str, ...]
-    digest_of: Callable[[dict[str, Any]], str]
+    digest_of: Callable[[dict[str, Any]], str | None]
     rows: Callable[[dict[str, Any]], Rows]
     part: str = "bundle"
 
@@ -161,6 +164,20 @@ FIGURES = (
     ),
     Figures(f"context_age_{AGE_TASK}", ("-m", "benchmarks.context_age", "--task", AGE_TASK), _bundle, age_rows),
 )  # fmt: skip
+SOAKS = {"soak": (), "soak_no_fifo": ("--no-fifo",), "soak_100hz": ("--control-hz", "100", "--minutes", "5")}
+BRIDGE = (
+    *(
+        Figures(name, ("-m", "benchmarks.soak", *options), lambda d: str(d["conditions"]["bundle"]), bridge_rows.soak_rows)
+        for name, options in SOAKS.items()
+    ),
+    Figures("observation_age", ("-m", "benchmarks.observation_age"), _bundle, bridge_rows.age_rows),
+    Figures("real_time_success_transfer_cube", ("-m", "benchmarks.real_time_success"), _bundle, bridge_rows.real_time_rows),
+    Figures("openpi_door", ("-m", "benchmarks.openpi_door"), lambda d: None, bridge_rows.door_rows),
+    Figures(
+        "schedules", ("-m", "benchmarks.schedules", "--rtc-bundle", "BUNDLE"),
+        lambda d: str(d["contract"]["bundles"]["bundle"]), bridge_rows.schedule_rows,
+    ),
+)  # fmt: skip
 
 
 def is_measured(figures: Figures, folder: Path) -> bool:
@@ -168,7 +185,8 @@ def is_measured(figures: Figures, folder: Path) -> bool:
     path = folder / f"{figures.name}.json"
     if not path.exists():
         return False
-    return figures.digest_of(json.loads(path.read_text())) == read_manifest(shipped(figures.part), verify=False).digest
+    digest = figures.digest_of(json.loads(path.read_text()))
+    return digest in (None, read_manifest(shipped(figures.part), verify=False).digest)
 
 
 def measure(figures: Figures, folder: Path) -> int:
@@ -186,19 +204,13 @@ def measure(figures: Figures, folder: Path) -> int:
 def table_of(folder: Path) -> str:
     """README's table from the results of one device."""
     lines = ["| figure | value | made by |", "|---|---|---|"]
-    for figures in FIGURES:
+    bridge = [figures for figures in BRIDGE if (folder / f"{figures.name}.json").exists()]
+    for figures in (*FIGURES, *bridge):
         made_by = f"`{figures.shown}` -> `{figures.name}.json`"
         for label, value in figures.rows(json.loads((folder / f"{figures.name}.json").read_text())):
             lines.append(f"| {label} | {value} | {made_by} |")
             made_by = "the same"
     return "\n".join(lines)
-
-
-def with_table(text: str, table: str) -> str:
-    """README with the table between its two marks."""
-    marks = re.compile(f"{re.escape(BEGIN)}.*?{re.escape(END)}", re.DOTALL)
-    assert marks.search(text), f"{README} has lost the marks of the table"
-    return marks.sub(lambda _: f"{BEGIN}\n{table}\n{END}", text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -221,7 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if a.again or not is_measured(figures, folder):
                 status |= measure(figures, folder)
     text = README.read_text()
-    new = with_table(text, table_of(folder))
+    new = with_block(text, "figures", table_of(folder))
     if a.check:
         return int(new != text)
     if a.device != DEVICE:

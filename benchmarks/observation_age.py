@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.bridge import BridgeRun
+from benchmarks.bridge import played
 from benchmarks.bridge_figures import Rows, first_commands, quantiles_ms, stretch
 from benchmarks.results import RESULTS, now_utc, slug
 from edgewam.cli._shipped import FACTORY, shipped
@@ -85,12 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(prefix="edgewam_age_") as work:
             arguments = {"bundle": str(bundle), "threads": 1}
-            run = BridgeRun(Path(work), FACTORY, arguments, settings, robot=ROBOT, seconds=a.seconds, seed=a.seed)
-            try:
-                report = run.wait()
-            finally:
-                run.close()
-            rows = run.rows()
+            report, rows = played(Path(work), FACTORY, arguments, settings, robot=ROBOT, seconds=a.seconds, seed=a.seed)
         found = ages(rows)
     except EdgewamError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.bridge import BridgeRun
+from benchmarks.bridge import played
 from benchmarks.bridge_figures import Rows, episodes, first_commands, violations
 from benchmarks.results import RESULTS, now_utc, slug
 from benchmarks.success import show
@@ -109,14 +109,9 @@ def play(
             count = next((n for n, seed in enumerate(todo) if seed != todo[0] + n), len(todo))  # without a gap
             # most end early; whoever is cut off at the end is played again
             seconds = (0.75 * min(count, EPISODES_PER_RUN) + 1) * settings.episode_ticks / spec.control_hz
-            run = BridgeRun(
+            report, rows = played(
                 Path(work), FACTORY, arguments, settings, robot=ROBOT, task=task, seconds=seconds, seed=todo[0]
             )  # fmt: skip
-            try:
-                report = run.wait()
-            finally:
-                run.close()
-            rows = run.rows()
             broken = violations(rows, spec, spec.control_hz)
             if report is None or not report["is_complete"] or broken:
                 raise EdgewamError(f"The run from seed {todo[0]} on failed: {broken} violations, {report and report['faults']}.")

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from edgewam.robot_bridge.recorder.summary import Summary
 
 OPTIONS = {"threads": int, "spinning": bool}  # of a recorded policy that change how its bundle computes
+MAX_THREADS = 256  # a recording may come from somebody else
 
 
 def command(
@@ -29,6 +30,7 @@ def command(
     as_json: Json = False,
 ) -> None:
     """Count a recording, or compute its actions again and name the first one that differs."""
+    from edgewam.robot_bridge.recorder.messages import spelled
     from edgewam.robot_bridge.recorder.reader import Recording
     from edgewam.robot_bridge.recorder.summary import summarize
 
@@ -36,7 +38,7 @@ def command(
     if bundle is None:
         summary = summarize(record)
         show(summary, record)
-        emit({"run": record.run, **summary.to_json()}, as_json)
+        emit(spelled({"run": record.run, **summary.to_json()}), as_json)
         return
     _replay(record, bundle, tolerance, as_json)
 
@@ -45,22 +47,26 @@ def _replay(record: Recording, path: Path, wanted: float | None, as_json: bool) 
     from edgewam.core.artifacts import hardware, read_manifest, versions
     from edgewam.core.errors import EdgewamError
     from edgewam.robot_bridge.policy import open_policy
+    from edgewam.robot_bridge.recorder.messages import spelled
     from edgewam.robot_bridge.recorder.replay import EXACT, OTHER_MACHINE, replay
 
     digest = read_manifest(path, kind="bundle").digest
-    is_same_bundle = digest == record.run["bundle"]
-    is_same_place = record.run["versions"] == versions() and record.run["hardware"]["cpu"] == hardware()["cpu"]
+    recorded_digest = str(record.run.get("bundle"))
+    is_same_bundle = digest == recorded_digest
+    is_same_place = record.run["versions"] == versions() and record.run["hardware"].get("cpu") == hardware()["cpu"]
     tolerance = wanted if wanted is not None else EXACT if is_same_bundle and is_same_place else OTHER_MACHINE
     if not is_same_bundle:
-        say(f"Another bundle ({digest[:12]}) than the recorded one ({str(record.run['bundle'])[:12]}): differences are expected.")
+        say(f"Another bundle ({digest[:12]}) than the recorded one ({recorded_digest[:12]}): differences are expected.")
     if not is_same_place:
         say(f"Recorded on another machine or with other versions: compared within {tolerance:g} rad.")
     recorded = record.run["config"]["policy_args"]
+    if isinstance(recorded.get("threads"), int) and not 0 < recorded["threads"] <= MAX_THREADS:
+        raise EdgewamError(f"The recording says {recorded['threads']} compute threads. It is damaged or not edgewam's.")
     options = {name: kind(recorded[name]) for name, kind in OPTIONS.items() if isinstance(recorded.get(name), kind)}
     result = replay(record, open_policy(FACTORY, {"bundle": str(path), **options}), tolerance)
     say(verdict(result, record))
     data: dict[str, Any] = {"bundle": digest, "is_same_bundle": is_same_bundle, "is_same_machine": is_same_place}
-    emit({**data, "torn": [part.name for part in record.torn], **result.to_json()}, as_json)
+    emit(spelled({**data, "torn": [part.name for part in record.torn], **result.to_json()}), as_json)
     if not result.compared:
         raise EdgewamError("No chunk of this recording could be compared. Count it: edgewam replay RECORDING.")
     if result.first is not None and (is_same_bundle or wanted is not None):
@@ -104,7 +110,7 @@ def show(summary: Summary, record: Recording) -> None:
     show_run(summary.report)
     say("Episodes and successes are in the report of the run itself; a recording does not know them.")
     rows = [[name, count, summary.lost[name]] for name, count in summary.found.items()]
-    title = f"'{config['prompt']}', bundle {str(record.run['bundle'])[:12]}"
+    title = f"'{config['prompt']}', bundle {str(record.run.get('bundle'))[:12]}"
     table(f"{title}, {summary.bytes / 1e6:.1f} MB in {len(summary.parts)} part(s)", ["stream", "recorded", "lost"], rows)
     if summary.torn:
         say(f"Torn, so that up to a second before its end is missing: {', '.join(summary.torn)}.")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from edgewam.cli._output import Json, emit, progress, say
+from edgewam.cli._pairs import pairs
 from edgewam.cli._robot import Task
 from edgewam.cli._run_table import show
 from edgewam.cli._shipped import FACTORY, or_shipped
@@ -59,7 +60,8 @@ def command(
     from edgewam.robot_bridge.run import Interrupted, RunSettings, run, run_name
 
     spec, _ = with_task(robot, task)
-    options = _options(robot_option or [])
+    given = pairs("--robot-option", robot_option, "port=/dev/ttyUSB0")
+    options = {key: _plain(value) for key, value in given.items()}
     source: dict[str, Any]
     if remote is not None:
         factory, arguments, source = REMOTE_FACTORY, _remote(remote, bundle, token_file), {"remote": remote}
@@ -125,18 +127,12 @@ def _note(state: Progress) -> str:
     return f"{mode}, {state.episodes} episodes" + ("" if state.is_armed else ", not armed")
 
 
-def _options(pairs: list[str]) -> dict[str, Any]:
-    """KEY=VALUE pairs; a value that is JSON, such as a number, is taken as that."""
-    options: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not key.isidentifier() or not equals:
-            raise EdgewamError(f"--robot-option takes KEY=VALUE, such as port=/dev/ttyUSB0; got '{pair}'.")
-        try:
-            options[key] = json.loads(value)
-        except ValueError:
-            options[key] = value
-    return options
+def _plain(text: str) -> Any:
+    """A value that is JSON, such as a number, is taken as that."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def _remote(remote: str, bundle: Path | None, token_file: Path | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from edgewam.cli._output import say
+from edgewam.cli._pairs import pairs
 from edgewam.cli._robot import Task
 from edgewam.cli._shipped import FACTORY, or_shipped
 
@@ -35,7 +36,6 @@ def command(
 
     from edgewam.core import plugins
     from edgewam.core.artifacts import read_manifest
-    from edgewam.core.errors import EdgewamError
     from edgewam.robot_bridge.robot import with_task
     from edgewam.robot_bridge.serving import access, server
     from edgewam.robot_bridge.serving.door import DoorOptions
@@ -48,9 +48,7 @@ def command(
     path = or_shipped(bundle, "bundle")
     manifest = read_manifest(path, kind="bundle", verify=False)
     prompts = list(load_prompts(path / PROMPTS))
-    extra = dict(item.partition("=")[::2] for item in option or [])
-    if "" in extra or not all("=" in item for item in option or []):
-        raise EdgewamError("Give --option as KEY=VALUE.")
+    extra = pairs("--option", option, "domain=7")
     token = None if token_file is None else access.read_token(token_file)
     address = access.Address(bind, getattr(module, "DEFAULT_PORT", 0) if port is None else port, socket)
     quit_ = threading.Event()

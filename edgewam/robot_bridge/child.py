@@ -29,8 +29,6 @@ ROLE_MODULES = {
     "recorder": "edgewam.robot_bridge.recorder_process",
     "view": "edgewam.robot_bridge.view_process",
 }
-
-
 HEARTBEAT_NS = 20_000_000  # fifty times within the shortest silence that counts as one
 
 # io locks all its memory: it maps nothing that it does not read
@@ -76,11 +74,6 @@ class Link:
         return self.is_quitting or self.is_orphan
 
     @property
-    def is_estop(self) -> bool:
-        """Somebody pressed the emergency stop."""
-        return bool(self._read_control()["estop"])
-
-    @property
     def epoch_ns(self) -> int:
         """Time of control tick 0, or 0 while the parent still waits for everyone to be ready."""
         return int(self._read_control()["epoch_ns"])
@@ -119,6 +112,13 @@ def private_stdout() -> TextIO:
     return stream
 
 
+def explain(error: Exception) -> str:
+    """An error that nobody foresaw, in one line with its place; the whole traceback goes to standard error."""
+    traceback.print_exception(error)
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
+
+
 def main() -> int:
     """Run one role; exit code 0 done, 1 an error that is the user's to act on, 2 any other (traceback on stderr)."""
     # Ctrl-C and the end of a service or session reach the parent as well, who stops us in order: io brakes, then the driver
@@ -134,10 +134,7 @@ def main() -> int:
         print(json.dumps({"error": str(error)}), file=results)
         return 1
     except Exception as error:
-        traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
-        print(json.dumps({"error": text}), file=results)
+        print(json.dumps({"error": explain(error)}), file=results)
         return 2
     print(json.dumps(outcome, allow_nan=False), file=results)
     return 0

@@ -20,6 +20,7 @@ from edgewam.robot_bridge.serving.access import Address
 from edgewam.robot_bridge.serving.handler import Answer, DoorError
 
 URI = "ws://edgewam/"  # only the path counts: the socket is connected already
+MAX_PROMPTS = 4096  # the longest list in the metadata: the instructions that a bundle knows
 MAX_ANSWER_BYTES = 1 << 20  # a chunk is 4 kB; a server that sends more is not ours
 
 
@@ -73,12 +74,13 @@ class EdgewamClient:
         """
         request: dict[str, Any] = {"images": dict(images), "state": state, "prompt": prompt, "tick": tick}
         reply = self._ask({key: value for key, value in request.items() if value is not None})
-        actions = reply.get("actions")
-        if not isinstance(actions, np.ndarray) or actions.dtype != np.float32 or actions.ndim != 2:
+        actions, timing = reply.get("actions"), reply.get("server_timing", {})
+        # servers of openpi send neither ticks nor contexts
+        numbers = reply.get("tick", tick or 0), reply.get("context_number", -1), reply.get("context_age_ticks", 0)
+        is_plain = isinstance(timing, dict) and all(type(number) is int for number in numbers)
+        if not isinstance(actions, np.ndarray) or actions.dtype != np.float32 or actions.ndim != 2 or not is_plain:
             raise EdgewamError(f"The server at {self._address} sent no action chunk. Is it `edgewam serve --door openpi`?")
-        timing = reply.get("server_timing", {})
-        context = reply.get("context_number", -1), reply.get("context_age_ticks", 0)
-        return Answer(actions, int(reply.get("tick", tick or 0)), timing, *context)
+        return Answer(actions, numbers[0], timing, *numbers[1:])
 
     def reset(self, prompt: str | None = None, seed: int | None = None) -> None:
         """Begin an episode; errors as `infer`."""
@@ -109,7 +111,7 @@ class EdgewamClient:
             is_unix = self._address.path is not None
             opened = client.unix_connect(None, URI, **options) if is_unix else client.connect(URI, **options)
             connection = self._exit.enter_context(opened)
-            self._metadata = packing.unpack(connection.recv(self._timeout_s))
+            self._metadata = packing.unpack(connection.recv(self._timeout_s), MAX_PROMPTS)
             self._connection = connection
         except websockets.exceptions.InvalidStatus as error:
             self.close()

@@ -1,4 +1,4 @@
-"""The monotonic clock of the bridge, sleeping to absolute deadlines, and the real-time permissions a process can get.
+"""The monotonic clock of the bridge, the ticks of a control loop, and the real-time permissions a process can get.
 
 Wall-clock time is never used: stepping it must not move the arm.
 """
@@ -10,9 +10,11 @@ import gc
 import os
 import resource
 import time
+from collections.abc import Iterator
 
 NS = 1_000_000_000
 DRIVER_PRIORITY = 40  # below the io process, whose tick it must not delay
+LATEST_START = 0.5  # a tick that would begin later than this part of its period is skipped: the next one is too near
 _MCL_CURRENT, _MCL_FUTURE = 1, 2
 
 
@@ -29,6 +31,32 @@ def sleep_until(deadline_ns: int) -> int:
     while (now := time.monotonic_ns()) < deadline_ns:
         time.sleep((deadline_ns - now) / NS)
     return now
+
+
+def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
+    """Sleep to each tick's deadline; gives tick, deadline and time of waking.
+
+    Ticks that woke too late are left out, and so are those whose command would follow too closely on one that was sent late.
+    """
+    tick = 0
+    while True:
+        deadline_ns = epoch_ns + tick * period_ns
+        woken_ns = sleep_until(deadline_ns)
+        if woken_ns - deadline_ns > LATEST_START * period_ns:
+            tick = _next_tick(woken_ns - epoch_ns, period_ns)
+            continue
+        yield tick, deadline_ns, woken_ns
+        tick = max(tick + 1, _tick_after(now_ns() - epoch_ns, period_ns))
+
+
+def _next_tick(elapsed_ns: int, period_ns: int) -> int:
+    """The next tick that can still be started in time, after a late waking."""
+    return (elapsed_ns + period_ns - round(LATEST_START * period_ns)) // period_ns
+
+
+def _tick_after(elapsed_ns: int, period_ns: int) -> int:
+    """The first tick at least `LATEST_START` of a period away."""
+    return -((-elapsed_ns - round(LATEST_START * period_ns)) // period_ns)
 
 
 def become_real_time(priority: int) -> dict[str, str]:

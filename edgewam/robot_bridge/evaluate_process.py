@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
-import traceback
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.child import private_stdout
+from edgewam.robot_bridge.child import explain, private_stdout
 from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import open_policy
 from edgewam.robot_bridge.robot import Simulator
@@ -37,10 +35,7 @@ def main() -> int:
         print(json.dumps({"error": str(error)}), file=results)
         return 1
     except Exception as error:
-        traceback.print_exc()
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}:{place.lineno})"
-        print(json.dumps({"error": text}), file=results)
+        print(json.dumps({"error": explain(error)}), file=results)
         return 2
     return 0
 

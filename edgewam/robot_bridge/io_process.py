@@ -6,18 +6,17 @@ latches STOP, brakes and goes on sending the held pose for `orphan_s`, so that t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from edgewam.robot_bridge.child import Link
-from edgewam.robot_bridge.clock import NS, Sweep, become_real_time, now_ns, sleep_until
+from edgewam.robot_bridge.clock import NS, Sweep, become_real_time, now_ns, sleep_until, ticks
 from edgewam.robot_bridge.controller import Controller
 from edgewam.robot_bridge.decision import Decision, Health, Sensed
 from edgewam.robot_bridge.orders import OrderReader
 from edgewam.robot_bridge.shm_record import Value
 
 PRIORITY = 60
-LATEST_START = 0.5  # a tick that would begin later than this part of its period is skipped: the next one is too near
 NEVER_NS = 1 << 62  # age of what has never come
 READS = ("state", "chunk", "cameras", "status_engine", "requests")
 
@@ -47,32 +46,6 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
         if link.is_quitting and loop.is_at_rest:
             break
     return {"real_time": granted, "torn_reads": loop.torn_reads, "silent_ticks": loop.silent_ticks}
-
-
-def ticks(epoch_ns: int, period_ns: int) -> Iterator[tuple[int, int, int]]:
-    """Sleep to each tick's deadline; gives tick, deadline and time of waking.
-
-    Ticks that woke too late are left out, and so are those whose command would follow too closely on one that was sent late.
-    """
-    tick = 0
-    while True:
-        deadline_ns = epoch_ns + tick * period_ns
-        woken_ns = sleep_until(deadline_ns)
-        if woken_ns - deadline_ns > LATEST_START * period_ns:
-            tick = _next_tick(woken_ns - epoch_ns, period_ns)
-            continue
-        yield tick, deadline_ns, woken_ns
-        tick = max(tick + 1, _tick_after(now_ns() - epoch_ns, period_ns))
-
-
-def _next_tick(elapsed_ns: int, period_ns: int) -> int:
-    """The next tick that can still be started in time, after a late waking."""
-    return (elapsed_ns + period_ns - round(LATEST_START * period_ns)) // period_ns
-
-
-def _tick_after(elapsed_ns: int, period_ns: int) -> int:
-    """The first tick at least `LATEST_START` of a period away."""
-    return -((-elapsed_ns - round(LATEST_START * period_ns)) // period_ns)
 
 
 def age_ns(now: int, stamp: int) -> int:

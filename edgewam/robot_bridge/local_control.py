@@ -6,6 +6,7 @@ user id is checked, so nothing here can be reached over a network; a network may
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -84,7 +85,7 @@ def runs() -> list[str]:
     for path in sorted(directory().glob("*.sock")):
         try:
             client = _connect(path)
-        except EdgewamError:
+        except EdgewamError:  # it is there, and too busy
             alive.append(path.stem)
             continue
         if client is not None:
@@ -111,13 +112,11 @@ def ask(verb: str, name: str | None = None) -> dict[str, Any]:
     client = _connect(_path(there[0]))
     if client is None:
         raise EdgewamError(f"No run '{there[0]}'. Running: {', '.join(runs()) or 'none'}.")
-    with client:
-        try:
-            client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
-            with client.makefile("rb") as stream:
-                line = stream.readline()
-        except OSError:  # also no answer in time
-            line = b""
+    line = b""
+    with client, contextlib.suppress(OSError):  # it was sent away, or waited in vain
+        client.sendall(json.dumps({"verb": verb}).encode() + b"\n")
+        with client.makefile("rb") as stream:
+            line = stream.readline()
     if not line.endswith(b"\n"):
         raise EdgewamError(_silent(there[0]))
     answer: dict[str, Any] = json.loads(line)
@@ -160,15 +159,13 @@ class ControlServer:
 
     def poll(self, answer: Answer) -> None:
         """Take in new clients and answer whole requests with `answer(verb)`."""
-        try:
+        with contextlib.suppress(OSError):  # nobody else waits, or no more files can be opened, and then what was is served
             while True:
                 connection, _ = self._socket.accept()
                 if len(self._clients) < _MAX_CLIENTS and _is_allowed(connection):
                     self._clients.append(_Client(connection))
                 else:
                     connection.close()
-        except BlockingIOError:
-            pass
         self._clients = [client for client in self._clients if client.serve(answer)]
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class LockstepSettings:
             raise EdgewamError(f"Unknown schedule '{self.schedule}'. Available: {', '.join(SCHEDULES)}.")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, of the schedule only what matters to it: `replace` is written as before there were others."""
+        """Plain data, of the schedule only what matters to it: of `replace`, the default, nothing."""
         data = asdict(self)
         for name, schedule in (("crossfade_ticks", "crossfade"), ("ensemble_decay", "ensemble")):
             if self.schedule != schedule:

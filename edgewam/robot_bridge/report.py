@@ -39,11 +39,11 @@ class RunReport:
     transitions: changes of the mode, such as "RUN > HOLD no_chunk".
     observation_to_command_ms: for each applied chunk, time of the first command sent from it minus the capture time of the
     observation it was computed from.  command_age_ms: the same difference for every command that a chunk supplied.
-    age_parts_ms: the same way in parts, and on to the robot (robot_bridge/ages.py).  wake_ms: from a tick's deadline to its
+    age_parts_ms: the same way in parts, and on to the robot (`ages.py`).  wake_ms: from a tick's deadline to its
     begin; lateness_ms: to the command sent.  context_age_ticks: of every command, age of the planner refresh behind it.
     seam_jerk, inner_jerk: see `Smoothness`; of the commands in RUN.
     is_complete: the run lasted to its end and did not latch STOP; faults says what went wrong, also on the way.
-    histograms: counts in fixed bins of lateness_ms, engine_ms and observation_to_command_ms (robot_bridge/histogram.py).
+    histograms: counts in fixed bins of lateness_ms, engine_ms and observation_to_command_ms (`histogram.py`).
     robot_options: how the robot was made, such as its task when that is not the default one.
     chunk_hz = chunks_applied over the whole time of the run, pauses included; control_hz from first to last command.
     restarts: by role, engine_restarts is one of them.  memory_mb: by role, see `memory.py`.

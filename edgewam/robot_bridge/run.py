@@ -16,6 +16,7 @@ from edgewam.robot_bridge.local_control import ControlServer
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import RobotSpec, at_rate, with_task
 from edgewam.robot_bridge.scheduling import SCHEDULES
+from edgewam.robot_bridge.shm_record import Value
 from edgewam.robot_bridge.supervisor import Progress, Supervisor
 from edgewam.robot_bridge.wires import MAX_CONTEXT, ROLES, Wires
 
@@ -34,7 +35,7 @@ class RunSettings:
     driver_lead_s: how long before a control tick the simulator publishes its state.
     jump_s: a chunk is refused when its first action is farther away than this much time at the velocity limit.
     approach_fraction: speed of leaving a hold, as a part of the velocity limit.  ramp_ticks: ticks to brake in.
-    schedule: how one chunk takes over from another (robot_bridge/scheduling); ensemble_decay, crossfade_ticks belong to it.
+    schedule: how one chunk takes over from another (`scheduling`); ensemble_decay, crossfade_ticks belong to it.
     refresh_ticks: ticks between two planner refreshes; None: the policy's own number.
     planner: "process" gives the planner a process of its own, "engine" lets the engine refresh between chunks.
     max_context_age_ticks: a chunk whose planner context is older when it begins is refused; None: the engine's own bound.
@@ -124,6 +125,7 @@ def run(
     name: str | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_start: Callable[[dict[str, int]], None] | None = None,
+    on_rows: Callable[[Value], None] = lambda rows: None,
 ) -> RunReport:
     """Drive a robot in real time with a policy.
 
@@ -142,6 +144,7 @@ def run(
         name: how `edgewam control` calls this run; by default see `run_name`.
         on_progress: called about five times a second.
         on_start: called once with the process ids by role.
+        on_rows: called with the rows of the log (`wires.log_layout`) as they are drained, several times a second.
 
     Raises:
         EdgewamError: nothing could be started (the message of the child that failed), or bad arguments.
@@ -187,7 +190,7 @@ def run(
         stack.callback(server.close)
         wires = Wires(spec.num_joints, spec.camera_shapes, max_context=settings.max_context_bytes)
         stack.callback(wires.close)
-        supervisor = Supervisor(config, wires, spec, server)
+        supervisor = Supervisor(config, wires, spec, server, on_rows)
         stack.callback(supervisor.close)
         supervisor.start()
         if on_start is not None:

@@ -22,6 +22,7 @@ from edgewam.robot_bridge.memory import MemoryWatch
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.robot import RobotSpec
+from edgewam.robot_bridge.shm_record import Value
 from edgewam.robot_bridge.tally import Tally
 from edgewam.robot_bridge.wires import Wires
 
@@ -71,8 +72,16 @@ def _undisturbed() -> Iterator[None]:
 class Supervisor:
     """One run: `start`, `watch`, `stop`, `report`; `close` in any case."""
 
-    def __init__(self, config: Mapping[str, Any], wires: Wires, spec: RobotSpec, server: ControlServer) -> None:
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        wires: Wires,
+        spec: RobotSpec,
+        server: ControlServer,
+        on_rows: Callable[[Value], None] = lambda rows: None,
+    ) -> None:
         self._config, self._wires, self._spec, self._server = config, wires, spec, server
+        self._on_rows = on_rows
         self._control = wires["control"].blank()
         self._control["is_armed"] = config["arm"]
         self._children = Children(config, wires)
@@ -117,7 +126,9 @@ class Supervisor:
         if status is None:
             return
         end = int(status["count"])
-        self._tally.add(*self._wires.log.read(self._drained, end))
+        rows, lost = self._wires.log.read(self._drained, end)
+        self._tally.add(rows, lost)
+        self._on_rows(rows)
         self._drained = end
 
     def _sample_memory(self) -> None:

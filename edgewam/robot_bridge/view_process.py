@@ -12,7 +12,7 @@ from typing import Any
 
 from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.clock import NS, now_ns, sleep_until
-from edgewam.robot_bridge.serving.access import LOOPBACK, Address, check_exposure, listen, read_token
+from edgewam.robot_bridge.serving.access import LOOPBACK, Address, listen, read_token
 from edgewam.robot_bridge.view.page import page
 from edgewam.robot_bridge.view.server import ViewServer, serve_in_thread
 from edgewam.robot_bridge.view.watch import Watch
@@ -29,8 +29,7 @@ def run(config: Mapping[str, Any], link: Link) -> dict[str, Any]:
     token_file = config.get("view_token_file")
     token = read_token(Path(token_file)) if token_file else None
     wanted = Address(str(config.get("view_bind") or LOOPBACK), int(config["view_port"]))
-    check_exposure(wanted, token)
-    listener, address = listen(wanted)
+    listener, address = listen(wanted, token)
     live = Live(config, link.wires)
     server = ViewServer(listener, address, live, token)
     end = serve_in_thread(server)

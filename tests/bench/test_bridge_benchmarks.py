@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from benchmarks import observation_age, real_time_success, reliability, soak
+from benchmarks import bridge_rows, observation_age, real_time_success, reliability, soak_judge
 from benchmarks.bridge_figures import first_commands, stretch, violations
 from benchmarks.marks import with_block
 from edgewam.core.errors import EdgewamError
@@ -111,11 +111,11 @@ def test_episodes_of_a_run_become_results():
 def judged(rows, memory, **conditions):
     known = {"minutes": 100 / HZ / 60, "control_hz": HZ, "burners": 2, "cpu": "x", **conditions}
     report = {"is_complete": True, "episodes": [], "faults": [], "real_time": {"io": {"scheduler": "SCHED_FIFO 60"}}}
-    return soak.judge(rows, report, memory, SPEC, known)
+    return soak_judge.judge(rows, report, memory, SPEC, known)
 
 
-def flat(first_kb, last_kb):
-    return {"io": [(0.0, 9000, 9000), (1.0, first_kb, 5000), (2.0, last_kb, 5000)]}
+def flat(first_mb, last_mb):
+    return {"io": [(0.0, 9.0, 9.0), (1.0, first_mb, 5.0), (2.0, last_mb, 5.0)]}
 
 
 def verdicts(record):
@@ -123,8 +123,8 @@ def verdicts(record):
 
 
 def test_a_calm_soak_passes_every_gate():
-    record = judged(log(), flat(10_000, 10_100))
-    assert all(verdicts(record).values()) and list(record["thirds"]) == list(soak.THIRDS)
+    record = judged(log(), flat(10.0, 10.1))
+    assert all(verdicts(record).values()) and list(record["thirds"]) == list(soak_judge.THIRDS)
     assert sum(third["ticks"] for third in record["thirds"].values()) == record["whole"]["ticks"] == 100
     assert record["memory"]["io"]["growth_percent"] == 1.0
 
@@ -135,22 +135,22 @@ def test_every_gate_of_a_soak_can_be_missed():
     rows["sent_ns"][40:50] += 30 * MS
     rows["command"][90, 0] = 2.0
     rows = np.delete(rows, range(20, 25))
-    record = judged(rows, flat(10_000, 200_000))
+    record = judged(rows, flat(10.0, 200.0))
     assert not any(verdicts(record).values()), verdicts(record)
 
 
 def test_a_hold_while_burners_burn_is_told_but_not_judged():
     rows = log()
     rows["mode"][40:50] = Mode.HOLD
-    assert verdicts(judged(rows, flat(10_000, 10_000)))["HOLD outside of the burnt third, %"]
-    assert not verdicts(judged(rows, flat(10_000, 10_000), burners=0))["HOLD outside of the burnt third, %"]
+    assert verdicts(judged(rows, flat(10.0, 10.0)))["HOLD outside of the burnt third, %"]
+    assert not verdicts(judged(rows, flat(10.0, 10.0), burners=0))["HOLD outside of the burnt third, %"]
 
 
 def test_an_interrupted_soak_is_judged_as_far_as_it_went():
     known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 2}
-    record = soak.judge(log(), None, flat(10_000, 10_000), SPEC, known)
+    record = soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known)
     assert not record["is_complete"] and list(record["thirds"]) == ["first"]
-    assert soak.text(record) and reliability.soak_block({"soak": record})
+    assert soak_judge.text(record) and reliability.soak_block({"soak": record})
 
 
 def test_a_block_of_a_document_is_replaced_and_nothing_else():
@@ -163,3 +163,12 @@ def test_a_block_of_a_document_is_replaced_and_nothing_else():
 def test_the_reliability_page_shows_the_committed_results():
     text = reliability.DOC.read_text()
     assert reliability.page(text, reliability.RESULTS / reliability.DEVICE) == text, "run python3 -m benchmarks.reliability"
+
+
+def test_the_readme_s_row_of_a_soak_tells_what_was_missed_and_what_grew():
+    ((label, value),) = bridge_rows.soak_rows(judged(np.delete(log(), range(20, 25)), flat(10.0, 10.4)))
+    assert "50 Hz, SCHED_FIFO, 2 busy loops in the middle third" in label and "NOT" not in label
+    assert value.startswith("5.00 %, 0.00 %, ") and value.endswith("+4.0 %")
+    known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0}
+    ((label, _),) = bridge_rows.soak_rows(soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known))
+    assert "NOT complete" in label and "busy loops" not in label

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge import io_process
+from edgewam.robot_bridge import clock, io_process
 from edgewam.robot_bridge.chunks import Reject, to_record
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.orders import OrderReader
@@ -30,8 +30,9 @@ class World:
         self.is_orphan = False
         self.events, self.statuses, self.numbers, self.late_ns = {}, [], 0, {}
         self.chunk_every, self.is_robot_alive = 8, True
-        monkeypatch.setattr(io_process, "now_ns", lambda: self.now)
-        monkeypatch.setattr(io_process, "sleep_until", self.sleep_until)
+        for module in (io_process, clock):
+            monkeypatch.setattr(module, "now_ns", lambda: self.now)
+            monkeypatch.setattr(module, "sleep_until", self.sleep_until)
         monkeypatch.setattr(io_process, "become_real_time", lambda priority: {})
 
     # what `Link` offers

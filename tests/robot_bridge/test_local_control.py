@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import socket
 import stat
 import subprocess
@@ -93,6 +94,19 @@ def test_a_run_whose_supervisor_is_stopped_is_said_not_to_answer(place, monkeypa
     assert runs() == ["arm"], "busy is not dead"
     for client in waiting:
         client.close()
+    server.close()
+
+
+def test_a_supervisor_that_can_open_no_more_files_goes_on(place, monkeypatch):
+    server = ControlServer("arm")
+    waiting = connected(place)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (waiting.fileno() + 1, limits[1]))
+    try:
+        server.poll(lambda verb: {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    waiting.close()
     server.close()
 
 

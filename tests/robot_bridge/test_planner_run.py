@@ -23,12 +23,12 @@ def test_a_killed_planner_is_replaced_while_the_arm_goes_on_in_real_time_chunks(
         on_start=kill_later,
     )  # fmt: skip
     timers[0].join()
-    assert report.is_complete and report.final_mode == "RUN" and report.violations == report.violations_in_log == 0
+    assert report.is_complete and report.violations == report.violations_in_log == 0
     assert report.restarts == {"planner": 1}
     assert report.faults == ["The planner process was ended by SIGKILL."]
     engine, planner = report.processes["engine"], report.processes["planner"]
-    assert engine["refresh"] == "process" and engine["refused"] == engine["old_context"] == 0
+    assert engine["refresh"] == "process" and engine["refused"] == 0
     assert planner["began_with_empty_memory"] and planner["contexts"] >= 2
-    # refreshed every 32 ticks, and late only by what a noisy machine and a restart take
-    assert report.context_age_ticks.n == report.run >= 100 and 0 <= report.context_age_ticks.max <= 64 + 16
+    assert report.context_age_ticks.n == report.run >= 100, "it was killed at tick 75"
+    assert 0 <= report.context_age_ticks.max <= 64 + 16, "the context's bound, and the rows of the last chunk that used it"
     assert report.chunks_applied >= 10 and report.rejected_by_cause.get("bad_prefix", 0) <= report.chunks_applied

@@ -26,16 +26,10 @@ from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
 from edgewam.robot_bridge.wires import LOG_ROWS
-from tests.robot_bridge.recorded import CAMERAS, Bridge
+from tests.robot_bridge.recorded import CAMERAS
+from tests.waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 def play(bridge, recorder, first, count):
@@ -238,6 +232,18 @@ def test_a_successor_goes_on_from_the_newest_counts_that_reached_a_file(bridge, 
     assert done["streams"]["frame"] == {"kept": 7, "lost": 2, "last": 9}
 
 
+def test_what_a_recorder_took_with_it_that_died_before_its_first_flush_is_lost(bridge, tmp_path):
+    first = bridge.recorder(tmp_path / "run.mcap")
+    play(bridge, first, 0, 10)
+    first._part.abandon()
+    bridge.frame(6)
+    second = bridge.recorder(tmp_path / "run.mcap", generation=1)
+    second.poll()
+    streams = second.close()["streams"]
+    assert streams["frame"] == {"kept": 1, "lost": 5, "last": 6}
+    assert streams["tick"] == {"kept": 10, "lost": 0, "last": 9}, "the ring still held them"
+
+
 def test_a_joint_without_a_limit_can_be_recorded(bridge, tmp_path):
     bridge.recorder(tmp_path / "run.mcap", upper=[float("inf")] * 3).close()
     assert Recording(tmp_path / "run.mcap").run["config"]["upper"] == [float("inf")] * 3
@@ -284,13 +290,6 @@ def test_a_file_that_is_no_recording_is_refused(content, tmp_path):
 
 def run_process(bridge, path, generation):
     return Child(bridge.config(path, generation), bridge.wires.fds.values(), {})
-
-
-def wait_for(condition, seconds=30.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.01)
 
 
 def test_a_killed_recorder_costs_a_second_and_its_successor_counts_the_gap(bridge, tmp_path):

@@ -20,7 +20,7 @@ from edgewam.robot_bridge.recorder.replay import OTHER_MACHINE, replay
 from edgewam.robot_bridge.recorder.summary import summarize
 from edgewam.robot_bridge.run import RunSettings, run
 from tests.cli.command import here
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS
 
 BUNDLE = Path(edgewam.__file__).parent / "assets/small/bundle"
 FIRST_SEED = 7
@@ -129,13 +129,6 @@ class Live:
         if is_lost:  # as if a newer one had replaced it already
             self.recorder._versions[name] = self.bridge.wires[name].read()[0]
         self.recorder.poll()
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 @pytest.fixture

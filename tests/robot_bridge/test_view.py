@@ -9,6 +9,7 @@ import json
 import socket
 import threading
 import time
+import types
 
 import numpy as np
 import pytest
@@ -27,18 +28,12 @@ from edgewam.robot_bridge.view.watch import Watch
 from edgewam.robot_bridge.view_process import Live
 from edgewam.robot_bridge.wires import LOG_ROWS
 from tests.browser import browser, chromium
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS
+from tests.waiting import wait_for
 
 PHONE, DESK = 375, 1280
 READABLE = 4.5  # contrast of small text after WCAG 2.2, level AA
 PROMPT = "</script><b>reach</b>"  # a prompt is text, whatever it looks like
-
-
-@pytest.fixture
-def bridge():
-    made = Bridge()
-    yield made
-    made.close()
 
 
 def config(bridge, **more):
@@ -174,6 +169,10 @@ def test_with_a_token_only_who_knows_it_sees_anything(bridge, served, tmp_path):
     guessable.chmod(0o600)
     with pytest.raises(EdgewamError, match="can be guessed"):
         view_process.run(config(bridge, view_bind="0.0.0.0", view_token_file=str(guessable)), None)
+    guessable.write_text(token)
+    over = types.SimpleNamespace(wires=bridge.wires, is_stopping=True)
+    told = view_process.run(config(bridge, view_bind="0.0.0.0", view_token_file=str(guessable)), over)
+    assert told["address"].startswith("0.0.0.0:")
 
 
 def test_requests_that_make_no_sense_get_codes_and_pictures_are_lossless(bridge, served):
@@ -215,13 +214,6 @@ def open_stream(port):
             break
         found += data
     return connection, found
-
-
-def wait_for(condition, what, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, what
-        time.sleep(0.02)
 
 
 def test_watchers_are_few_and_a_slow_one_is_dropped_without_delaying_the_others(bridge, served, monkeypatch):
@@ -266,8 +258,12 @@ def test_who_connects_and_asks_nothing_is_ended(served, monkeypatch):
     idle = [socket.create_connection(("127.0.0.1", port), timeout=10) for _ in range(view_server.MAX_CONNECTIONS + 5)]
     for connection in idle[:8]:
         connection.sendall(b"GET / HTTP/1.1\r\nX-Slow: ")
-    time.sleep(0.4)
-    server.drop_slow_requests()
+
+    def are_gone():
+        server.drop_slow_requests()
+        return not server._requests
+
+    wait_for(are_gone, "who asks nothing is ended")
     for connection in idle:
         read_all(connection)  # ends
         connection.close()

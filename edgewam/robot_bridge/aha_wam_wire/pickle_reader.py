@@ -149,7 +149,8 @@ class _Machine:
         self._push(value, depth)
 
     def _push_name(self, module: Any, attribute: Any) -> None:
-        name = Name(str(module), str(attribute))
+        # other values are not even looked at: as text, a tuple that holds the same megabytes a thousand times is gigabytes
+        name = Name(module, attribute) if type(module) is str and type(attribute) is str else None
         if name not in arrays.ALLOWED:
             raise DoorError("bad_request", "This message names something that is no part of a NumPy array. It was not loaded.")
         self._push(name)

@@ -16,7 +16,8 @@ from edgewam.robot_bridge.serving.handler import DoorError
 HANDOVER_S = 0.3  # a client that closes and connects again may be faster than the thread that learns of the closing
 SILENT_S = 10.0  # a connection that was cut without a word is replaced after this, as a silent controller is
 ACTIONS, IMAGES = "actions", "images"
-SEAT_OF = {"infer": ACTIONS, "reset": ACTIONS, "action_request": ACTIONS, "image": IMAGES}
+# the synchronous flow sends both in one request, so nobody else's image may come in between
+SEATS_OF = {"infer": (ACTIONS, IMAGES), "reset": (ACTIONS,), "action_request": (ACTIONS,), "image": (IMAGES,)}
 
 
 @dataclass

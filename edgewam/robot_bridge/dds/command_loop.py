@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgewam.robot_bridge.clock import NS, now_ns, sleep_until
+from edgewam.robot_bridge.clock import NS, now_ns, ticks
 from edgewam.robot_bridge.controller import Controller
 from edgewam.robot_bridge.dds.chunk_source import ChunkSource
 from edgewam.robot_bridge.dds.inputs import Inputs
@@ -20,7 +20,6 @@ from edgewam.robot_bridge.decision import Decision, Health, Sensed
 from edgewam.robot_bridge.modes import Cause, Mode
 from edgewam.robot_bridge.orders import Orders
 
-LATEST_START = 0.5  # a tick that would begin later than this part of its period is skipped, as in the io process
 MAX_BRAKING_S = 2.0  # an arm that is not at rest by then is left to its own watchdog
 
 
@@ -65,20 +64,18 @@ class CommandLoop:
 
     def run(self, source: ChunkSource, quit_event: threading.Event) -> None:
         """Tick until asked to leave; then brake first."""
-        epoch_ns = now_ns() + self._period_ns
+        epoch_ns, next_tick = now_ns() + self._period_ns, 0
         braking_ticks = round(MAX_BRAKING_S * NS / self._period_ns)
-        while braking_ticks and not (quit_event.is_set() and self._is_at_rest):
-            deadline_ns = epoch_ns + self.tick * self._period_ns
-            late_ns = sleep_until(deadline_ns) - deadline_ns
-            if late_ns > LATEST_START * self._period_ns:
-                next_tick = self.tick + round(late_ns / self._period_ns + LATEST_START)
-                self.counts.skipped += next_tick - self.tick
-                self.tick = next_tick
-                continue
-            self.counts.max_late_us = max(self.counts.max_late_us, late_ns // 1000)
-            self._step(source, quit_event.is_set())
-            braking_ticks -= quit_event.is_set()
-            self.tick += 1
+        for tick, deadline_ns, woken_ns in ticks(epoch_ns, self._period_ns):
+            is_over = quit_event.is_set()
+            if is_over and (self._is_at_rest or not braking_ticks):
+                break
+            self.counts.skipped += tick - next_tick
+            self.counts.max_late_us = max(self.counts.max_late_us, (woken_ns - deadline_ns) // 1000)
+            self.tick = tick
+            self._step(source, is_over)
+            braking_ticks -= is_over
+            self.tick = next_tick = tick + 1
 
     @property
     def _is_at_rest(self) -> bool:

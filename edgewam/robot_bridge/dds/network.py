@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from edgewam.robot_bridge.dds.inputs import Inputs
 from edgewam.robot_bridge.serving.handler import DoorError
 
 MAX_DOMAIN = 232  # beyond it the port numbers of the protocol run out
+MAX_IN_A_ROW = 8  # messages of one topic, as many as a reader keeps
 WAIT_MS = 100  # how often the listening thread looks whether it is to end
 MAX_BLOCKING_MS = 2  # a tenth of a 50 Hz tick: how long a full reader may hold a write up
 _SPARE_BYTES = 64 << 10  # of a sample beside its image, and of every other sample
@@ -79,7 +80,7 @@ class Node:
         """
         sub, qos, util = (require(f"cyclonedds.{name}", extra="ros2") for name in ("sub", "qos", "util"))
         policy = qos.Policy
-        kept = policy.History.KeepLast(8 if is_reliable else 1)
+        kept = policy.History.KeepLast(MAX_IN_A_ROW if is_reliable else 1)
         how = policy.Reliability.Reliable(util.duration(milliseconds=MAX_BLOCKING_MS)) if is_reliable else None
         reader = sub.DataReader(
             self._participant,
@@ -122,9 +123,15 @@ class Node:
         util = require("cyclonedds.util", extra="ros2")
         while not self._quit.is_set():
             self._wait_set.wait(util.duration(milliseconds=WAIT_MS))
-            for route in self._routes:
-                while take_one(route, self._inputs):
-                    pass
+            take_round(self._routes, self._inputs)
+
+
+def take_round(routes: Iterable[Route], inputs: Inputs) -> None:
+    """Take what each topic has, a few messages at a time: who floods one topic silences no other, the stop least of all."""
+    for route in routes:
+        for _ in range(MAX_IN_A_ROW):
+            if not take_one(route, inputs):
+                break
 
 
 def take_one(route: Route, inputs: Inputs) -> bool:

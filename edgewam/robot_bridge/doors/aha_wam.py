@@ -23,14 +23,14 @@ from edgewam.robot_bridge.aha_wam_wire import frames, messages, pickle_reader, p
 from edgewam.robot_bridge.aha_wam_wire.messages import Request
 from edgewam.robot_bridge.aha_wam_wire.seats import Peer, Seats
 from edgewam.robot_bridge.serving.access import Address, is_token, listen
-from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
+from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options, is_on
 from edgewam.robot_bridge.serving.handler import Answer, DoorError, Handler
 
 DEFAULT_PORT = 10_000
 FIRST_CONTEXT_S = 5.0  # upstream's own patience for the first planner refresh of an episode
 RETRY_S = 0.02  # a fiftieth of a second: well below a refresh, and a fifth of the requests that a client may make
 _LOG = logging.getLogger(__name__)
-_TRUE = ("1", "true", "yes")
+_OPTIONS = ("allow_pickle", "resize_images", "max_return_actions")
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,8 @@ class Settings:
 
 def settings_of(extra: Mapping[str, str]) -> Settings:
     """The door's own options; EdgewamError for an unknown one, or without `allow_pickle`."""
-    if unknown := set(extra) - {"allow_pickle", "resize_images", "max_return_actions"}:
-        raise EdgewamError(
-            f"The door aha_wam has no option {', '.join(sorted(unknown))}. "
-            "It has: allow_pickle, resize_images, max_return_actions."
-        )
-    if extra.get("allow_pickle", "").lower() not in _TRUE:
+    check_options("aha_wam", extra, _OPTIONS)
+    if not is_on(extra, "allow_pickle"):
         raise EdgewamError(
             "The door aha_wam speaks frames of pickle. They are read as plain data and never executed, but the protocol has no "
             "authentication. If your robot computer needs it, start it with --option allow_pickle=true; else use the door openpi."
@@ -59,7 +55,7 @@ def settings_of(extra: Mapping[str, str]) -> Settings:
     rows = extra.get("max_return_actions", "0")
     if not rows.isdecimal():
         raise EdgewamError(f"max_return_actions must be a number of rows, 0 for all, got {rows!r}.")
-    return Settings(extra.get("resize_images", "").lower() in _TRUE, int(rows))
+    return Settings(is_on(extra, "resize_images"), int(rows))
 
 
 def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
@@ -80,7 +76,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
                 break
             threads = [thread for thread in threads if thread.is_alive()]
             connection, peer = accepted
-            if len(threads) >= options.max_connections:
+            if len(threads) >= options.max_connections and not door.drop_stranger():
                 connection.close()
                 continue
             host = peer[0] if isinstance(peer, tuple) else "local"
@@ -108,6 +104,7 @@ class _Door:
         self._control_hz = float(handler.metadata["control_hz"])
         self._seats = Seats(handler.release)
         self._open: set[socket.socket] = set()
+        self._strangers: dict[int, socket.socket] = {}  # connections that have not introduced themselves yet, oldest first
         self._steps = count(1)
 
     def close(self) -> None:
@@ -116,9 +113,19 @@ class _Door:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
+    def drop_stranger(self) -> bool:
+        """End the connection that has said nothing for longest, so that it keeps nobody out; False when all have spoken."""
+        for number in list(self._strangers):
+            if (connection := self._strangers.pop(number, None)) is not None:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+                return True
+        return False
+
     def converse(self, connection: socket.socket, host: str, number: int) -> None:
         """One client's requests in order, until it leaves, falls silent or sends what is no message."""
         self._open.add(connection)
+        self._strangers[number] = connection
         try:
             with connection, contextlib.suppress(OSError):
                 if connection.family != socket.AF_UNIX:
@@ -126,6 +133,7 @@ class _Door:
                 self._exchange(connection, host, number)
         finally:
             self._open.discard(connection)
+            self._strangers.pop(number, None)
             self._seats.leave(host, number)
 
     def _exchange(self, connection: socket.socket, host: str, number: int) -> None:
@@ -151,6 +159,7 @@ class _Door:
         if not is_token(token if isinstance(token, str) else None, self._options.token):
             raise DoorError("unauthorized", "The first message of a connection must hold the right 'token'.")
         speaker.is_known = True
+        self._strangers.pop(speaker.number, None)
 
     def _reply(self, speaker: _Speaker, message: Any) -> dict[str, Any]:
         kind = messages.kind_of(message)
@@ -173,7 +182,8 @@ class _Door:
     def _answer(self, speaker: _Speaker, request: Request) -> dict[str, Any]:
         if request.kind == "config":  # upstream acknowledges it and changes nothing
             return {"ok": True, "type": "config_ack"}
-        peer = self._seats.take(speaker.host, seats.SEAT_OF[request.kind], speaker.number)
+        for seat in seats.SEATS_OF[request.kind]:
+            peer = self._seats.take(speaker.host, seat, speaker.number)
         if request.kind == "image":
             return {"ok": True, "type": "image_ack", "queued": bool(self._handler.plan(peer.client, request.look)["queued"])}
         if request.kind == "reset" or (request.kind == "infer" and not speaker.has_begun):

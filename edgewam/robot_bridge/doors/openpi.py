@@ -26,7 +26,7 @@ from typing import Any
 from edgewam.core.errors import require
 from edgewam.robot_bridge.serving import access, checks, packing
 from edgewam.robot_bridge.serving.access import Address
-from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions
+from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options
 from edgewam.robot_bridge.serving.handler import DoorError, Handler, Look
 
 DEFAULT_PORT = 8000
@@ -39,7 +39,8 @@ _FLAT, _FLAT_IMAGES = "observation/", "observation/images/"
 
 
 def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
-    """Serve until `options.quit` is set."""
+    """Serve until `options.quit` is set; EdgewamError for settings, of which this door has none."""
+    check_options("openpi", options.extra, ())
     require("websockets.asyncio.server", extra="serve")
     require("msgpack", extra="serve")
     listener, address = access.listen(address, options.token)
@@ -103,6 +104,7 @@ class _Server:
         self._handler, self._options, self._pool = handler, options, pool
         self._numbers = itertools.count(1)
         self._num_sockets = 0
+        self._strangers: dict[Any, None] = {}  # connections that have not introduced themselves yet, oldest first
 
     async def run(self, listener: Any, address: Address) -> None:
         options, server = self._options, require("websockets.asyncio.server", extra="serve")
@@ -131,15 +133,21 @@ class _Server:
                 await asyncio.sleep(POLL_S)
 
     def _bounded(self, base: Any) -> Any:
-        """The connection class; it drops sockets beyond `max_connections` at once, and peers that never read."""
+        """The connection class; beyond `max_connections` it drops who says nothing for longest, and always peers that never read.
+
+        So strangers who only connect keep nobody out who introduces himself; without any of them the newcomer is dropped.
+        """
         counter, limit = self, self._options.max_connections
 
         class Connection(base):  # type: ignore[misc]
             def connection_made(self, transport: Any) -> None:
                 counter._num_sockets += 1
+                counter._strangers[self] = None
                 super().connection_made(transport)
                 if counter._num_sockets > limit:
-                    transport.abort()
+                    oldest = next(iter(counter._strangers))
+                    del counter._strangers[oldest]
+                    oldest.transport.abort()
 
             def data_received(self, data: bytes) -> None:
                 super().data_received(data)
@@ -148,6 +156,7 @@ class _Server:
 
             def connection_lost(self, exc: Exception | None) -> None:
                 counter._num_sockets -= 1
+                counter._strangers.pop(self, None)
                 super().connection_lost(exc)
 
         return Connection
@@ -164,6 +173,7 @@ class _Server:
 
     async def _client(self, connection: Any) -> None:
         exceptions = require("websockets.exceptions", extra="serve")
+        self._strangers.pop(connection, None)
         client = f"{_peer(connection)}#{next(self._numbers)}"
         loop = asyncio.get_running_loop()
         try:

@@ -33,14 +33,13 @@ from edgewam.robot_bridge.dds.publisher import Publisher
 from edgewam.robot_bridge.robot import RobotSpec, with_task
 from edgewam.robot_bridge.run import RunSettings
 from edgewam.robot_bridge.serving.access import Address
-from edgewam.robot_bridge.serving.door import DoorOptions
+from edgewam.robot_bridge.serving.door import DoorOptions, check_options, is_on
 from edgewam.robot_bridge.serving.handler import DoorError, Handler
 
 DEFAULT_DOMAIN = 42
 STATUS_S = 0.5
 JOINT_STATES, STOP = "rt/joint_states", "rt/edgewam/stop"
 _LOG = logging.getLogger(__name__)
-_TRUE = ("1", "true", "yes")
 _OPTIONS = ("domain", "robot", "task", "arm", "network")
 
 
@@ -60,15 +59,14 @@ class Settings:
 
 def settings_of(extra: Mapping[str, str], metadata: Mapping[str, Any]) -> Settings:
     """The door's own options; EdgewamError for unknown or senseless ones.  The robot is the served one by default."""
-    if unknown := set(extra) - set(_OPTIONS):
-        raise EdgewamError(f"The door ros2 has no option {', '.join(sorted(unknown))}. It has: {', '.join(_OPTIONS)}.")
+    check_options("ros2", extra, _OPTIONS)
     domain, network = extra.get("domain", str(DEFAULT_DOMAIN)), extra.get("network", "loopback")
     if not domain.isdecimal():
         raise EdgewamError(f"domain must be a number, got {domain!r}.")
     if network not in ("loopback", "environment"):
         raise EdgewamError(f"network must be loopback or environment (CYCLONEDDS_URI), got {network!r}.")
     robot = extra.get("robot", metadata.get("robot", metadata["name"]))
-    return Settings(int(domain), robot, extra.get("task"), extra.get("arm", "").lower() in _TRUE, network == "loopback")
+    return Settings(int(domain), robot, extra.get("task"), is_on(extra, "arm"), network == "loopback")
 
 
 def exposure(address: Address, token: str | None) -> str:
@@ -143,7 +141,7 @@ class _Drive:
         self._source = ChunkSource(handler, spec, config, self._inputs, lambda: self._loop.tick)
 
     def run(self, options: DoorOptions, address: Address) -> None:
-        """Until asked to end; then the arm is brought to rest first."""
+        """Until asked to end; then the arm is brought to rest first.  EdgewamError when the control loop has died."""
         self._listen()
         ticking = threading.Thread(target=self._loop.run, args=(self._source, options.quit), name="control")
         self.node.listen()
@@ -153,6 +151,8 @@ class _Drive:
             options.on_ready(address)
             while not options.quit.wait(STATUS_S) and ticking.is_alive():
                 self._say()
+            if not options.quit.is_set():
+                raise EdgewamError("The control loop ended by itself, its error is above: no command goes out any more.")
         finally:
             options.quit.set()
             ticking.join()

@@ -80,8 +80,10 @@ class FlightRecorder:
         newest_first = (status["streams"] for part in parts if (status := last_status(part)))
         streams: dict[str, Any] = next(newest_first, {})
         self.tallies.update({name: Tally.continued(data) for name, data in streams.items() if name in self.tallies})
-        for name in NEWEST:  # what it has recorded already is not recorded again
-            newest = self._wires[name].read()
+        for name in NEWEST:
+            # where no counts were left, all that came before is lost: numbers begin at 1
+            self.tallies[name].last = max(0, self.tallies[name].last)
+            newest = self._wires[name].read()  # what it has recorded already is not recorded again
             if newest is not None and int(newest[1][_NUMBER[name]]) == self.tallies[name].last:
                 self._versions[name] = newest[0]
 

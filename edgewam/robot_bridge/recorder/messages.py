@@ -7,17 +7,16 @@ no number for is a string: "NaN", "Infinity", "-Infinity".  Images are `foxglove
 from __future__ import annotations
 
 import base64
-import io
 import json
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
+from edgewam.robot_bridge.recorder.claims import picture
 from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.shm_record import Layout, Value
 from edgewam.robot_bridge.wires import layouts, log_layout
@@ -88,7 +87,7 @@ def encode(value: Value, layout: Layout, **extra: int) -> bytes:
     try:
         return json.dumps(plain, allow_nan=False, separators=(",", ":")).encode()
     except ValueError:
-        return json.dumps(_spelled(plain), allow_nan=False, separators=(",", ":")).encode()
+        return json.dumps(spelled(plain), allow_nan=False, separators=(",", ":")).encode()
 
 
 def encode_context(value: Value, layout: Layout) -> bytes:
@@ -96,19 +95,22 @@ def encode_context(value: Value, layout: Layout) -> bytes:
     return encode(value, layout, crc32=zlib.crc32(value["data"][: max(0, int(value["length"]))].tobytes()))
 
 
-def _spelled(item: Any) -> Any:
+def spelled(item: Any) -> Any:
+    """Plain data in which the numbers that JSON does not know are text."""
     if isinstance(item, dict):
-        return {name: _spelled(part) for name, part in item.items()}
+        return {name: spelled(part) for name, part in item.items()}
     if isinstance(item, list):
-        return [_spelled(part) for part in item]
+        return [spelled(part) for part in item]
     if isinstance(item, float) and not np.isfinite(item):
         return "NaN" if np.isnan(item) else "Infinity" if item > 0 else "-Infinity"
     return item
 
 
 def decode(data: bytes, layout: Layout) -> Value:
-    """The record [] of a message; fields that it lacks are zero."""
+    """The record [] of a message; fields that it lacks are zero.  ValueError and the like when it is none."""
     plain = json.loads(data)
+    if not isinstance(plain, dict):
+        raise ValueError("no JSON object")
     value: Value = np.zeros((), layout)
     for name, kind in _fields(layout):
         if name not in plain:
@@ -142,12 +144,13 @@ class Frame:
 
     header: Value
     messages: Mapping[str, bytes]
+    shapes: Mapping[str, Sequence[int]]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its messages."""
+        return sum(map(len, self.messages.values()))
 
     def images(self) -> dict[str, npt.NDArray[np.uint8]]:
-        """Camera name -> uint8 [H, W, 3] RGB, the very pixels that the policy saw."""
-        return {name: _image(data) for name, data in self.messages.items()}
-
-
-def _image(data: bytes) -> npt.NDArray[np.uint8]:
-    with Image.open(io.BytesIO(base64.b64decode(json.loads(data)["data"]))) as picture:
-        return np.asarray(picture.convert("RGB"))
+        """Camera name -> uint8 [H, W, 3] RGB, the very pixels that the policy saw; ArtifactError for other pictures."""
+        return {name: picture(data, self.shapes[name]) for name, data in self.messages.items() if name in self.shapes}

@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from edgewam.core.errors import ArtifactError, EdgewamError, require
+from edgewam.robot_bridge.recorder.claims import MAX_CHUNK, check_run, inside
 from edgewam.robot_bridge.recorder.messages import FORMAT, IMAGE_TOPIC, STATUS_TOPIC, Frame, decode, message_layouts
 from edgewam.robot_bridge.recorder.part import END, HEAD, STATUS_CHANNEL, part_path
 from edgewam.robot_bridge.shm_record import Value
 
-_MAX_RECORD = 1 << 30  # a longer record is damage, not data
+_MALFORMED = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)  # what a message that is none of ours raises
 _MAGIC_BYTES = 8
 _RECORD_HEAD = struct.Struct("<BQ")  # opcode and length of an MCAP record
 _CHUNK = 6  # opcode
@@ -42,8 +43,11 @@ class Recording:
             raise ArtifactError(
                 f"'{path}' is no recording of edgewam, or of another version (format {self.run.get('format')}, not {FORMAT})."
             )
-        if self.run["part"] != 1:
-            raise ArtifactError(f"'{path}' is part {self.run['part']} of a recording. Give its first part, the others are found.")
+        if self.run.get("part") != 1:
+            raise ArtifactError(
+                f"'{path}' is part {self.run.get('part')} of a recording. Give its first part, the others are found."
+            )
+        check_run(path, self.run)
         self.camera_shapes: dict[str, list[int]] = self.run["camera_shapes"]
         self.num_joints = int(self.run["num_joints"])
         self.layouts = message_layouts(self.num_joints, self.camera_shapes)
@@ -51,7 +55,7 @@ class Recording:
     def _head(self, path: Path) -> dict[str, Any]:
         for record in _records(path, []):
             if getattr(record, "name", None) == HEAD:
-                return {name: json.loads(text) for name, text in record.metadata.items()}
+                return self._plain(path, record.metadata)
         raise ArtifactError(f"'{path}' is no recording of edgewam, or ends before its description. Give another file.")
 
     def entries(self) -> Iterator[tuple[str, Any]]:
@@ -68,18 +72,30 @@ class Recording:
             if kind == "Channel":
                 topics[record.id] = record.topic
             elif kind == "Metadata" and record.name == END:
-                self.status = {name: json.loads(text) for name, text in record.metadata.items()}
+                self.status = self._plain(path, record.metadata)
             elif kind == "Message":
-                topic = topics[record.channel_id]
+                topic = topics.get(record.channel_id, "")
                 if topic == STATUS_TOPIC:
-                    self.status = json.loads(record.data)
+                    self.status = self._plain(path, {"": record.data})[""]
                 elif topic.startswith(IMAGE_TOPIC):
                     images[topic.removeprefix(IMAGE_TOPIC)] = record.data
                 elif (name := topic.removeprefix("/")) == "frame":
-                    yield name, Frame(decode(record.data, self.layouts[name]), images)
+                    yield name, Frame(self._record(path, name, record.data), images, self.camera_shapes)
                     images = {}
                 elif name in self.layouts:
-                    yield name, decode(record.data, self.layouts[name])
+                    yield name, self._record(path, name, record.data)
+
+    def _record(self, path: Path, name: str, data: bytes) -> Value:
+        try:
+            return decode(data, self.layouts[name])
+        except _MALFORMED as error:
+            raise ArtifactError(f"'{path}' holds a {name} that is none ({error}). It is damaged or not edgewam's.") from error
+
+    def _plain(self, path: Path, texts: Mapping[str, str | bytes]) -> dict[str, Any]:
+        try:
+            return {name: json.loads(text) for name, text in texts.items()}
+        except _MALFORMED as error:
+            raise ArtifactError(f"'{path}' is damaged or not edgewam's: what should be JSON is none ({error}).") from error
 
     def ticks(self) -> Value:
         """All log rows [n] with their `number`, in memory."""
@@ -90,35 +106,38 @@ class Recording:
 def _records(path: Path, torn: list[Path]) -> Iterator[Any]:
     """Every record of a file, also those inside of chunks; a damaged or missing tail ends it and is noted in `torn`."""
     stream_reader, exceptions = (require(f"mcap.{name}", extra="telemetry") for name in ("stream_reader", "exceptions"))
-    zstandard = require("zstandard", extra="telemetry")
-    damage = (exceptions.McapError, zstandard.ZstdError, struct.error, ValueError)
     with open(path, "rb") as file:
-        reader = stream_reader.StreamReader(file, emit_chunks=True, record_size_limit=_MAX_RECORD)
+        reader = stream_reader.StreamReader(file, emit_chunks=True, record_size_limit=MAX_CHUNK)
         try:
             for record in reader.records:
                 if type(record).__name__ == "Chunk":
-                    yield from stream_reader.breakup_chunk(record, validate_crc=True)
+                    yield from inside(record)
                 else:
                     yield record
         except exceptions.InvalidMagic as error:
             raise ArtifactError(f"'{path}' is no MCAP file. Give the .mcap file that `edgewam run --record` wrote.") from error
-        except damage:
+        except _damage():
             torn.append(path)
+
+
+def _damage() -> tuple[type[Exception], ...]:
+    """What is raised for bytes that are no record."""
+    exceptions, zstandard = require("mcap.exceptions", extra="telemetry"), require("zstandard", extra="telemetry")
+    # the last two: a length that no file has
+    return exceptions.McapError, zstandard.ZstdError, struct.error, ValueError, OverflowError, MemoryError
 
 
 def last_status(path: Path) -> dict[str, Any]:
     """The newest counts in a part, found without reading it all; empty when it died before it had any."""
-    stream_reader, records, data_stream = (
-        require(f"mcap.{name}", extra="telemetry") for name in ("stream_reader", "records", "data_stream")
-    )
+    records, data_stream = (require(f"mcap.{name}", extra="telemetry") for name in ("records", "data_stream"))
     with open(path, "rb") as file:
         for offset in reversed(_chunk_places(file)):
             file.seek(offset)
             try:
-                inside = stream_reader.breakup_chunk(records.Chunk.read(data_stream.ReadDataStream(file)), validate_crc=True)
-            except ValueError:  # damaged: the one before it may be whole
+                found = inside(records.Chunk.read(data_stream.ReadDataStream(file)))
+            except _damage():  # the one before it may be whole
                 continue
-            counts = [record.data for record in inside if getattr(record, "channel_id", 0) == STATUS_CHANNEL]
+            counts = [record.data for record in found if getattr(record, "channel_id", 0) == STATUS_CHANNEL]
             if counts:
                 return dict(json.loads(counts[-1]))
     return {}

@@ -24,6 +24,7 @@ from edgewam.robot_bridge.shm_record import Value
 EXACT = 0.0  # the same bundle on the same machine with the same libraries computes the same bits
 OTHER_MACHINE = 1e-3  # rad; other kernels sum in another order, and a servo with 12 bits per turn resolves 1.5e-3
 FRAMES_KEPT = 512  # 20 s at 25 Hz: no context is older
+BYTES_KEPT = 2 << 30  # of them: three times what that many frames of three 480x640 cameras take
 _LOW = (1 << 32) - 1
 
 Rows = npt.NDArray[np.float32]
@@ -100,6 +101,7 @@ class _Player:
         self._ticks_per_row = int(config.get("ticks_per_row", 1))
         self._has_contexts = config.get("planner") == "process"  # else the engine refreshed by itself and published no records
         self._frames: OrderedDict[int, Frame] = OrderedDict()
+        self._num_bytes = 0  # of their messages
         self.contexts: dict[int, Value] = {}
         self.result = Replay(tolerance)
         self._last: Value | None = None  # the chunk before this one
@@ -108,9 +110,13 @@ class _Player:
 
     def see_frame(self, frame: Frame) -> None:
         """Keep it for a while."""
-        self._frames[int(frame.header["number"])] = frame
-        if len(self._frames) > FRAMES_KEPT:
-            self._frames.popitem(last=False)
+        number = int(frame.header["number"])
+        if (before := self._frames.pop(number, None)) is not None:
+            self._num_bytes -= before.num_bytes
+        self._frames[number] = frame
+        self._num_bytes += frame.num_bytes
+        while len(self._frames) > FRAMES_KEPT or self._num_bytes > BYTES_KEPT:
+            self._num_bytes -= self._frames.popitem(last=False)[1].num_bytes
 
     def chunk(self, value: Value) -> None:
         """Compute a recorded chunk again and compare."""

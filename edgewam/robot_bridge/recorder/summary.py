@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from edgewam.robot_bridge.recorder.claims import check_limits
 from edgewam.robot_bridge.recorder.reader import Recording
 from edgewam.robot_bridge.report import RunReport
 from edgewam.robot_bridge.shm_record import Value
@@ -37,7 +38,8 @@ class Summary:
 
 
 def summarize(recording: Recording) -> Summary:
-    """Read a whole recording once, in constant memory."""
+    """Read a whole recording once, in constant memory; ArtifactError when it lacks the limits that commands are checked by."""
+    check_limits(recording.parts[0], recording.run)
     config = recording.run["config"]
     names = config.get("joint_names") or [f"joint {index}" for index in range(recording.num_joints)]
     rows = _Rows(Tally(config, tuple(names)))

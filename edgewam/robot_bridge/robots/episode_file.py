@@ -19,6 +19,7 @@ from PIL import Image
 
 from edgewam.core.errors import ArtifactError
 from edgewam.robot_bridge.robot import RobotSpec, Vector
+from edgewam.robot_bridge.serving.checks import MAX_SIDE
 
 Floats = npt.NDArray[np.float32]
 Picture = npt.NDArray[np.uint8]
@@ -28,6 +29,7 @@ _RANGE_MARGIN = 0.1  # of the recorded range, on either side, where nobody gave 
 _SPEED_MARGIN = 1.5  # times the fastest recorded step
 _LEAST_RANGE = 0.05  # rad: a joint that never moved in the recording still needs lower < upper
 _LEAST_SPEED = 0.1  # rad/s
+MAX_BYTES = 4 << 30  # of an episode, unpacked: five minutes of three 640x480 cameras at 25 Hz are 2 GB
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,9 +101,14 @@ class Episode:
             ArtifactError: no such file, or no complete episode; the message names what is missing or wrong.
         """
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as data:
-                arrays = {name: data[name] for name in data.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            with open(path, "rb") as file:
+                with zipfile.ZipFile(file) as archive:
+                    if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                        raise ValueError(f"it unpacks to more than {MAX_BYTES >> 30} GiB")
+                file.seek(0)
+                with np.load(file, allow_pickle=False) as data:
+                    arrays = {name: data[name] for name in data.files}
+        except Exception as error:  # zipfile and NumPy raise a dozen kinds for foreign bytes
             raise ArtifactError(
                 f"Cannot read '{path}' as a recorded episode: {error}. "
                 "Make one from a dataset with: python -m edgewam.data.export_episode DATASET OUT.npz"
@@ -110,7 +117,7 @@ class Episode:
             return _build(arrays)
         except KeyError as error:
             raise ArtifactError(f"'{path}' is no complete episode: it lacks {error}. See docs/robot.md for the keys.") from None
-        except (AssertionError, ValueError, OSError) as error:
+        except (AssertionError, AttributeError, ValueError, TypeError, IndexError, ArithmeticError, OSError) as error:
             raise ArtifactError(f"'{path}' is no sound episode: {error}. Export it again.") from error
 
 
@@ -163,5 +170,11 @@ def encode(images: Iterable[Picture]) -> list[bytes]:
 
 
 def decode(file: bytes) -> Picture:
-    """uint8 [H, W, 3] RGB of one JPEG or PNG file."""
-    return np.asarray(Image.open(io.BytesIO(file), formats=("JPEG", "PNG")).convert("RGB"))
+    """uint8 [H, W, 3] RGB of one JPEG or PNG file; ValueError, before it is unpacked, when it is larger than any camera's."""
+    try:
+        with Image.open(io.BytesIO(file), formats=("JPEG", "PNG")) as picture:
+            if max(picture.size) > MAX_SIDE:
+                raise ValueError(f"a picture of {picture.size[1]}x{picture.size[0]}; at most {MAX_SIDE} a side are accepted")
+            return np.asarray(picture.convert("RGB"))
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error

@@ -115,8 +115,8 @@ def _unit(joint: Mapping[str, Any], place: str) -> tuple[float, float]:
             return math.pi / 180.0, 0.0
         case "linear":
             (x0, x1), (y0, y1) = _pair(joint, "from", place), _pair(joint, "to", place)
-            if x0 == x1 or y0 == y1:
-                raise ContractError(f"{place}: 'from' and 'to' must each have two different numbers.")
+            if x0 == x1 or y0 == y1 or not np.isfinite([x0, x1, y0, y1]).all():
+                raise ContractError(f"{place}: 'from' and 'to' must each have two different, finite numbers.")
             scale = (y1 - y0) / (x1 - x0)
             return scale, y0 - scale * x0
         case other:

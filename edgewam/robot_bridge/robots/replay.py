@@ -22,6 +22,7 @@ from edgewam.robot_bridge.robots.recorded_episode import load_recorded
 
 DEFAULT_TASK = "example"
 _PROMPT = "pick up the cube with the right hand and hand it over to the left hand"  # one that the shipped bundle knows
+_NUM_TICKS = 200  # of the made-up example
 _SIZES = ((128, 160), (64, 80), (64, 80))
 IS_OPEN_LOOP = True  # nothing that is commanded moves it
 
@@ -49,7 +50,7 @@ def open_episode(task: str) -> Episode:
 
 
 @functools.cache
-def example(num_ticks: int = 200) -> Episode:
+def example() -> Episode:
     """Two arms that sway for four seconds before three cameras; made up, of the shapes of the policy that ships with edgewam."""
     joint_names = tuple(
         f"{side}_{name}"
@@ -57,9 +58,9 @@ def example(num_ticks: int = 200) -> Episode:
         for name in ("waist", "shoulder", "elbow", "forearm", "wrist", "roll", "gripper")
     )
     is_gripper = np.array([name.endswith("gripper") for name in joint_names])
-    sway = 0.3 * np.sin(2 * np.pi * np.arange(num_ticks + 1) / 100)[:, None] * np.where(is_gripper, 0.5, 1.0)
+    sway = 0.3 * np.sin(2 * np.pi * np.arange(_NUM_TICKS + 1) / 100)[:, None] * np.where(is_gripper, 0.5, 1.0)
     path = (np.where(is_gripper, 0.5, 0.0) + sway).astype(np.float32)
-    pictures = {camera: _stripes(*size, num_ticks // 2) for camera, size in zip(CAMERAS, _SIZES, strict=True)}
+    pictures = {camera: _stripes(*size, _NUM_TICKS // 2) for camera, size in zip(CAMERAS, _SIZES, strict=True)}
     lower, upper = np.where(is_gripper, 0.0, -1.5), np.where(is_gripper, 1.0, 1.5)
     speed = np.full(len(joint_names), 3.0)
     return Episode("example", _PROMPT, 50.0, 25.0, joint_names, path[:-1], path[1:], pictures, lower, upper, speed)

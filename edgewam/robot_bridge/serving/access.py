@@ -54,8 +54,9 @@ def read_token(path: Path) -> str:
         EdgewamError: the file is missing, others can read it, or it holds something that can be guessed.
     """
     try:
-        mode = path.stat().st_mode
-        text = path.read_text("ascii").strip()
+        with open(path, encoding="ascii") as file:
+            mode = os.fstat(file.fileno()).st_mode  # of what is read, whatever the name points to a moment later
+            text = file.read().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise EdgewamError(f"Cannot read the token file '{path}': {error}. Make one with: {MAKE_TOKEN}") from error
     if stat.S_IMODE(mode) & 0o077:
@@ -117,7 +118,7 @@ def listen(address: Address, token: str | None = None) -> tuple[socket.socket, A
         listener = socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise EdgewamError(
-            f"Cannot listen on {address}: {error.strerror}. Choose another address or end what uses it."
+            f"Cannot listen on {address}: {error.strerror or error}. Choose another address or end what uses it."
         ) from error
     return listener, Address(address.host, listener.getsockname()[1])
 

@@ -55,7 +55,7 @@ def array_of(dtype: Any, shape: Any, data: Any) -> npt.NDArray[Any]:
     return np.frombuffer(data, kind).reshape(shape)
 
 
-def check_tree(value: Any, depth: int = MAX_DEPTH) -> None:
+def check_tree(value: Any, depth: int = MAX_DEPTH, max_items: int = MAX_ITEMS) -> None:
     """Refuse a decoded message that is too deep, too wide, or has keys that are not short strings.
 
     Raises:
@@ -64,16 +64,16 @@ def check_tree(value: Any, depth: int = MAX_DEPTH) -> None:
     if isinstance(value, Mapping | list | tuple):
         if depth == 0:
             raise DoorError("bad_request", f"The message is nested deeper than {MAX_DEPTH} levels.")
-        if len(value) > MAX_ITEMS:
-            raise DoorError("bad_request", f"More than {MAX_ITEMS} items in one map or list.")
+        if len(value) > max_items:
+            raise DoorError("bad_request", f"More than {max_items} items in one map or list.")
     if isinstance(value, Mapping):
         for key, item in value.items():
             if not isinstance(key, str) or len(key) > MAX_KEY_CHARACTERS:
                 raise DoorError("bad_request", f"Keys must be strings of at most {MAX_KEY_CHARACTERS} characters.")
-            check_tree(item, depth - 1)
+            check_tree(item, depth - 1, max_items)
     elif isinstance(value, list | tuple):
         for item in value:
-            check_tree(item, depth - 1)
+            check_tree(item, depth - 1, max_items)
 
 
 def state_of(value: Any, state_dim: int) -> Floats:

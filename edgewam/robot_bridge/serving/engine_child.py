@@ -32,7 +32,10 @@ def main() -> int:
     """Serve the descriptors named on the command line; exit code 0 when the door has gone, 1 when an error ended it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the door, which then closes our sockets
     calls, plans = (socket.socket(fileno=int(fd)) for fd in sys.argv[1:3])
-    config, _ = decode(calls.recv(MAX_MESSAGE))
+    message = calls.recv(MAX_MESSAGE)
+    if not message:
+        return 0  # the door left before it had said anything
+    config, _ = decode(message)
     become_preferred()  # before the policy starts threads, which inherit it
     try:
         engine = _Engine(config)
@@ -100,6 +103,9 @@ class _Engine:
             return encode({"number": number, "code": REFUSALS[call], "error": str(error)[:2000]})
 
     def _answer(self, number: int, chunk: ActionChunk, engine_ms: float) -> bytes:
+        if chunk.actions.shape != (self.facts["horizon"], self.facts["action_dim"]):
+            text = f"The policy answered with actions {list(chunk.actions.shape)}. Hold, and look at its log."
+            return encode({"number": number, "code": "internal", "error": text})
         context = self._note_context()
         age = 0 if context is None else chunk.start_tick - context
         fields = {"number": number, "tick": chunk.start_tick, "engine_ms": engine_ms}

@@ -6,10 +6,6 @@ polls on that way.  A refresh (`plan`) has its own socket and memory, so that it
 
 from __future__ import annotations
 
-import contextlib
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
@@ -19,15 +15,13 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import Observation
-from edgewam.robot_bridge.processes import child_environment
 from edgewam.robot_bridge.robot import RobotSpec
 from edgewam.robot_bridge.serving.engine import EngineFacts
-from edgewam.robot_bridge.serving.engine_wire import MAX_MESSAGE, Blob, ObservationBuffer, decode, encode
+from edgewam.robot_bridge.serving.engine_handle import END_S, EngineHandle
+from edgewam.robot_bridge.serving.engine_wire import Blob, ObservationBuffer, encode
 from edgewam.robot_bridge.serving.handler import Answer, DoorError
 
-MODULE = "edgewam.robot_bridge.serving.engine_child"
 KEEPER_S = 0.1  # how often the keeper looks after the engine
-END_S = 2.0  # an engine that does not leave by itself is killed
 
 
 @dataclass(frozen=True)
@@ -42,53 +36,6 @@ class LinkSettings:
     start_timeout_s: float = 300.0  # TensorRT engines of 7 GB load for minutes
     max_restarts: int = 3
     restart_window_s: float = 60.0
-
-
-class _Process:
-    """One engine process and our ends of its sockets."""
-
-    def __init__(self, config: Mapping[str, Any], fds: list[int]) -> None:
-        self.calls, calls = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.plans, plans = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.owed_since_s: float | None = None  # when the oldest call without a reply was sent
-        self.owed = 0  # its number
-        with calls, plans:
-            ends = [calls.fileno(), plans.fileno()]
-            self.popen = subprocess.Popen(
-                [sys.executable, "-m", MODULE, *map(str, ends)],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # what libraries print is for the people at the server
-                pass_fds=(*ends, *fds),
-                env=child_environment({}),
-                start_new_session=True,  # Ctrl-C is for the door, who ends the engine in order
-            )
-        self.calls.send(encode(config))
-
-    def receive(self, channel: socket.socket, timeout_s: float) -> tuple[dict[str, Any], Blob | None]:
-        """The next message.  TimeoutError, or EOFError when the engine is gone."""
-        if timeout_s <= 0:
-            raise TimeoutError
-        channel.settimeout(timeout_s)
-        try:
-            message = channel.recv(MAX_MESSAGE)
-        except ConnectionError as error:
-            raise EOFError from error
-        if not message:
-            raise EOFError
-        return decode(message)
-
-    def end(self, timeout_s: float) -> None:
-        """Close the sockets, which it takes as the order to leave; kill it if it does not."""
-        for channel in (self.calls, self.plans):
-            with contextlib.suppress(OSError):
-                channel.shutdown(socket.SHUT_RDWR)  # wakes a thread that waits for it
-        try:
-            self.popen.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self.popen.kill()
-            self.popen.wait()
-        self.calls.close()
-        self.plans.close()
 
 
 class EngineLink:
@@ -113,8 +60,8 @@ class EngineLink:
             "factory": factory, "arguments": dict(arguments), "prompt": prompt,
             "num_joints": spec.num_joints, "camera_shapes": shapes, "fds": self._fds,
         }  # fmt: skip
-        self._process: _Process | None = None  # None: there is none that could answer
-        self._starting: _Process | None = None
+        self._process: EngineHandle | None = None  # None: there is none that could answer
+        self._starting: EngineHandle | None = None
         self._facts: EngineFacts | None = None
         self._generation, self._number, self._episode = 0, 0, 0
         self._call_lock = threading.Lock()
@@ -146,6 +93,9 @@ class EngineLink:
         self._process = None
         for thread in self._threads:
             thread.join()
+        if self._process is not None:  # the keeper was just putting it in its place
+            self._process.end(END_S)
+            self._process = None
         self._call_buffer.close()
         self._plan_buffer.close()
 
@@ -209,13 +159,14 @@ class EngineLink:
             if process is None:
                 raise _restarting()
             if process.owed_since_s is not None:  # an earlier call gave up waiting
-                self._reply(process, end_s)
+                process.reply(end_s)
             if observation is not None:
                 self._call_buffer.write(observation)
             self._number += 1
+            message = encode({"call": call, "number": self._number, **fields})
             process.owed, process.owed_since_s = self._number, time.monotonic()
-            process.calls.send(encode({"call": call, "number": self._number, **fields}))
-            reply, actions = self._reply(process, end_s)
+            process.calls.send(message)
+            reply, actions = process.reply(end_s)
         except TimeoutError:
             raise _deadline(self._settings.deadline_s) from None
         except (EOFError, OSError):
@@ -226,29 +177,18 @@ class EngineLink:
             raise DoorError(reply["code"], reply["error"])
         return reply, actions
 
-    def _reply(self, process: _Process, end_s: float) -> tuple[dict[str, Any], Blob | None]:
-        """The reply that is owed."""
-        while True:
-            reply, actions = process.receive(process.calls, end_s - time.monotonic())
-            if reply["number"] == process.owed:
-                process.owed_since_s = None
-                return reply, actions
-
-    def _open(self) -> _Process:
+    def _open(self) -> EngineHandle:
         """A new engine that has said hello."""
-        self._starting = process = _Process(self._config, self._fds)
         try:
-            hello, _ = process.receive(process.calls, self._settings.start_timeout_s)
-        except TimeoutError:
-            hello = {"error": f"The engine was not ready within {self._settings.start_timeout_s:g} s."}
-        except EOFError:
-            hello = {"error": f"The engine process ended while it started (exit code {process.popen.wait()}); see above."}
+            self._starting = process = EngineHandle(self._fds)
+        except OSError as error:
+            raise EdgewamError(f"The engine process cannot be started: {error}.") from error
+        try:
+            if self._closing.is_set():  # `close` may have come too early to see this process
+                process.end(0.0)
+            self._facts = EngineFacts(**process.hello(self._config, self._settings.start_timeout_s))
         finally:
             self._starting = None
-        if "error" in hello:
-            process.end(0.0)
-            raise EdgewamError(hello["error"])
-        self._facts = EngineFacts(**hello)
         self._generation += 1
         return process
 
@@ -257,7 +197,8 @@ class EngineLink:
         starts: deque[float] = deque(maxlen=self._settings.max_restarts)
         while not self._closing.wait(KEEPER_S):
             process, now_s = self._process, time.monotonic()
-            owed_s = 0.0 if process is None or process.owed_since_s is None else now_s - process.owed_since_s
+            since_s = None if process is None else process.owed_since_s  # read once: its reply may be coming just now
+            owed_s = 0.0 if since_s is None else now_s - since_s
             if process is not None and process.popen.poll() is None and owed_s < self._settings.hang_s:
                 continue
             if process is not None:

@@ -26,21 +26,21 @@ class Bucket:
 
 
 class Rates:
-    """One bucket per client and one for all of them together."""
+    """One bucket per client, and one for all of them together but the controller."""
 
     def __init__(self, per_second: float, burst: float, total_per_second: float) -> None:
         self._per_second, self._burst = per_second, burst
         self._total = Bucket(total_per_second, burst * total_per_second / per_second)
         self._clients: dict[str, Bucket] = {}
 
-    def check(self, client: str, now_s: float) -> None:
-        """Count one request.
+    def check(self, client: str, now_s: float, is_exempt: bool = False) -> None:
+        """Count one request.  is_exempt: the controller's, which others must not be able to crowd out.
 
         Raises:
             DoorError: `rate_limited`.
         """
         bucket = self._clients.setdefault(client, Bucket(self._per_second, self._burst))
-        if not bucket.take(now_s) or not self._total.take(now_s):
+        if not bucket.take(now_s) or not (is_exempt or self._total.take(now_s)):
             raise DoorError("rate_limited", f"More than {self._per_second:g} requests per second. Ask less often.")
 
     def forget(self, client: str) -> None:

@@ -24,8 +24,8 @@ def pack(value: Any) -> bytes:
     return packed
 
 
-def unpack(data: bytes) -> Any:
-    """A message from bytes, arrays as views of them.
+def unpack(data: bytes, max_items: int = checks.MAX_ITEMS) -> Any:
+    """A message from bytes, arrays as views of them; max_items: of any map or list in it.
 
     Raises:
         DoorError: `bad_request`, whatever is wrong with it.
@@ -34,13 +34,13 @@ def unpack(data: bytes) -> Any:
     try:
         message = require("msgpack", extra=_EXTRA).unpackb(
             data, object_hook=hooks.on_map, list_hook=hooks.on_list, ext_hook=_refuse_extension, strict_map_key=True,
-            max_array_len=checks.MAX_ITEMS, max_map_len=checks.MAX_ITEMS,
+            max_array_len=max_items, max_map_len=max_items,
         )  # fmt: skip
     except DoorError:
         raise
     except Exception as error:  # msgpack raises a dozen kinds, all of which mean: these bytes are no message
         raise DoorError("bad_request", f"This is no msgpack message ({type(error).__name__}).") from error
-    checks.check_tree(message)
+    checks.check_tree(message, max_items=max_items)
     return message
 
 

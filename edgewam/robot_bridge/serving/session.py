@@ -26,7 +26,10 @@ from edgewam.robot_bridge.serving.limits import Lease, Rates
 
 @dataclass(frozen=True)
 class SessionSettings:
-    """idle_s: a controller that was silent for so long can be replaced.  Requests per second: one client, and all together."""
+    """idle_s: a controller that was silent for so long can be replaced.
+
+    Requests per second: of one client, and of all together but the controller.
+    """
 
     idle_s: float = 10.0
     requests_per_s: float = 250.0
@@ -76,17 +79,18 @@ class Session:
 
     def infer(self, client: str, look: Look) -> Answer:
         """See `Handler`."""
-        observation = self._admit(client, look)
-        return self._released(self._engine.infer(observation))
+        observation, generation = self._admit(client, look)
+        return self._released(self._engine.infer(observation), generation)
 
     def act(self, client: str, look: Look) -> Answer:
         """See `Handler`."""
-        observation = self._admit(client, look)
-        return self._released(self._engine.act(observation))
+        observation, generation = self._admit(client, look)
+        return self._released(self._engine.act(observation), generation)
 
     def plan(self, client: str, look: Look) -> Mapping[str, Any]:
         """See `Handler`; the state plays no part, so one is not asked for."""
-        return self._engine.plan(self._admit(client, look, needs_state=False))
+        observation, _ = self._admit(client, look, needs_state=False)
+        return self._engine.plan(observation)
 
     def reset(self, client: str, prompt: str | None, seed: int | None = None) -> None:
         """See `Handler`."""
@@ -94,7 +98,7 @@ class Session:
         if prompt is not None:
             checks.prompt_of(prompt)
         if seed is not None:
-            checks.tick_of(seed)  # the same range
+            seed = checks.tick_of(seed)  # the same range
         with self._lock:
             self._take_lease(client)
             self._begin(prompt, seed)
@@ -133,17 +137,23 @@ class Session:
         if self._is_stopped:
             raise DoorError("stopped", "The robot was stopped. Somebody at the machine has to reset it.")
         with self._lock:
-            self._rates.check(client, self._clock_ns() / NS)
+            self._rates.check(client, self._clock_ns() / NS, is_exempt=client == self._lease.holder)
 
-    def _released(self, answer: Answer) -> Answer:
-        """Nothing leaves that is not finite, or after a stop that came while the engine worked."""
+    def _released(self, answer: Answer, generation: int | None) -> Answer:
+        """Nothing leaves that is of another shape or not finite, or after a stop or a restart while the engine worked."""
         if self._is_stopped:
             raise DoorError("stopped", "The robot was stopped. Somebody at the machine has to reset it.")
+        if generation != self._engine.generation:
+            raise DoorError("engine_restarting", "The engine was restarted and does not know the episode. Hold, and ask again.")
+        facts, shape = self._engine.facts, answer.actions.shape
+        if shape != (facts.horizon, facts.action_dim):
+            raise DoorError("internal", f"The policy answered with actions {list(shape)}. Hold, and look at its log.")
         if not np.isfinite(answer.actions).all():
             raise DoorError("internal", "The policy answered with values that are not finite. Hold, and look at its log.")
         return answer
 
-    def _admit(self, client: str, look: Look, needs_state: bool = True) -> Observation:
+    def _admit(self, client: str, look: Look, needs_state: bool = True) -> tuple[Observation, int | None]:
+        """The observation to compute from, and the generation of the engine that its episode began on."""
         self._check_open(client)
         spec = self._spec
         look = checks.checked(look, spec.num_joints, spec.camera_shapes)
@@ -159,8 +169,9 @@ class Session:
                 raise DoorError("bad_request", f"The first look of an episode needs {self._needs()}.")
             self._newest = Look(images, state)
             tick = self._tick(look, now_ns)
-            self._last_tick = tick
-        return Observation(images, np.zeros(spec.num_joints, np.float32) if state is None else state, tick, now_ns)
+            self._last_tick, generation = tick, self._generation
+        state = np.zeros(spec.num_joints, np.float32) if state is None else state
+        return Observation(images, state, tick, now_ns), generation
 
     def _take_lease(self, client: str) -> int:
         now_ns = self._clock_ns()

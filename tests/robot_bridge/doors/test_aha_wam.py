@@ -21,6 +21,7 @@ from tests.robot_bridge import fakes
 from tests.robot_bridge.doors.aha_wam_client import FRONT, STATE, Client, action_request, image, infer
 from tests.robot_bridge.doors.engines import HORIZON, NotedEngine, session
 from tests.robot_bridge.doors.running import running
+from tests.waiting import wait_for
 
 
 @pytest.fixture
@@ -53,6 +54,8 @@ def test_it_is_a_door_that_has_to_be_asked_for_twice():
         aha_wam.settings_of({})
     with pytest.raises(EdgewamError, match="no option colour"):
         aha_wam.settings_of({"allow_pickle": "true", "colour": "red"})
+    with pytest.raises(EdgewamError, match="allow_pickle must be true or false, got 'ture'"):
+        aha_wam.settings_of({"allow_pickle": "ture"})
 
 
 def test_the_synchronous_flow_gives_the_fields_of_upstream(connect, engine):
@@ -168,6 +171,13 @@ def test_only_one_connection_sends_the_actions(connect):
     assert second.ask(infer())["ok"]
 
 
+def test_nobody_slips_an_image_into_the_synchronous_flow(connect, engine):
+    first, second = connect(), connect()
+    assert first.ask(infer())["ok"]
+    assert second.ask(image())["error"].startswith("not_controller: ")
+    assert first.ask(infer())["ok"] and engine.names() == ["reset", "infer", "infer"]
+
+
 def test_a_connection_that_was_cut_without_a_word_is_replaced(connect, monkeypatch):
     first, second = connect(), connect()
     first.ask({"type": "reset"})
@@ -186,7 +196,7 @@ def test_a_local_session_keeps_the_door_shut_for_other_doors(engine):
         with pytest.raises(DoorError, match="controls the robot"):
             handler.reset("somebody else", None)
         client.close()
-        _eventually(lambda: handler.controller is None)
+        wait_for(lambda: handler.controller is None)
         handler.reset("somebody else", None)
 
 
@@ -313,10 +323,3 @@ def test_three_cameras_by_name():
         client.close()
     for name, view in views.items():
         np.testing.assert_array_equal(engine.calls[-1][1].images[name], view)
-
-
-def _eventually(condition, limit_s=5.0):
-    end_s = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end_s, "it did not happen in time"
-        time.sleep(0.02)

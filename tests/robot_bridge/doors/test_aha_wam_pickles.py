@@ -5,6 +5,7 @@ import pickle
 import pickletools
 import struct
 import time
+import tracemalloc
 from collections import OrderedDict
 from decimal import Decimal
 from functools import partial
@@ -177,6 +178,19 @@ def test_a_claimed_length_allocates_nothing(name):
     with pytest.raises(DoorError):
         read(mark_frame(HUGE[name]))
     assert time.process_time() - begin_s < 0.5
+
+
+def test_what_stands_where_a_name_belongs_is_not_written_out():
+    data = bytes(1 << 20)
+    # the same megabyte a hundred times, as the module of a global: as text, four characters a byte
+    frame = mark_frame(b"B" + struct.pack("<I", len(data)) + data + b"\x94(" + b"h\x00" * 100 + b"tX\x01\x00\x00\x00a\x93")
+    tracemalloc.start()
+    try:
+        with pytest.raises(DoorError):
+            read(frame)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 SHAPES = {

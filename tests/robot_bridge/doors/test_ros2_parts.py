@@ -18,7 +18,7 @@ from edgewam.robot_bridge.dds import cdr, readings
 from edgewam.robot_bridge.dds.command_loop import CommandLoop
 from edgewam.robot_bridge.dds.inputs import NEVER_NS, Inputs
 from edgewam.robot_bridge.dds.message_types import message_types
-from edgewam.robot_bridge.dds.network import MAX_DOMAIN, Node, Route, take_one
+from edgewam.robot_bridge.dds.network import MAX_DOMAIN, Node, Route, take_one, take_round
 from edgewam.robot_bridge.doors import ros2
 from edgewam.robot_bridge.modes import Mode
 from edgewam.robot_bridge.serving.access import Address
@@ -255,6 +255,34 @@ def fuzz(num_samples, seed):
     assert psutil.Process().memory_info().rss - settled < GROWTH_BYTES
 
 
+def test_a_control_loop_that_died_ends_the_door_with_an_error(monkeypatch):
+    monkeypatch.setattr(ros2, "STATUS_S", 0.01)
+    drive, ended = object.__new__(ros2._Drive), []
+    drive.node = SimpleNamespace(listen=lambda: None)
+    drive._loop = SimpleNamespace(run=lambda source, quit_event: None)
+    drive._source = SimpleNamespace(begin=lambda: None, close=lambda: ended.append("source"))
+    drive._listen = drive._say = lambda: None
+    with pytest.raises(EdgewamError, match="control loop ended by itself"):
+        drive.run(DoorOptions(), Address())
+    assert ended == ["source"]
+
+
+def test_who_floods_one_topic_silences_no_other():
+    class Endless:
+        """A reader that is never empty, until a test would hang."""
+
+        left = 1000
+
+        def take(self, number, condition):
+            self.left -= 1
+            return [SimpleNamespace(sample_info=SimpleNamespace(valid_data=True, publication_handle=1))] if self.left else []
+
+    heard = []
+    routes = [Route(name, Endless(), None, lambda message, t_ns, name=name: heard.append(name), True) for name in ("a", "stop")]
+    take_round(routes, Inputs(silent_ns=1))
+    assert 0 < heard.count("a") == heard.count("stop") < 100
+
+
 def mutated(rng, data):
     """Flipped, cut, doubled, or plain noise behind a valid encapsulation header."""
     data = bytearray(data)
@@ -319,7 +347,7 @@ def test_options_are_named_and_checked():
     metadata = session(NotedEngine()).metadata
     settings = ros2.settings_of({}, metadata)
     assert (settings.domain, settings.is_armed, settings.is_loopback) == (42, False, True)
-    for extra in ({"colour": "red"}, {"domain": "x"}, {"network": "world"}):
+    for extra in ({"colour": "red"}, {"domain": "x"}, {"network": "world"}, {"arm": "maybe"}):
         with pytest.raises(EdgewamError):
             ros2.settings_of(extra, metadata)
     with pytest.raises(EdgewamError, match="0 to 232"):

@@ -12,7 +12,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.util import find_spec
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgewam.core import plugins
 from edgewam.robot_bridge.serving.access import Address
 from tests.robot_bridge.doors.running import Refused, probe_of, running
 from tests.robot_bridge.serving.fake_engine import FakeEngine, images, session, state
+from tests.waiting import wait_for
 
 PATIENCE_S = 5.0  # a door notices within this time that a client has left
 OPEN_S = 0.5  # that a client gets to introduce itself in these tests
@@ -51,7 +52,7 @@ class Served:
 
     def is_well(self, token: str | None = None) -> None:
         """An honest client gets its answer."""
-        wait_for(lambda: self.handler.controller is None)
+        wait_for(lambda: self.handler.controller is None, "the client has left")
         client = self.probe.connect(self.address, token)
         try:
             actions = client.infer(images(3), state(0.25, 0.5))
@@ -67,14 +68,6 @@ def served(name: str, **options: Any) -> Iterator[Served]:
     handler = session(engine)
     with running(name, handler, **options) as address:
         yield Served(name, engine, handler, address)
-
-
-def wait_for(is_true: Callable[[], bool]) -> None:
-    """Until it is."""
-    end = time.monotonic() + PATIENCE_S
-    while not is_true():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def is_closed(connection: socket.socket, timeout_s: float) -> bool:

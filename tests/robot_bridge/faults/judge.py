@@ -49,6 +49,15 @@ def counts(kind: type[Cause] | type[Reject], codes: np.ndarray, prefix: str) -> 
     return {f"{prefix}:{kind(int(v)).name.lower()}": int(n) for v, n in zip(values, numbers, strict=True)}
 
 
+def is_never_hurried(rows: np.ndarray, period_ns: int) -> bool:
+    """Whether io made up for nothing that it had missed: each tick begins within half a period of its deadline, and no command
+    follows another one more closely than that.
+    """
+    late_ns = rows["woken_ns"] - rows["deadline_ns"]
+    is_in_time = (late_ns >= 0) & (late_ns <= period_ns / 2)
+    return bool(is_in_time.all() and (np.diff(rows["sent_ns"]) >= period_ns / 2).all())
+
+
 def steps_too_far(commands: np.ndarray, ticks: np.ndarray, spec: RobotSpec) -> tuple[int, float]:
     """Commands [n, D] that moved further than the velocity limit allows in `ticks` [n - 1]; the worst in units of the limit."""
     if len(commands) < 2:

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import ArtifactError
-from edgewam.robot_bridge.robots import replay
+from edgewam.robot_bridge.robots import recorded_episode, replay
 from edgewam.robot_bridge.robots.episode_file import decode
 from edgewam.robot_bridge.robots.recorded_episode import load_recorded
-from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, Bridge
+from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS
 
 RUN = {
     "camera_every": 2,
@@ -15,13 +15,6 @@ RUN = {
     "upper": [9.0] * NUM_JOINTS,
     "max_velocity": [5.0] * NUM_JOINTS,
 }
-
-
-@pytest.fixture
-def bridge():
-    bridge = Bridge()
-    yield bridge
-    bridge.close()
 
 
 def recorded(bridge, path, ticks, frames, episode=0):
@@ -74,3 +67,35 @@ def test_a_recording_without_that_episode_is_refused(bridge, tmp_path):
     with pytest.raises(ArtifactError, match="holds no episode 0"):
         load_recorded(path)
     assert len(load_recorded(path, 3)) == 4
+
+
+def test_an_episode_of_gaps_or_one_that_is_too_large_is_refused(bridge, tmp_path, monkeypatch):
+    path = recorded(bridge, tmp_path / "run.mcap", range(4), [0, 2])
+    monkeypatch.setattr(recorded_episode, "MAX_BYTES", 1000)
+    with pytest.raises(ArtifactError, match="Give a shorter one"):
+        load_recorded(path)
+    monkeypatch.undo()
+    recorder = bridge.recorder(tmp_path / "gap.mcap", **RUN)
+    bridge.frame(9, tick=0)
+    for tick in (0, 1 << 60):
+        bridge.tick(tick=tick)
+        recorder.poll()
+    recorder.close()
+    with pytest.raises(ArtifactError, match="too many are missing"):
+        load_recorded(tmp_path / "gap.mcap")
+
+
+def test_limits_that_no_robot_can_have_are_refused(bridge, tmp_path):
+    recorder = bridge.recorder(tmp_path / "run.mcap", **{**RUN, "upper": [-99.0] * NUM_JOINTS})
+    bridge.frame(1, tick=0)
+    bridge.tick()
+    recorder.poll()
+    recorder.close()
+    with pytest.raises(ArtifactError, match="cannot be played"):
+        load_recorded(tmp_path / "run.mcap")
+
+
+def test_a_recording_without_limits_is_refused(bridge, tmp_path):
+    bridge.recorder(tmp_path / "run.mcap").close()
+    with pytest.raises(ArtifactError, match="does not say lower, upper, max_velocity of every joint"):
+        load_recorded(tmp_path / "run.mcap")

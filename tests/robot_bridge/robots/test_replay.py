@@ -1,8 +1,11 @@
 """The replay robot plays what was recorded, by time, whatever is commanded, and says how commands and recording differ."""
 
+import dataclasses
 import subprocess
 import sys
+import tracemalloc
 import types
+import zipfile
 from dataclasses import replace
 
 import numpy as np
@@ -10,12 +13,13 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.export_episode import export_episode, main
+from edgewam.robot_bridge.clock import now_ns
 from edgewam.robot_bridge.driver_simulator import SimulatorDriver
 from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import ReplayPolicy
 from edgewam.robot_bridge.robot import with_task
-from edgewam.robot_bridge.robots import aloha_sim, replay
-from edgewam.robot_bridge.robots.episode_file import Episode, decode
+from edgewam.robot_bridge.robots import aloha_sim, episode_file, replay
+from edgewam.robot_bridge.robots.episode_file import Episode, decode, encode
 from edgewam.robot_bridge.wires import Wires
 from tests.data.synthetic import dataset_of, episode
 
@@ -93,7 +97,7 @@ def test_after_the_end_nothing_is_compared_any_more():
 def test_the_report_of_a_run_has_the_comparison_of_every_episode():
     config = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 0, "episode_ticks": 200, "lease_ticks": 5, "orphan_s": 2.0}
     wires = Wires(replay.SPEC.num_joints, replay.SPEC.camera_shapes)
-    driver = SimulatorDriver(config, types.SimpleNamespace(wires=wires), replay.make(render=False))
+    driver = SimulatorDriver(config, types.SimpleNamespace(wires=wires, epoch_ns=now_ns()), replay.make(render=False))
     command = wires["command"].blank()
     for tick in range(201):  # the last one begins the next episode
         command["tick"], command["target"] = tick, replay.example().actions[min(tick, 199)] + 0.1
@@ -155,6 +159,42 @@ def broken(name, value):
     return write
 
 
+def wide_picture(path):
+    """One picture of a few kilobytes that would unpack to hundreds of megabytes, did anybody try."""
+    episode = replay.example()
+    files = encode([np.zeros((1, 5000, 3), np.uint8)])
+    dataclasses.replace(episode, pictures={"cam_high": files * (len(episode) // 2)}).save(path)
+
+
+def member(data):
+    """Writes an archive whose only array is these bytes."""
+
+    def write(path):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("states.npy", data)
+
+    return write
+
+
+def array(header):
+    return member(b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+
+
+PETABYTE = b"{'descr': '<f8', 'fortran_order': False, 'shape': (1125899906842624,), }"
+
+
+def test_an_archive_that_unpacks_to_more_than_any_episode_is_refused_before_that(tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "episode.npz", states=np.zeros((4 << 20,), np.uint8))
+    monkeypatch.setattr(episode_file, "MAX_BYTES", 1 << 20)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ArtifactError, match="unpacks to more"):
+            Episode.load(tmp_path / "episode.npz")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(
     ("write", "message"),
     [
@@ -168,6 +208,17 @@ def broken(name, value):
         (broken("camera_hz", lambda a: np.array(30.0)), "camera frame must fall"),
         (broken("upper", lambda a: a - 99), "no sound episode"),
         (broken("robot", lambda a: np.array([{"a": 1}], object)), "allow_pickle"),
+        (broken("joint_names", lambda a: np.array("one")), "no sound episode"),
+        (broken("control_hz", lambda a: np.array([50.0, 50.0])), "no sound episode"),
+        (broken("camera_hz", lambda a: np.array(0.0)), "no sound episode"),
+        (broken("camera_hz", lambda a: np.array(np.nan)), "no sound episode"),
+        (broken("picture_ends/cam_high", lambda a: np.array(7)), "no sound episode"),
+        (broken("picture_ends/cam_high", lambda a: a.astype(float)), "no sound episode"),
+        (broken("states", lambda a: np.array("x")), "no sound episode"),
+        (wide_picture, "at most 4096 a side"),
+        (array(PETABYTE), "export_episode"),
+        (array(PETABYTE[:-3]), "export_episode"),
+        (member(b"no array"), "no sound episode"),
     ],
 )
 def test_a_broken_episode_file_is_refused_with_the_reason(tmp_path, write, message):

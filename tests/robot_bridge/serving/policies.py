@@ -9,7 +9,7 @@ import numpy as np
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk
 
-DIE, RAISE, STALL, REFUSE = 101.0, 102.0, 103.0, 104.0
+DIE, RAISE, STALL, REFUSE, GROW = 101.0, 102.0, 103.0, 104.0, 105.0
 KNOWN = ("reach", "wave")
 
 
@@ -50,7 +50,8 @@ class Null:
             time.sleep(self._stall_s)
         if order == REFUSE:
             raise EdgewamError("as ordered")
-        actions = np.tile(observation.state, (self._horizon, 1))
+        # a thousand times as much fits into no message
+        actions = np.tile(observation.state, (self._horizon * (1000 if order == GROW else 1), 1))
         actions[:, 0] += observation.images["cam_high"][0, 0, 0]
         return ActionChunk(actions, observation.tick, observation.tick, observation.t_capture_ns)
 

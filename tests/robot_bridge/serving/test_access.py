@@ -1,6 +1,7 @@
 """Loopback without a token, anything else only with one; a token file that others can read or guess is refused."""
 
 import stat
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,11 @@ def test_an_address_in_use_is_an_error_for_people():
     listener.close()
 
 
+def test_a_socket_path_that_is_too_long_is_an_error_that_says_so(tmp_path):
+    with pytest.raises(EdgewamError, match="too long"):
+        access.listen(Address(path=tmp_path / ("x" * 120)), None)
+
+
 def write(path, text, mode=0o600):
     path.write_text(text)
     path.chmod(mode)
@@ -65,6 +71,13 @@ def test_a_token_that_can_be_guessed_is_refused(tmp_path, text):
 def test_a_token_that_others_can_read_is_refused(tmp_path, mode):
     with pytest.raises(EdgewamError, match="chmod 600"):
         access.read_token(write(tmp_path / "token", TOKEN, mode))
+
+
+def test_the_permissions_that_count_are_those_of_the_file_that_is_read(tmp_path, monkeypatch):
+    private, path = write(tmp_path / "private", TOKEN).stat(), write(tmp_path / "token", TOKEN, 0o644)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: private)  # what the name pointed to a moment ago
+    with pytest.raises(EdgewamError, match="chmod 600"):
+        access.read_token(path)
 
 
 def test_a_missing_token_file_is_an_error_that_says_how_to_make_one(tmp_path):

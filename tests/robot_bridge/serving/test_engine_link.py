@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+import types
 from contextlib import contextmanager
 
 import numpy as np
@@ -15,7 +16,7 @@ from edgewam.robot_bridge.serving.engine_link import EngineLink, LinkSettings
 from edgewam.robot_bridge.serving.engine_wire import ObservationBuffer, decode, encode
 from edgewam.robot_bridge.serving.handler import DoorError
 from tests.robot_bridge.serving.fake_engine import CAMERAS, SPEC, images, state
-from tests.robot_bridge.serving.policies import DIE, RAISE, REFUSE, STALL
+from tests.robot_bridge.serving.policies import DIE, GROW, RAISE, REFUSE, STALL
 
 HERE = "tests.robot_bridge.serving.policies"
 PATIENCE_S = 30.0  # a child starts in half a second, on a busy machine in several
@@ -100,6 +101,10 @@ def test_one_engine_answers_refuses_dies_and_comes_back():
         assert refused(link.reset, "juggle", 0) == "unknown_prompt"
         assert refused(link.infer, seen(0, REFUSE, 0.0)) == "bad_request"
         assert refused(link.act, seen(0, REFUSE, 0.0)) == "no_plan"
+        assert refused(link.infer, seen(0, GROW, 0.0)) == "internal"
+        with pytest.raises(TypeError):
+            link.reset("reach", np.array(0))  # nothing was sent, so nothing is owed
+        assert link._process.owed_since_s is None
         assert link.generation == 1
         for order in (DIE, RAISE):  # an unforeseen error ends the process as well
             before = link.generation
@@ -139,6 +144,35 @@ def test_restarts_are_bounded():
         assert link.generation == 2
 
 
+def test_an_engine_that_is_being_started_is_not_waited_for():
+    link = EngineLink(f"{HERE}.null", {}, SPEC, "reach")
+    link._closing.set()  # as `close` does first
+    with pytest.raises(EdgewamError, match="ended while it started"):
+        link._open()
+    link.close()
+
+
+def test_the_keeper_survives_a_reply_that_comes_while_it_looks():
+    class Process:
+        popen = types.SimpleNamespace(poll=lambda: None)
+        reads = 0
+
+        @property
+        def owed_since_s(self):  # owed, then answered
+            self.reads += 1
+            return time.monotonic() if self.reads == 1 else None
+
+    link = EngineLink(f"{HERE}.null", {}, SPEC, "reach")
+    link._process = Process()
+    keeper = threading.Thread(target=link._keep, daemon=True)
+    keeper.start()
+    time.sleep(0.3)
+    assert keeper.is_alive()
+    link._process = None
+    link.close()
+    keeper.join(5.0)
+
+
 def test_an_engine_that_cannot_start_says_why():
     link = EngineLink(f"{HERE}.broken", {}, SPEC, "reach")
     with pytest.raises(EdgewamError, match="self-test failed, as ordered"):
@@ -147,7 +181,7 @@ def test_an_engine_that_cannot_start_says_why():
 
 
 def test_refreshes_run_beside_acts_and_the_newest_look_wins():
-    with linked("split", plan_s=0.4) as link:
+    with linked("split", plan_s=0.8) as link:
         assert link.facts.grid_ticks == 16
         link.reset("reach", 0)
         assert refused(link.act, seen()) == "no_plan"

@@ -1,5 +1,7 @@
 """The handler behind every door: one controller, a stop that latches, episodes and their ticks; all without a network."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -195,3 +197,45 @@ def test_all_clients_together_are_limited_too(clock):
                 served.infer(client, Look(images(), state(np.nan, 0.0)))
             codes.append(caught.value.code)
     assert codes.count("bad_request") == 10  # the total burst: 5 * 20 / 10
+
+
+def test_others_cannot_crowd_out_the_controller(clock):
+    served = session(settings=SessionSettings(requests_per_s=10, burst=5, total_requests_per_s=20), clock_ns=clock)
+    served.infer("a", look())
+    codes = set()
+    for client in "bcdefgh":
+        for _ in range(5):
+            with pytest.raises(DoorError) as caught:
+                served.infer(client, look())
+            codes.add(caught.value.code)
+    assert codes == {"not_controller", "rate_limited"}
+    for _ in range(4):  # what is left of its own burst
+        served.infer("a", look())
+    refused("rate_limited", served.infer, "a", look())
+
+
+def test_a_seed_reaches_the_engine_as_a_number(served, engine):
+    served.reset("a", None, np.array(7, np.int64))
+    assert [(type(seed), seed) for _, seed in engine.episodes] == [(int, 7)]
+
+
+@pytest.mark.parametrize("shape", [(16, 3), (15, 2), (0, 2), (16,)])
+def test_actions_of_another_shape_never_leave(served, engine, shape):
+    answer = engine._answer
+    engine._answer = lambda observation: dataclasses.replace(answer(observation), actions=np.zeros(shape, np.float32))
+    refused("internal", served.infer, "a", look())
+
+
+def test_an_engine_that_was_restarted_meanwhile_answers_for_no_episode(served, engine):
+    served.infer("a", look())
+    answer = engine._answer
+
+    def restarted(observation):
+        engine.generation += 1
+        engine._answer = answer
+        return answer(observation)
+
+    engine._answer = restarted
+    refused("engine_restarting", served.infer, "a", look())
+    served.infer("a", look())
+    assert len(engine.episodes) == 2
