@@ -24,6 +24,9 @@ class Verb(StrEnum):
     ESTOP = "estop"
 
 
+_HALTING = (Verb.STOP, Verb.ESTOP, Verb.DISARM)
+
+
 def command(
     verb: Annotated[
         Verb,
@@ -31,18 +34,32 @@ def command(
             help="status; arm: let the arm move; disarm: hold it; stop: brake and stay; reset: leave STOP; estop: stay for good."
         ),
     ],
-    run: Annotated[str | None, typer.Option(help="Name of the run; needed when there are several.")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="Name of the run; of several, stop, estop and disarm take all without it.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Arm, stop or reset a run on this machine, or see how it is.  Nothing of this can be reached over a network."""
-    from edgewam.robot_bridge.local_control import ask
+    from edgewam.core.errors import EdgewamError
+    from edgewam.robot_bridge.local_control import ask, runs
 
-    answer = ask(verb, run)
-    if verb is not Verb.STATUS:
+    # nobody has to think of a name while an arm is where it must not be
+    names = runs() if run is None and verb in _HALTING else []
+    answers, failures = [], []
+    for name in names or [run]:
+        try:
+            answers.append(ask(verb, name))
+        except EdgewamError as error:
+            failures.append(str(error))
+    if verb is not Verb.STATUS and answers:
         time.sleep(_SETTLE_S)
-        answer = ask(Verb.STATUS, answer["run"])
-    say(describe(answer))
-    emit(answer, as_json)
+        answers = [ask(Verb.STATUS, answer["run"]) for answer in answers]
+    for answer in answers:
+        say(describe(answer))
+    if answers:
+        emit(answers[0] if len(answers) == 1 else {"runs": answers}, as_json)
+    if failures:
+        raise EdgewamError(" ".join(failures))
 
 
 def describe(answer: dict[str, Any]) -> str:

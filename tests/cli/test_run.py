@@ -113,3 +113,29 @@ def test_the_table_shows_what_went_wrong_also_when_nothing_ran(capsys):
     show(dataclasses.replace(report, faults=["The io process was ended by SIGKILL."], processes={"recorder": {}}))
     shown = capsys.readouterr().err
     assert "The io process was ended by SIGKILL." in shown and "unknown messages lost" in shown
+
+
+def test_a_stop_without_a_name_takes_every_run_and_arming_takes_none(monkeypatch, capsys):
+    from edgewam.cli import control
+    from edgewam.core.errors import EdgewamError
+    from edgewam.robot_bridge import local_control
+
+    asked = []
+
+    def ask(verb, name=None):
+        asked.append((str(verb), name))
+        if name is None:
+            raise EdgewamError("Several runs: left, right. Choose one with --run.")
+        if name == "left" and verb == "stop":
+            raise EdgewamError("The run 'left' gives no answer.")
+        return {"run": name, "mode": "STOP", "cause": "request", "tick": 1, "is_armed": True}
+
+    monkeypatch.setattr(local_control, "ask", ask)
+    monkeypatch.setattr(local_control, "runs", lambda: ["left", "right"])
+    monkeypatch.setattr(control, "_SETTLE_S", 0.0)
+    with pytest.raises(EdgewamError, match="'left' gives no answer"):  # and the other one is stopped all the same
+        control.command(control.Verb.STOP)
+    assert asked == [("stop", "left"), ("stop", "right"), ("status", "right")]
+    assert "right: STOP" in capsys.readouterr().err
+    with pytest.raises(EdgewamError, match="Choose one with --run"):
+        control.command(control.Verb.ARM)
