@@ -60,8 +60,7 @@ def command(
     from edgewam.robot_bridge.run import Interrupted, RunSettings, run, run_name
 
     spec, _ = with_task(robot, task)
-    given = pairs("--robot-option", robot_option, "port=/dev/ttyUSB0")
-    options = {key: _plain(value) for key, value in given.items()}
+    options = {key: _plain(value) for key, value in pairs("--robot-option", robot_option, "port=/dev/ttyUSB0").items()}
     source: dict[str, Any]
     if remote is not None:
         factory, arguments, source = REMOTE_FACTORY, _remote(remote, bundle, token_file), {"remote": remote}

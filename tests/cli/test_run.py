@@ -9,8 +9,9 @@ import time
 
 import pytest
 
+from edgewam.cli._pairs import pairs
 from edgewam.cli.control import describe
-from edgewam.cli.run import _options, _remote, choose_planner
+from edgewam.cli.run import _plain, _remote, choose_planner
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import EdgewamError
 from tests.cli.command import apart, here, started
@@ -47,11 +48,13 @@ def test_an_unknown_verb_lists_them():
 
 
 def test_robot_options_are_json_where_they_can_be():
-    assert _options(["port=/dev/ttyUSB0", "baud=1000000", "gripper=true", "name=a=b"]) == {
+    given = pairs("--robot-option", ["port=/dev/ttyUSB0", "baud=1000000", "gripper=true", "name=a=b"], "port=/dev/ttyUSB0")
+    assert {key: _plain(value) for key, value in given.items()} == {
         "port": "/dev/ttyUSB0", "baud": 1_000_000, "gripper": True, "name": "a=b",
     }  # fmt: skip
-    with pytest.raises(EdgewamError, match="KEY=VALUE"):
-        _options(["a b=1"])
+    for wrong in ("a b=1", "=1", "nothing"):
+        with pytest.raises(EdgewamError, match=f"--robot-option takes KEY=VALUE, such as port=/dev/ttyUSB0; got '{wrong}'"):
+            pairs("--robot-option", [wrong], "port=/dev/ttyUSB0")
 
 
 def test_an_address_has_a_host_and_a_port():
