@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.processes import child_environment
+from edgewam.robot_bridge.processes.spawn import child_environment
+from edgewam.robot_bridge.records.wires import log_layout
 from edgewam.robot_bridge.run import Interrupted, RunSettings, run
-from edgewam.robot_bridge.wires import log_layout
 
 _PR_CAPBSET_DROP = 24  # linux/prctl.h
 _CAP_IPC_LOCK, _CAP_SYS_NICE = 14, 23  # linux/capability.h

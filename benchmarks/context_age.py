@@ -22,7 +22,7 @@ from edgewam.core.artifacts import read_manifest, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
-from edgewam.robot_bridge.evaluate import evaluate
+from edgewam.robot_bridge.evaluation.evaluate import evaluate
 from edgewam.robot_bridge.robots import aloha_sim
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.policies.aha_wam_host import HostConfig

@@ -23,7 +23,7 @@ from edgewam.core.artifacts import versions, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
-from edgewam.robot_bridge.evaluate import Rate
+from edgewam.robot_bridge.evaluation.evaluate import Rate
 from edgewam.robot_bridge.robots import aloha_demos, aloha_sim
 
 GATE = 0.95

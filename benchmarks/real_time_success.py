@@ -27,15 +27,15 @@ from edgewam.cli._shipped import FACTORY, shipped
 from edgewam.core.artifacts import read_manifest, versions, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
-from edgewam.robot_bridge.compare import compare
-from edgewam.robot_bridge.evaluate import evaluate
-from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings
-from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.results import ResultsFile
+from edgewam.robot_bridge.control.modes import Mode
+from edgewam.robot_bridge.counting.smoothness import smoothness
+from edgewam.robot_bridge.evaluation.compare import compare
+from edgewam.robot_bridge.evaluation.evaluate import evaluate
+from edgewam.robot_bridge.evaluation.lockstep import EpisodeResult, LockstepSettings
+from edgewam.robot_bridge.evaluation.results import ResultsFile
+from edgewam.robot_bridge.evaluation.statistics import tango_interval
 from edgewam.robot_bridge.robot import RobotSpec, with_task
 from edgewam.robot_bridge.run import RunSettings
-from edgewam.robot_bridge.smoothness import smoothness
-from edgewam.robot_bridge.statistics import tango_interval
 
 ROBOT = "aloha_sim"
 EPISODES_PER_RUN = 25  # what is lost when the benchmark is cut

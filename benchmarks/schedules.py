@@ -27,9 +27,9 @@ from edgewam.core.artifacts import read_manifest, versions, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
-from edgewam.robot_bridge.compare import compare
-from edgewam.robot_bridge.evaluate import EvaluationReport, evaluate
-from edgewam.robot_bridge.lockstep import LockstepSettings
+from edgewam.robot_bridge.evaluation.compare import compare
+from edgewam.robot_bridge.evaluation.evaluate import EvaluationReport, evaluate
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.run import RunSettings
 

@@ -27,7 +27,7 @@ from edgewam.cli._shipped import FACTORY, shipped
 from edgewam.core.artifacts import read_manifest, write_json
 from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
-from edgewam.robot_bridge.memory import resident_mb
+from edgewam.robot_bridge.processes.memory import resident_mb
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.run import RunSettings
 

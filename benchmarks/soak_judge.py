@@ -11,7 +11,7 @@ from benchmarks.bridge_figures import Rows, episodes, stretch
 from benchmarks.results import now_utc
 from edgewam.core.artifacts import versions
 from edgewam.profiles.report import table
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.control.modes import Mode
 from edgewam.robot_bridge.robot import RobotSpec
 
 THIRDS = ("first", "middle", "last")

@@ -25,8 +25,8 @@ from edgewam.core.errors import EdgewamError
 from edgewam.profiles.machine import read_machine
 from edgewam.profiles.report import table
 from edgewam.recipes.deploy import compile_plan
-from edgewam.robot_bridge.compare import compare
-from edgewam.robot_bridge.evaluate import EvaluationReport, evaluate
+from edgewam.robot_bridge.evaluation.compare import compare
+from edgewam.robot_bridge.evaluation.evaluate import EvaluationReport, evaluate
 from edgewam.robot_bridge.robot import with_task
 from edgewam.runtime.prompts import prompt_names
 

@@ -114,3 +114,20 @@ def test_torch_load_is_always_weights_only():
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert options.get("weights_only") == "True", f"{path}: torch.load without weights_only=True"
+
+
+# folder of robot_bridge -> what of robot_bridge it may know
+BRIDGE_ARROWS = {
+    "records": {"records"},
+    "control": {"control", "records", "robot"},
+    "counting": {"counting", "control", "records", "robot"},
+}
+
+
+def test_what_decides_and_counts_in_the_bridge_knows_no_process():
+    wrong = []
+    for path, parts in modules():
+        if parts[0] == "robot_bridge" and parts[1] in BRIDGE_ARROWS:
+            known = {name.split(".")[2] for name in imports(path) if name.startswith("edgewam.robot_bridge.")}
+            wrong += [f"{'/'.join(parts)} imports {name}" for name in known - BRIDGE_ARROWS[parts[1]]]
+    assert not wrong, "\n".join(wrong)

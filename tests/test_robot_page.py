@@ -12,7 +12,7 @@ import typer.core
 import typer.main
 
 from edgewam import cli
-from edgewam.robot_bridge.modes import Cause, Mode
+from edgewam.robot_bridge.control.modes import Cause, Mode
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/robot.md").read_text()

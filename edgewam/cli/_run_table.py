@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from edgewam.cli._output import say, table
 
 if TYPE_CHECKING:
-    from edgewam.robot_bridge.report import RunReport
+    from edgewam.robot_bridge.counting.report import RunReport
 
 
 def show(result: RunReport) -> None:

@@ -41,7 +41,7 @@ def command(
 ) -> None:
     """Arm, stop or reset a run on this machine, or see how it is.  Nothing of this can be reached over a network."""
     from edgewam.core.errors import EdgewamError
-    from edgewam.robot_bridge.local_control import ask, runs
+    from edgewam.robot_bridge.processes.local_control import ask, runs
 
     # nobody has to think of a name while an arm is where it must not be
     names = runs() if run is None and verb in _HALTING else []

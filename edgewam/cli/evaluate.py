@@ -12,8 +12,8 @@ from edgewam.cli._robot import Task
 from edgewam.cli._shipped import FACTORY, or_shipped
 
 if TYPE_CHECKING:
-    from edgewam.robot_bridge.evaluate import EvaluationReport
-    from edgewam.robot_bridge.lockstep import EpisodeResult
+    from edgewam.robot_bridge.evaluation.evaluate import EvaluationReport
+    from edgewam.robot_bridge.evaluation.lockstep import EpisodeResult
 
 
 def command(
@@ -38,8 +38,8 @@ def command(
     if compare:
         return _compare(*compare, as_json)
     from edgewam.core.artifacts import read_manifest
-    from edgewam.robot_bridge.evaluate import evaluate
-    from edgewam.robot_bridge.lockstep import LockstepSettings
+    from edgewam.robot_bridge.evaluation.evaluate import evaluate
+    from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings
     from edgewam.robot_bridge.robot import with_task
 
     spec, _ = with_task(robot, task)
@@ -82,7 +82,7 @@ def show(title: str, result: EvaluationReport) -> None:
 
 
 def _compare(first: Path, second: Path, as_json: bool) -> None:
-    from edgewam.robot_bridge.compare import compare
+    from edgewam.robot_bridge.evaluation.compare import compare
 
     result = compare(first, second)
     header = ["policy", "strict", "95 % interval", "median tick of it", "jerk at seams", "within chunks"]

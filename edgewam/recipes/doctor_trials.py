@@ -138,7 +138,7 @@ def records() -> dict[str, int]:
     """Make and read one shared record as the processes of a run do."""
     import numpy as np
 
-    from edgewam.robot_bridge.shm_record import SharedRecord
+    from edgewam.robot_bridge.records.shm_record import SharedRecord
 
     record = SharedRecord(np.dtype([("value", "<i8")]))
     try:

@@ -65,8 +65,8 @@ def read_folder(folder: Path, bundle: str) -> Results:
 def _evaluation_of(path: Path) -> dict[str, Any]:
     """The report of a results file, as `evaluate --json` would print it."""
     from edgewam.core import plugins
-    from edgewam.robot_bridge.evaluate import summarize
-    from edgewam.robot_bridge.results import read_results
+    from edgewam.robot_bridge.evaluation.evaluate import summarize
+    from edgewam.robot_bridge.evaluation.results import read_results
 
     config, episodes = read_results(path)
     if not episodes:

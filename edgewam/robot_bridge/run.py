@@ -12,13 +12,13 @@ from typing import Any
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.local_control import ControlServer
-from edgewam.robot_bridge.report import RunReport
+from edgewam.robot_bridge.control.scheduling import SCHEDULES
+from edgewam.robot_bridge.counting.report import RunReport
+from edgewam.robot_bridge.processes.local_control import ControlServer
+from edgewam.robot_bridge.processes.supervisor import Progress, Supervisor
+from edgewam.robot_bridge.records.shm_record import Value
+from edgewam.robot_bridge.records.wires import MAX_CONTEXT, ROLES, Wires
 from edgewam.robot_bridge.robot import RobotSpec, at_rate, with_task
-from edgewam.robot_bridge.scheduling import SCHEDULES
-from edgewam.robot_bridge.shm_record import Value
-from edgewam.robot_bridge.supervisor import Progress, Supervisor
-from edgewam.robot_bridge.wires import MAX_CONTEXT, ROLES, Wires
 
 __all__ = ["Interrupted", "Progress", "RunReport", "RunSettings", "run", "run_name"]
 

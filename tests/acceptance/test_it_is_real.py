@@ -76,7 +76,7 @@ def chunks(policy, frames: list[Observation], task: str = "transfer_cube") -> np
 
 def strict(ablate: tuple[str, ...] = ()) -> int:
     """Strict successes of the shipped bundle over SEEDS in lockstep."""
-    from edgewam.robot_bridge.evaluate import evaluate
+    from edgewam.robot_bridge.evaluation.evaluate import evaluate
 
     arguments = {"bundle": str(SMALL / "bundle"), "threads": 1}
     return evaluate(FACTORY, arguments, SEEDS, ablate=ablate, workers=2).strict.successes

@@ -11,9 +11,9 @@ from benchmarks import bridge_rows, observation_age, real_time_success, reliabil
 from benchmarks.bridge_figures import first_commands, stretch, violations
 from benchmarks.marks import with_block
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.wires import log_layout
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.records.wires import log_layout
 from tests.robot_bridge.fakes import SPEC
 
 MS, PERIOD_NS, HZ = 1_000_000, 20_000_000, 50.0

@@ -7,8 +7,8 @@ import pytest
 from benchmarks.schedules import SCHEDULES, TASK, main, measured_latency, refusal
 from edgewam.cli._shipped import shipped
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import scheduling
-from edgewam.robot_bridge.lockstep import LockstepSettings
+from edgewam.robot_bridge.control import scheduling
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings
 
 
 @pytest.mark.parametrize(("p50", "ticks"), [(19.9, 1), (40.0, 2), (43.4, 3)])

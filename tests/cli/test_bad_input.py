@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.artifacts import read_manifest, write_artifact
-from edgewam.robot_bridge.results import FORMAT
+from edgewam.robot_bridge.evaluation.results import FORMAT
 from tests.cli.command import Done, apart, here, leftovers
 
 TINY = Path(__file__).resolve().parents[1] / "golden/aha_wam/checkpoint_ahawam.pt"

@@ -109,7 +109,7 @@ def test_a_run_is_armed_stopped_and_ended_from_another_terminal(shipped):
 
 def test_the_table_shows_what_went_wrong_also_when_nothing_ran(capsys):
     from edgewam.cli._run_table import show
-    from edgewam.robot_bridge.tally import Tally
+    from edgewam.robot_bridge.counting.tally import Tally
 
     config = {"control_hz": 50.0, "lower": [0.0], "upper": [1.0], "max_velocity": [1.0], "max_acceleration": None}
     report = Tally(config, ("elbow",)).report(0)
@@ -121,7 +121,7 @@ def test_the_table_shows_what_went_wrong_also_when_nothing_ran(capsys):
 def test_a_stop_without_a_name_takes_every_run_and_arming_takes_none(monkeypatch, capsys):
     from edgewam.cli import control
     from edgewam.core.errors import EdgewamError
-    from edgewam.robot_bridge import local_control
+    from edgewam.robot_bridge.processes import local_control
 
     asked = []
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge.chunks import to_record
-from edgewam.robot_bridge.controller import Controller
-from edgewam.robot_bridge.decision import Health, Sensed
-from edgewam.robot_bridge.orders import Orders
-from edgewam.robot_bridge.shm_record import SharedRecord
-from edgewam.robot_bridge.wires import layouts
+from edgewam.robot_bridge.control.chunks import to_record
+from edgewam.robot_bridge.control.controller import Controller
+from edgewam.robot_bridge.control.decision import Health, Sensed
+from edgewam.robot_bridge.control.orders import Orders
+from edgewam.robot_bridge.records.shm_record import SharedRecord
+from edgewam.robot_bridge.records.wires import layouts
 
 PERIOD_NS = 20_000_000
 LOWER, UPPER, STEP = np.array([-1.0, 0.0]), np.array([1.0, 1.0]), np.array([0.06, 0.1])

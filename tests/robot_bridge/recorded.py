@@ -7,9 +7,9 @@ import os
 import numpy as np
 
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.control.modes import Mode
 from edgewam.robot_bridge.recorder.flight_recorder import FlightRecorder
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.records.wires import Wires
 
 NUM_JOINTS = 3
 CAMERAS = {"cam_high": (24, 32, 3), "cam_wrist": (12, 16, 3)}

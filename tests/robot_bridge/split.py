@@ -9,12 +9,12 @@ import numpy as np
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk, Observation
-from edgewam.robot_bridge.child import Link
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.engine_process import Engine
-from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.planner_process import Planner
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.control.modes import Mode
+from edgewam.robot_bridge.processes.child import Link
+from edgewam.robot_bridge.processes.engine_process import Engine
+from edgewam.robot_bridge.processes.planner_process import Planner
+from edgewam.robot_bridge.records.wires import Wires
 from tests.robot_bridge import fakes
 
 PERIOD_NS = 20_000_000

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.evaluate import evaluate
-from edgewam.robot_bridge.lockstep import LockstepSettings
+from edgewam.robot_bridge.evaluation.evaluate import evaluate
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings
 from edgewam.robot_bridge.robots.aloha_task import load_task
 from edgewam.robot_bridge.run import run
 

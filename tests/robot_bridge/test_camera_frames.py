@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.camera_frames import FrameWriter, what_is_wrong
+from edgewam.robot_bridge.processes.camera_frames import FrameWriter, what_is_wrong
+from edgewam.robot_bridge.records.wires import Wires
 from edgewam.robot_bridge.robot import CameraImage
-from edgewam.robot_bridge.wires import Wires
 
 SHAPE = (4, 6, 3)
 NAMES = ["high", "low"]

@@ -10,10 +10,11 @@ import sys
 
 import pytest
 
-from edgewam.robot_bridge import child, children, processes
-from edgewam.robot_bridge.children import Children
-from edgewam.robot_bridge.supervisor import Supervisor
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.processes import child, children
+from edgewam.robot_bridge.processes import spawn as processes
+from edgewam.robot_bridge.processes.children import Children
+from edgewam.robot_bridge.processes.supervisor import Supervisor
+from edgewam.robot_bridge.records.wires import Wires
 
 NS = 1_000_000_000
 ROLES = ["io", "driver", "camera"]

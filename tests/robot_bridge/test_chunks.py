@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewam.robot_bridge.chunks import Reject, Rules, check
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.wires import MAX_ROWS
+from edgewam.robot_bridge.control.chunks import Reject, Rules, check
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.records.wires import MAX_ROWS
 from tests.robot_bridge.bench import CONFIG, RECORD, Bench, ramp
 
 STILL = np.tile(np.float32([0.0, 0.5]), (16, 1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
 from tests.robot_bridge.bench import STEP, Bench, ramp
 
 
@@ -142,7 +142,7 @@ def test_stop_brakes_and_estop_freezes():
 
 def test_a_mistake_in_the_filter_is_caught_before_it_is_sent(monkeypatch):
     bench = Bench().started()
-    monkeypatch.setattr("edgewam.robot_bridge.filter.step_bounds", lambda last, *_: (last * np.nan, last * np.nan))
+    monkeypatch.setattr("edgewam.robot_bridge.control.filter.step_bounds", lambda last, *_: (last * np.nan, last * np.nan))
     decision = bench.step(bench.chunk(ramp(0, 0.01)))
     assert decision.is_violation and (decision.mode, decision.cause) == (Mode.ESTOP, Cause.VIOLATION) and decision.chunk is None
     assert (decision.command == [0.0, 0.5]).all()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.controller import Controller
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.workspace import load_workspace
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.controller import Controller
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.control.workspace import load_workspace
 from tests.robot_bridge.bench import ACCELERATION, CONFIG, STEP, Bench, ramp
 
 STILL = np.tile(np.float32([0.0, 0.5]), (64, 1))

@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.safety import Limits, Watch
-from edgewam.robot_bridge.scheduling import SCHEDULES
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.control.safety import Limits, Watch
+from edgewam.robot_bridge.control.scheduling import SCHEDULES
 from tests.robot_bridge.bench import ACCELERATION, LOWER, STEP, UPPER, Bench
 from tests.robot_bridge.test_controller_faults import HERE
 

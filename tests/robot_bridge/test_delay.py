@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.delay import DelayEstimator, committed
+from edgewam.robot_bridge.control.delay import DelayEstimator, committed
 
 
 def measured(delays, limit=8, window=10):

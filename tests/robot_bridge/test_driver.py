@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import clock, driver_process, driver_robot, driver_simulator, io_process
+from edgewam.robot_bridge import clock
 from edgewam.robot_bridge.clock import NS, now_ns
-from edgewam.robot_bridge.driver_robot import RobotDriver
-from edgewam.robot_bridge.driver_simulator import SimulatorDriver
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.processes import driver_process, driver_robot, driver_simulator, io_process
+from edgewam.robot_bridge.processes.driver_robot import RobotDriver
+from edgewam.robot_bridge.processes.driver_simulator import SimulatorDriver
+from edgewam.robot_bridge.records.wires import Wires
 from tests.robot_bridge import bench, fake_arm, fakes
 
 CONFIG = {"control_hz": 50.0, "driver_lead_s": 0.004, "seed": 7, "episode_ticks": 4, "lease_ticks": 5, "orphan_s": 2.0}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.control.modes import Mode
 from tests.robot_bridge import fakes
 from tests.robot_bridge.split import PERIOD_NS, Bench, Split
 

@@ -9,11 +9,11 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError, PluginError
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge.compare import compare
-from edgewam.robot_bridge.evaluate import evaluate
-from edgewam.robot_bridge.lockstep import EpisodeResult, LockstepSettings, run_episode
+from edgewam.robot_bridge.evaluation.compare import compare
+from edgewam.robot_bridge.evaluation.evaluate import evaluate
+from edgewam.robot_bridge.evaluation.lockstep import EpisodeResult, LockstepSettings, run_episode
+from edgewam.robot_bridge.evaluation.results import ResultsFile, read_results
 from edgewam.robot_bridge.policy import IMAGES, BlindPolicy, ReplayPolicy, constant_policy, open_policy
-from edgewam.robot_bridge.results import ResultsFile, read_results
 from tests.robot_bridge import fakes
 
 SEEING = "tests.robot_bridge.fakes.seeing"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.histogram import AGE_EDGES_MS, LATENESS_EDGES_MS, CoarseCounts, FineCounts, Quantiles
+from edgewam.robot_bridge.counting.histogram import AGE_EDGES_MS, LATENESS_EDGES_MS, CoarseCounts, FineCounts, Quantiles
 
 
 def coarse(samples, edges):

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge import clock, io_process
-from edgewam.robot_bridge.chunks import Reject, to_record
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.orders import OrderReader
-from edgewam.robot_bridge.tally import Tally
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge import clock
+from edgewam.robot_bridge.control.chunks import Reject, to_record
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.control.orders import OrderReader
+from edgewam.robot_bridge.counting.tally import Tally
+from edgewam.robot_bridge.processes import io_process
+from edgewam.robot_bridge.records.wires import Wires
 from tests.robot_bridge.bench import CONFIG, PERIOD_NS
 
 EPOCH_NS = 10**12

@@ -16,8 +16,8 @@ import time
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import local_control
-from edgewam.robot_bridge.local_control import MAX_REQUEST, ControlServer, ask, directory, runs
+from edgewam.robot_bridge.processes import local_control
+from edgewam.robot_bridge.processes.local_control import MAX_REQUEST, ControlServer, ask, directory, runs
 
 
 @pytest.fixture(autouse=True)
@@ -189,7 +189,7 @@ def test_requests_that_arrive_in_pieces_or_together_are_answered_one_by_one(serv
 def test_a_live_run_of_the_same_name_is_refused_and_a_dead_one_is_cleared_away(place):
     code = """
 import os, signal
-from edgewam.robot_bridge.local_control import ControlServer
+from edgewam.robot_bridge.processes.local_control import ControlServer
 ControlServer("arm")
 os.kill(os.getpid(), signal.SIGKILL)
 """

@@ -10,8 +10,8 @@ import pytest
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge.evaluate import evaluate
-from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
+from edgewam.robot_bridge.evaluation.evaluate import evaluate
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings, run_episode
 from tests.robot_bridge import fakes
 from tests.robot_bridge.split import Split
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewam.robot_bridge.modes import Cause, Mode, ModeMachine, Patience, Situation
+from edgewam.robot_bridge.control.modes import Cause, Mode, ModeMachine, Patience, Situation
 
 NEW = Situation(True, None, is_new_episode=True)
 WAITING = Situation(True, None)

@@ -17,15 +17,15 @@ import pytest
 from PIL import Image
 
 from edgewam.core.errors import ArtifactError, EdgewamError
-from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.processes import Child
+from edgewam.robot_bridge.control.modes import Mode
+from edgewam.robot_bridge.processes.spawn import Child
 from edgewam.robot_bridge.recorder import flight_recorder
 from edgewam.robot_bridge.recorder.messages import Frame
 from edgewam.robot_bridge.recorder.part import open_new
 from edgewam.robot_bridge.recorder.png import encode_png
 from edgewam.robot_bridge.recorder.reader import Recording, last_status
 from edgewam.robot_bridge.recorder.tally import Tally, missing
-from edgewam.robot_bridge.wires import LOG_ROWS
+from edgewam.robot_bridge.records.wires import LOG_ROWS
 from tests.robot_bridge.recorded import CAMERAS
 from tests.waiting import wait_for
 
@@ -353,7 +353,7 @@ def test_a_killed_recorder_costs_a_second_and_its_successor_counts_the_gap(bridg
 
 def test_the_recorder_imports_neither_torch_nor_a_robot(tmp_path):
     code = (
-        "import sys, edgewam.robot_bridge.recorder_process, mcap.writer, zstandard\n"
+        "import sys, edgewam.robot_bridge.processes.recorder_process, mcap.writer, zstandard\n"
         "assert not {'torch', 'mujoco', 'onnxruntime'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)

@@ -13,8 +13,8 @@ import pytest
 import edgewam
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import ActionChunk, Observation
-from edgewam.robot_bridge.delay import committed
-from edgewam.robot_bridge.modes import Cause, Mode
+from edgewam.robot_bridge.control.delay import committed
+from edgewam.robot_bridge.control.modes import Cause, Mode
 from edgewam.robot_bridge.recorder.reader import Recording
 from edgewam.robot_bridge.recorder.replay import OTHER_MACHINE, replay
 from edgewam.robot_bridge.recorder.summary import summarize

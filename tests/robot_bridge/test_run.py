@@ -21,9 +21,9 @@ import pytest
 
 from benchmarks.bridge import is_alive, wait_until_gone
 from edgewam.core.errors import EdgewamError, PluginError
-from edgewam.robot_bridge import supervisor
-from edgewam.robot_bridge.local_control import ControlServer, ask, runs
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.control.modes import Mode
+from edgewam.robot_bridge.processes import supervisor
+from edgewam.robot_bridge.processes.local_control import ControlServer, ask, runs
 from edgewam.robot_bridge.run import Interrupted, RunReport, RunSettings, run
 from tests.robot_bridge import fake_arm, fakes
 from tests.robot_bridge.faults.judge import is_never_hurried
@@ -364,7 +364,7 @@ def test_a_rate_that_a_robot_cannot_keep_is_refused():
 
 def test_the_io_process_imports_nothing_heavy():
     code = (
-        "import sys, edgewam.robot_bridge.child, edgewam.robot_bridge.io_process;"
+        "import sys, edgewam.robot_bridge.processes.child, edgewam.robot_bridge.processes.io_process;"
         "print([m for m in ('torch', 'mujoco', 'PIL', 'onnxruntime', 'pyarrow', 'scipy') if m in sys.modules])"
     )
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

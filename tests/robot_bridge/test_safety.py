@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewam.robot_bridge.filter import bounded, braking_step, follow
-from edgewam.robot_bridge.motion import Motion
-from edgewam.robot_bridge.safety import Limits, Watch, is_violation, mask_to_bits
-from edgewam.robot_bridge.wires import log_layout
+from edgewam.robot_bridge.control.filter import bounded, braking_step, follow
+from edgewam.robot_bridge.control.motion import Motion
+from edgewam.robot_bridge.control.safety import Limits, Watch, is_violation, mask_to_bits
+from edgewam.robot_bridge.records.wires import log_layout
 from tests.robot_bridge.bench import ACCELERATION, CONFIG, LOWER, STEP, UPPER
 from tests.robot_bridge.fakes import SPEC
 

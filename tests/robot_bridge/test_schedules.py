@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.modes import Mode
-from edgewam.robot_bridge.scheduling import SCHEDULES, open_schedule
-from edgewam.robot_bridge.scheduling.crossfade import Crossfade
-from edgewam.robot_bridge.scheduling.ensemble import MAX_CHUNKS, Ensemble
-from edgewam.robot_bridge.scheduling.replace import Replace
-from edgewam.robot_bridge.scheduling.timed_rows import TimedRows
-from edgewam.robot_bridge.smoothness import smoothness
+from edgewam.robot_bridge.control.modes import Mode
+from edgewam.robot_bridge.control.scheduling import SCHEDULES, open_schedule
+from edgewam.robot_bridge.control.scheduling.crossfade import Crossfade
+from edgewam.robot_bridge.control.scheduling.ensemble import MAX_CHUNKS, Ensemble
+from edgewam.robot_bridge.control.scheduling.replace import Replace
+from edgewam.robot_bridge.control.scheduling.timed_rows import TimedRows
+from edgewam.robot_bridge.counting.smoothness import smoothness
 from tests.robot_bridge.bench import CONFIG, RECORD, STEP, Bench, ramp
 
 

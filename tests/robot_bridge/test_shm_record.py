@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 
-from edgewam.robot_bridge.shm_record import SharedRecord
+from edgewam.robot_bridge.records.shm_record import SharedRecord
 
 LAYOUT = np.dtype([("number", "<i8"), ("values", "<f4", (50,))])
 
@@ -78,7 +78,7 @@ def test_a_writer_process_killed_in_the_middle_of_a_write_is_repaired_by_the_pro
     code = """
 import os, signal, sys, zlib
 import numpy as np
-from edgewam.robot_bridge import shm_record
+from edgewam.robot_bridge.records import shm_record
 record = shm_record.SharedRecord(np.dtype([("number", "<i8"), ("values", "<f4", (50,))]), int(sys.argv[1]))
 value = record.blank()
 value["number"] = int(sys.argv[2])
@@ -108,7 +108,7 @@ def test_a_reader_in_another_process_never_sees_a_mixture():
     record = SharedRecord(np.dtype([("number", "<i8"), ("values", "<i8", (2000,))]))
     code = f"""
 import numpy as np
-from edgewam.robot_bridge.shm_record import SharedRecord
+from edgewam.robot_bridge.records.shm_record import SharedRecord
 record = SharedRecord(np.dtype([("number", "<i8"), ("values", "<i8", (2000,))]), {record.fd})
 value = record.blank()
 for number in range(1, 20_001):

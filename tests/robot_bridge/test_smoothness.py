@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.smoothness import Smoothness, smoothness
+from edgewam.robot_bridge.counting.smoothness import Smoothness, smoothness
 
 HZ, VELOCITY = 50.0, np.array([2.0, 5.0])
 PER_TICK = VELOCITY / HZ

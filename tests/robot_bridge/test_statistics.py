@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import statistics as s
+from edgewam.robot_bridge.evaluation import statistics as s
 
 
 def test_clopper_pearson_has_its_closed_form_at_the_ends():

@@ -7,11 +7,11 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.smoothness import smoothness
-from edgewam.robot_bridge.tally import Tally
-from edgewam.robot_bridge.wires import log_layout
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.counting.smoothness import smoothness
+from edgewam.robot_bridge.counting.tally import Tally
+from edgewam.robot_bridge.records.wires import log_layout
 
 HZ, PERIOD_NS = 50.0, 20_000_000
 CONFIG = {"control_hz": HZ, "lower": [-1.0, 0.0], "upper": [1.0, 1.0], "max_velocity": [3.0, 5.0], "max_acceleration": None}

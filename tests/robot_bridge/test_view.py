@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge import view_process
-from edgewam.robot_bridge.chunks import Reject
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.processes import Child
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.processes import view_process
+from edgewam.robot_bridge.processes.spawn import Child
+from edgewam.robot_bridge.processes.view_process import Live
+from edgewam.robot_bridge.records.wires import LOG_ROWS
 from edgewam.robot_bridge.serving.access import Address, listen
 from edgewam.robot_bridge.view import server as view_server
 from edgewam.robot_bridge.view.server import MAX_WATCHERS, ViewServer, serve_in_thread
 from edgewam.robot_bridge.view.watch import Watch
-from edgewam.robot_bridge.view_process import Live
-from edgewam.robot_bridge.wires import LOG_ROWS
 from tests.browser import browser, chromium
 from tests.robot_bridge.recorded import CAMERAS, NUM_JOINTS, PERIOD_NS
 from tests.waiting import wait_for

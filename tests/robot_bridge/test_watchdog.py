@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from edgewam.robot_bridge import memory
-from edgewam.robot_bridge.memory import MemoryWatch, resident_mb
-from edgewam.robot_bridge.watchdog import RestartBudget, is_hanging, silence_limit_s
+from edgewam.robot_bridge.processes import memory
+from edgewam.robot_bridge.processes.memory import MemoryWatch, resident_mb
+from edgewam.robot_bridge.processes.watchdog import RestartBudget, is_hanging, silence_limit_s
 
 NS = 1_000_000_000
 

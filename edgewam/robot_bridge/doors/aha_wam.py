@@ -19,9 +19,9 @@ from itertools import count
 from typing import Any
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.aha_wam_wire import frames, messages, pickle_reader, pickle_writer, seats
-from edgewam.robot_bridge.aha_wam_wire.messages import Request
-from edgewam.robot_bridge.aha_wam_wire.seats import Peer, Seats
+from edgewam.robot_bridge.doors.aha_wam_wire import frames, messages, pickle_reader, pickle_writer, seats
+from edgewam.robot_bridge.doors.aha_wam_wire.messages import Request
+from edgewam.robot_bridge.doors.aha_wam_wire.seats import Peer, Seats
 from edgewam.robot_bridge.serving.access import Address, is_token, listen
 from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options, is_on
 from edgewam.robot_bridge.serving.handler import Answer, DoorError, Handler

@@ -23,13 +23,13 @@ from typing import Any
 
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.clock import NS
-from edgewam.robot_bridge.dds import readings
-from edgewam.robot_bridge.dds.chunk_source import CLIENT, ChunkSource
-from edgewam.robot_bridge.dds.command_loop import CommandLoop
-from edgewam.robot_bridge.dds.inputs import Inputs
-from edgewam.robot_bridge.dds.message_types import message_types
-from edgewam.robot_bridge.dds.network import Node
-from edgewam.robot_bridge.dds.publisher import Publisher
+from edgewam.robot_bridge.doors.dds import readings
+from edgewam.robot_bridge.doors.dds.chunk_source import CLIENT, ChunkSource
+from edgewam.robot_bridge.doors.dds.command_loop import CommandLoop
+from edgewam.robot_bridge.doors.dds.inputs import Inputs
+from edgewam.robot_bridge.doors.dds.message_types import message_types
+from edgewam.robot_bridge.doors.dds.network import Node
+from edgewam.robot_bridge.doors.dds.publisher import Publisher
 from edgewam.robot_bridge.robot import RobotSpec, with_task
 from edgewam.robot_bridge.run import RunSettings
 from edgewam.robot_bridge.serving.access import Address

@@ -27,8 +27,8 @@ from edgewam.robot_bridge.recorder.messages import (
 from edgewam.robot_bridge.recorder.part import Part, open_new, part_path
 from edgewam.robot_bridge.recorder.reader import check_unused, last_status
 from edgewam.robot_bridge.recorder.tally import Tally
-from edgewam.robot_bridge.shm_record import Value
-from edgewam.robot_bridge.wires import Wires
+from edgewam.robot_bridge.records.shm_record import Value
+from edgewam.robot_bridge.records.wires import Wires
 
 FLUSH_NS = 4 * NS // 5  # a kill costs less than a second
 FLUSH_BYTES = 16 << 20

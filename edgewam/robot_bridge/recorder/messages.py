@@ -18,8 +18,8 @@ import numpy.typing as npt
 
 from edgewam.robot_bridge.recorder.claims import picture
 from edgewam.robot_bridge.recorder.png import encode_png
-from edgewam.robot_bridge.shm_record import Layout, Value
-from edgewam.robot_bridge.wires import layouts, log_layout
+from edgewam.robot_bridge.records.shm_record import Layout, Value
+from edgewam.robot_bridge.records.wires import layouts, log_layout
 
 FORMAT = 1  # of the messages; a reader refuses others
 STREAMS = ("tick", "state", "frame", "chunk", "context")  # topic /<name>

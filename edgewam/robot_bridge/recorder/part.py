@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from edgewam.core.errors import require
 from edgewam.robot_bridge.recorder.messages import IMAGE_TOPIC, STATUS_TOPIC, image_schema, json_schema
-from edgewam.robot_bridge.shm_record import Layout
+from edgewam.robot_bridge.records.shm_record import Layout
 
 HEAD, END = "edgewam.run", "edgewam.end"  # names of the metadata records
 STATUS_CHANNEL = 1  # the same in every file, so that the counts are found without reading from the start

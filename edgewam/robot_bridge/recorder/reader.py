@@ -15,7 +15,7 @@ from edgewam.core.errors import ArtifactError, EdgewamError, require
 from edgewam.robot_bridge.recorder.claims import MAX_CHUNK, check_run, inside
 from edgewam.robot_bridge.recorder.messages import FORMAT, IMAGE_TOPIC, STATUS_TOPIC, Frame, decode, message_layouts
 from edgewam.robot_bridge.recorder.part import END, HEAD, STATUS_CHANNEL, part_path
-from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.records.shm_record import Value
 
 _MALFORMED = (ValueError, TypeError, KeyError, ArithmeticError, RecursionError)  # what a message that is none of ours raises
 _MAGIC_BYTES = 8

@@ -15,11 +15,11 @@ import numpy.typing as npt
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.records import Observation
-from edgewam.robot_bridge.delay import committed
+from edgewam.robot_bridge.control.delay import committed
 from edgewam.robot_bridge.policy import Policy, SplitPolicy
 from edgewam.robot_bridge.recorder.messages import Frame
 from edgewam.robot_bridge.recorder.reader import Recording
-from edgewam.robot_bridge.shm_record import Value
+from edgewam.robot_bridge.records.shm_record import Value
 
 EXACT = 0.0  # the same bundle on the same machine with the same libraries computes the same bits
 OTHER_MACHINE = 1e-3  # rad; other kernels sum in another order, and a servo with 12 bits per turn resolves 1.5e-3

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from edgewam.robot_bridge.counting.report import RunReport
+from edgewam.robot_bridge.counting.tally import Tally
 from edgewam.robot_bridge.recorder.claims import check_limits
 from edgewam.robot_bridge.recorder.reader import Recording
-from edgewam.robot_bridge.report import RunReport
-from edgewam.robot_bridge.shm_record import Value
-from edgewam.robot_bridge.tally import Tally
+from edgewam.robot_bridge.records.shm_record import Value
 
 _ROWS_AT_ONCE = 512
 

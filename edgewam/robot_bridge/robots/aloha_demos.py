@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import Policy
 from edgewam.robot_bridge.robot import Images, StepResult
 from edgewam.robot_bridge.robots import aloha_scene as scene

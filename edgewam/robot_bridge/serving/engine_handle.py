@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.processes import child_environment
+from edgewam.robot_bridge.processes.spawn import child_environment
 from edgewam.robot_bridge.serving.engine_wire import MAX_MESSAGE, Blob, decode, encode
 
 MODULE = "edgewam.robot_bridge.serving.engine_child"

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from edgewam.robot_bridge.chunks import Reject
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.histogram import LATENESS_EDGES_MS, CoarseCounts
-from edgewam.robot_bridge.modes import Cause, Mode
-from edgewam.robot_bridge.shm_record import Value
-from edgewam.robot_bridge.wires import ROLES, Wires
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
+from edgewam.robot_bridge.counting.histogram import LATENESS_EDGES_MS, CoarseCounts
+from edgewam.robot_bridge.records.shm_record import Value
+from edgewam.robot_bridge.records.wires import ROLES, Wires
 
 HISTORY_S = 10.0  # of motion, for a page that has just been opened
 LATE = 0.1  # of a period, as in the report

@@ -12,9 +12,9 @@ from PIL import Image
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
 from edgewam.core.observation import compose_images
-from edgewam.robot_bridge.aha_wam_wire import seats
-from edgewam.robot_bridge.aha_wam_wire.messages import cameras_of, canvas_size
 from edgewam.robot_bridge.doors import aha_wam
+from edgewam.robot_bridge.doors.aha_wam_wire import seats
+from edgewam.robot_bridge.doors.aha_wam_wire.messages import cameras_of, canvas_size
 from edgewam.robot_bridge.robots.aloha_sim import SPEC as ALOHA
 from edgewam.robot_bridge.serving.handler import DoorError
 from tests.robot_bridge import fakes

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from edgewam.robot_bridge.aha_wam_wire import frames
+from edgewam.robot_bridge.doors.aha_wam_wire import frames
 from tests.robot_bridge.doors.aha_wam_client import Client, action_request, image, infer
 from tests.robot_bridge.doors.engines import NotedEngine, session
 from tests.robot_bridge.doors.running import running

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.aha_wam_wire.pickle_reader import MAX_DEPTH, MAX_OPCODES, read
-from edgewam.robot_bridge.aha_wam_wire.pickle_writer import write
+from edgewam.robot_bridge.doors.aha_wam_wire.pickle_reader import MAX_DEPTH, MAX_OPCODES, read
+from edgewam.robot_bridge.doors.aha_wam_wire.pickle_writer import write
 from edgewam.robot_bridge.serving.handler import DoorError
 from tests.robot_bridge.doors.aha_wam_client import infer
 

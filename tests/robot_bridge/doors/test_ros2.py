@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.control.modes import Mode
 from tests.robot_bridge.doors import ros2_messages as ros
 from tests.robot_bridge.fakes import SPEC
 

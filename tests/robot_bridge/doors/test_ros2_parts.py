@@ -14,13 +14,13 @@ from PIL import Image as Pillow
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
-from edgewam.robot_bridge.dds import cdr, readings
-from edgewam.robot_bridge.dds.command_loop import CommandLoop
-from edgewam.robot_bridge.dds.inputs import NEVER_NS, Inputs
-from edgewam.robot_bridge.dds.message_types import message_types
-from edgewam.robot_bridge.dds.network import MAX_DOMAIN, Node, Route, take_one, take_round
+from edgewam.robot_bridge.control.modes import Mode
 from edgewam.robot_bridge.doors import ros2
-from edgewam.robot_bridge.modes import Mode
+from edgewam.robot_bridge.doors.dds import cdr, readings
+from edgewam.robot_bridge.doors.dds.command_loop import CommandLoop
+from edgewam.robot_bridge.doors.dds.inputs import NEVER_NS, Inputs
+from edgewam.robot_bridge.doors.dds.message_types import message_types
+from edgewam.robot_bridge.doors.dds.network import MAX_DOMAIN, Node, Route, take_one, take_round
 from edgewam.robot_bridge.serving.access import Address
 from edgewam.robot_bridge.serving.door import DoorOptions
 from edgewam.robot_bridge.serving.handler import DoorError

@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge.shm_record import SharedRecord, Value
+from edgewam.robot_bridge.records.shm_record import SharedRecord, Value
 
 FAR_TICKS = 40  # further than a chunk reaches
 

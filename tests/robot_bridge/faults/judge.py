@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from edgewam.robot_bridge.chunks import Reject
-from edgewam.robot_bridge.modes import Cause, Mode
+from edgewam.robot_bridge.control.chunks import Reject
+from edgewam.robot_bridge.control.modes import Cause, Mode
 from edgewam.robot_bridge.robot import RobotSpec
 
 ROUNDING = 1e-9  # of a sum and a difference of float64 near 1

@@ -9,7 +9,7 @@ from unittest import mock
 
 import numpy as np
 
-from edgewam.robot_bridge import io_process
+from edgewam.robot_bridge.processes import io_process
 from tests.robot_bridge.faults import rig
 from tests.robot_bridge.faults.judge import Seen, complaints, judge, out_of_range, steps_too_far, too_sudden
 from tests.robot_bridge.faults.matrix import Fault

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgewam.core.records import ActionChunk
-from edgewam.robot_bridge import child, io_process
-from edgewam.robot_bridge.chunks import to_record
+from edgewam.robot_bridge.control.chunks import to_record
+from edgewam.robot_bridge.processes import child, io_process
+from edgewam.robot_bridge.records.shm_record import Value
+from edgewam.robot_bridge.records.wires import Wires
 from edgewam.robot_bridge.run import RunSettings
-from edgewam.robot_bridge.shm_record import Value
-from edgewam.robot_bridge.wires import Wires
 from tests.robot_bridge.faults.robot import HORIZON, SPEC, wave
 
 PERIOD_NS = 20_000_000

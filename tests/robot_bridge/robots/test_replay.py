@@ -14,13 +14,13 @@ import pytest
 from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.export_episode import export_episode, main
 from edgewam.robot_bridge.clock import now_ns
-from edgewam.robot_bridge.driver_simulator import SimulatorDriver
-from edgewam.robot_bridge.lockstep import LockstepSettings, run_episode
+from edgewam.robot_bridge.evaluation.lockstep import LockstepSettings, run_episode
 from edgewam.robot_bridge.policy import ReplayPolicy
+from edgewam.robot_bridge.processes.driver_simulator import SimulatorDriver
+from edgewam.robot_bridge.records.wires import Wires
 from edgewam.robot_bridge.robot import with_task
 from edgewam.robot_bridge.robots import aloha_sim, episode_file, replay
 from edgewam.robot_bridge.robots.episode_file import Episode, decode, encode
-from edgewam.robot_bridge.wires import Wires
 from tests.data.synthetic import dataset_of, episode
 
 JPEG = 8  # grey levels: JPEG of quality 95 on the smooth synthetic pictures, mean over a picture
