@@ -21,7 +21,7 @@ MAX_HOLD_PERCENT = 1.0
 MAX_LATENESS_MS = {"SCHED_FIFO": 2.0, "SCHED_OTHER": 20.0}
 MAX_MISSED_PERCENT = {50.0: 0.5, 100.0: 1.0}
 # memory is compared with what it was when every cache had been filled once
-WARM_UP_PART, WARM_UP_S = 0.1, 60.0
+WARM_UP_PART, WARM_UP_S = 0.2, 300.0  # the recorder fills the index of its first part for five minutes
 Memory = dict[str, list[tuple[float, float, float]]]  # by role: (s, resident MB, its own part of them)
 
 
