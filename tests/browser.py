@@ -33,6 +33,8 @@ class Page:
 
     def __init__(self, write_fd: int, read_fd: int) -> None:
         self._write_fd, self._read_fd = write_fd, read_fd
+        self._readable = select.poll()  # not `select`, which knows no descriptor above 1023
+        self._readable.register(read_fd, select.POLLIN)
         self._buffer, self._number, self._session = b"", 0, ""
         self._events: list[dict[str, Any]] = []
         self.problems: list[str] = []
@@ -86,7 +88,7 @@ class Page:
     def _read(self) -> dict[str, Any]:
         end = time.monotonic() + TIMEOUT_S
         while b"\0" not in self._buffer:
-            assert select.select([self._read_fd], [], [], max(0.0, end - time.monotonic()))[0], "Chromium does not answer"
+            assert self._readable.poll(max(0.0, end - time.monotonic()) * 1e3), "Chromium does not answer"
             data = os.read(self._read_fd, 1 << 20)
             assert data, "Chromium has ended"
             self._buffer += data

@@ -12,11 +12,21 @@ from edgewam.robot_bridge.control.modes import Cause, Mode
 from edgewam.robot_bridge.control.orders import OrderReader
 from edgewam.robot_bridge.counting.tally import Tally
 from edgewam.robot_bridge.processes import io_process
-from edgewam.robot_bridge.records.wires import Wires
+from edgewam.robot_bridge.records.wires import Wires, layouts
 from tests.robot_bridge.bench import CONFIG, PERIOD_NS
 
 EPOCH_NS = 10**12
 CAMERAS = {"cam_high": (4, 6, 3), "cam_wrist": (4, 6, 3)}
+
+OPEN: list[Wires] = []
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Every test gives its memory back."""
+    yield
+    while OPEN:
+        OPEN.pop().close()
 
 
 class World:
@@ -24,6 +34,7 @@ class World:
 
     def __init__(self, monkeypatch, num_ticks=40, cameras=CAMERAS, **config):
         self.wires = Wires(2, cameras)
+        OPEN.append(self.wires)
         self.now = EPOCH_NS - PERIOD_NS
         self.config = {**CONFIG, "num_ticks": num_ticks, "orphan_s": 0.4, **config}
         self.control = self.wires["control"].blank()
@@ -284,7 +295,7 @@ def test_bad_chunks_are_logged_with_their_reason(world):
 
 
 def control(**fields):
-    value = Wires(2, {})["control"].blank()
+    value = np.zeros((), layouts(2, {})["control"])
     for name, content in fields.items():
         value[name] = content
     return value

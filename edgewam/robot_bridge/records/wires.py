@@ -157,6 +157,8 @@ class Wires:
             for name, layout in layouts(num_joints, camera_shapes, max_context).items()
             if wanted is None or name in wanted
         }
+        for name in fds.keys() - self.records.keys() - {"log"}:
+            os.close(fds[name])
         self.log = Log(log_layout(num_joints), fd=fds.get("log"))
 
     def __getitem__(self, name: str) -> SharedRecord:
@@ -173,7 +175,9 @@ class Wires:
 
     @classmethod
     def attach(cls, description: Mapping[str, Any], only: Iterable[str] | None = None) -> Wires:
-        """The records of the parent, in a child; `only` these where images and contexts would take room for nothing."""
+        """The records of the parent, in a child.  `only` these, where images and contexts would take room for nothing; the other
+        descriptors are closed.
+        """
         return cls(**description, only=only)
 
     def close(self) -> None:
