@@ -18,7 +18,7 @@ test: .venv-test/ready
 	.venv-test/bin/mypy
 	.venv-test/bin/python -m pytest $(ARGS)
 
-# The whole fault matrix and the long fuzz runs: real processes, real time, about half an hour on a quiet machine.
+# The whole fault matrix and the long fuzz runs: real processes in real time, so a quiet machine.
 soak: .venv-test/ready
 	.venv-test/bin/python -m pytest -m soak $(ARGS)
 

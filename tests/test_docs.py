@@ -12,6 +12,7 @@ import typer.core
 import typer.main
 
 from edgewam import cli
+from tests.command_lines import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -44,12 +45,7 @@ def test_the_readme_shows_the_whole_road():
 
 @pytest.mark.parametrize("line", command_lines("edgewam"))
 def test_a_command_of_the_readme_parses(line):
-    group = typer.main.get_command(cli.build())
-    assert isinstance(group, typer.core.TyperGroup)
-    name, *arguments = shlex.split(line)[1:]
-    command = group.get_command(typer.Context(group), name)
-    assert command is not None, f"there is no command '{name}'"
-    command.make_context(name, arguments)  # raises on an unknown option, a missing argument, a wrong type
+    parse(line)
 
 
 @pytest.mark.parametrize("path", listed_paths())

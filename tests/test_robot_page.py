@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shlex
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import typer.main
 
 from edgewam import cli
 from edgewam.robot_bridge.control.modes import Cause, Mode
+from tests.command_lines import parse
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/robot.md").read_text()
@@ -24,12 +24,7 @@ COMMANDS = sorted(
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_the_page_parses(line):
-    group = typer.main.get_command(cli.build())
-    assert isinstance(group, typer.core.TyperGroup)
-    name, *arguments = shlex.split(line)[1:]
-    command = group.get_command(typer.Context(group), name)
-    assert command is not None, f"there is no command '{name}'"
-    command.make_context(name, arguments)  # raises on an unknown option, a missing argument, a wrong type
+    parse(line)
 
 
 def test_options_that_the_page_names_exist():
