@@ -74,7 +74,7 @@ MATRIX: tuple[Fault, ...] = (
     _camera("black", "every pixel 0", None, Incident("camera_black"), "lost_images:cam_wrist"),
     _camera("late", "one camera's images are 200 ms old", spoilers.late(0.2), Incident("camera_late", is_real=True)),
     Fault(
-        "camera process: SIGKILL", "the process is killed", CAMERA_OLD, (RECOVERS,), CAMERA, ("restarts:camera",),
+        "camera process: SIGKILL", "the process is killed", CAMERA_OLD, (UNAFFECTED, RECOVERS), CAMERA, ("restarts:camera",),
         run=Incident(begin=send("camera", signal.SIGKILL), end=nothing),
     ),
     Fault(
