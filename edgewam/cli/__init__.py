@@ -9,7 +9,12 @@ import errno
 import importlib
 import os
 import pkgutil
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import typer
@@ -31,10 +36,36 @@ class _Road(typer.core.TyperGroup):
     """The commands; Ctrl-C ends any of them with a sentence that says how to go on."""
 
     def invoke(self, ctx: typer.Context) -> Any:
-        try:
+        with _stop_says_how_to_go_on():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise EdgewamError("Stopped. Run the same command again to go on: finished work was kept.") from None
+
+
+@contextmanager
+def _stop_says_how_to_go_on() -> Iterator[None]:
+    """Turn Ctrl-C into an EdgewamError, also where the interrupted library made another exception of it (ctypes does)."""
+    interrupted = False
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = signal.getsignal(signal.SIGINT)
+    # Else it is ignored, or belongs to a caller who knows what to do; only the main thread may ask for signals.
+    ours = before is signal.default_int_handler and threading.current_thread() is threading.main_thread()
+    try:
+        if ours:
+            signal.signal(signal.SIGINT, interrupt)
+        yield
+    except (EdgewamError, typer.Exit):
+        raise  # the command took the interrupt itself and says more
+    except (KeyboardInterrupt, Exception) as error:
+        if not interrupted and not isinstance(error, KeyboardInterrupt):
+            raise
+        raise EdgewamError("Stopped. Run the same command again to go on: finished work was kept.") from None
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
 
 
 def build() -> typer.Typer:

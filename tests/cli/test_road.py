@@ -5,6 +5,7 @@ One dataset of two demonstrations and slices of two steps from the shipped weigh
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import signal
@@ -13,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from edgewam.cli import _stop_says_how_to_go_on
 from edgewam.compile.compile import compile_bundle
 from edgewam.core.artifacts import read_manifest
+from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.robots.aloha_task import load_task
 from tests.cli.command import apart, here, leftovers, started
 from tests.cli.conftest import EPISODES, FIRST_SEED
@@ -33,6 +36,18 @@ def cut(arguments: list[object], number: signal.Signals, moment) -> None:
     if number == signal.SIGINT:
         assert "edgewam: Stopped" in done.err and "same command again" in done.err, done.err
         assert "Traceback" not in done.err
+
+
+def test_an_interrupt_that_a_library_turns_into_another_error_is_still_an_interrupt():
+    """ctypes raises ArgumentError when Ctrl-C arrives while it converts an argument; an error of its own passes unchanged."""
+    with pytest.raises(EdgewamError, match=r"Stopped.*same command again"), _stop_says_how_to_go_on():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt as error:
+            raise ctypes.ArgumentError(f"argument 4: {error!r}") from None
+    with pytest.raises(ctypes.ArgumentError), _stop_says_how_to_go_on():
+        raise ctypes.ArgumentError("argument 4")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
