@@ -27,9 +27,9 @@ from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam_config import AhaWamConfig
-from edgewam.models.aha_wam_loss import LossBatch
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix, condition, teacher_trajectory
+from edgewam.models.flow_loss import LossBatch
 from edgewam.training.windows import Choice, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"

@@ -14,9 +14,10 @@ from torch import Tensor
 from edgewam.flow.prefix import prefix_mask, prefix_timesteps, restore_prefix
 from edgewam.flow.schedule import NUM_TRAIN_TIMESTEPS
 from edgewam.flow.solver import LinearTable, euler_table, integrate
-from edgewam.models.aha_wam_loss import LossBatch, chunk_text, chunk_velocity, history_context, masked_mean, route_chunks
+from edgewam.models.aha_wam_loss import chunk_text, chunk_velocity, history_context, route_chunks
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.dit_block import KeyValue
+from edgewam.models.flow_loss import LossBatch, masked_mean
 
 TEACHER_STEPS = 16
 CAPTURED_STEPS = (0, 1, 2, 4, 8, 12, 16)

@@ -24,9 +24,10 @@ from edgewam.data.windows import WindowLayout
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, small
-from edgewam.models.aha_wam_loss import LossBatch, draw_noise, training_loss
+from edgewam.models.aha_wam_loss import training_loss
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.aha_wam_ode import condition, sample_horizon
+from edgewam.models.flow_loss import LossBatch, draw_noise
 from edgewam.models.text import SmallTextEncoder
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache

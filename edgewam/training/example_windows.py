@@ -9,7 +9,7 @@ import torch
 
 from edgewam.data.windows import WindowLayout
 from edgewam.models.aha_wam_config import AhaWamConfig
-from edgewam.models.aha_wam_loss import LossBatch
+from edgewam.models.flow_loss import LossBatch
 from edgewam.training.windows import Choice
 
 

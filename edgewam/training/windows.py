@@ -18,7 +18,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.data.stats import DatasetStats
 from edgewam.data.windows import WindowLayout, make_windows, num_valid_history
 from edgewam.models.aha_wam_config import AhaWamConfig
-from edgewam.models.aha_wam_loss import LossBatch
+from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text import TextEncoder
 from edgewam.training.latents import LatentCache, LatentPlan
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from edgewam.models.aha_wam_config import AhaWamConfig, from_release_json
-from edgewam.models.aha_wam_loss import LossBatch
 from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models.flow_loss import LossBatch
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from tests.golden import golden_dir
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from edgewam.flow.training import loss_weight, velocity_target
-from edgewam.models.aha_wam_loss import LossBatch, Noise, draw_noise, masked_mean, predict, training_loss, video_loss
+from edgewam.models.aha_wam_loss import predict, training_loss
+from edgewam.models.flow_loss import LossBatch, Noise, draw_noise, masked_mean, video_loss
 from tests.models import aha_wam_golden as golden
 
 LOSSES = ("training_loss", "training_loss_no_history", "training_loss_offset")

@@ -1,0 +1,115 @@
+"""What the joint losses of all families share: a batch of latents and actions, its noise, and masked velocity errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from edgewam.flow.prefix import draw_prefix_rows
+from edgewam.flow.training import draw_timesteps, velocity_target
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """One batch: C chunks, F latent frames (the first is the current image), M history frames (M may be 0).
+
+    actions [B, horizon, A] and proprio [B, C, P] (the state at each chunk's start) are normalised and already shifted
+    by the sample's action offset; action_is_pad [B, horizon] and image_is_pad [B, 1 + 4(F-1)] are bool; context
+    [B, L, Dt] holds text rows (zero rows are attended); video_latents [B, Cz, F, h, w]; history_latents
+    [B, M, Cz, h, w] right-aligned with history_valid_len [B]; *_frame_ids [B, F or M] are temporal positions;
+    chunk_latents [B, C, Cz, h, w] is the image at each chunk's start.
+    """
+
+    actions: Tensor
+    action_is_pad: Tensor
+    proprio: Tensor
+    context: Tensor
+    video_latents: Tensor
+    image_is_pad: Tensor
+    video_frame_ids: Tensor
+    history_latents: Tensor
+    history_frame_ids: Tensor
+    history_valid_len: Tensor
+    chunk_latents: Tensor
+
+    def to(self, device: torch.device | str) -> LossBatch:
+        """The same batch on another device."""
+        return LossBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Draws of one loss: video [B, Cz, F, h, w] at video_timestep [B]; action [B, K, horizon, A] at action_timestep [B, K, C].
+
+    K is the number of action draws per context.  prefix_rows [B, K, C]: leading rows of each chunk that the network is given
+    clean, at timestep 0, and not judged by; None: none anywhere, as released.
+    """
+
+    video: Tensor
+    video_timestep: Tensor
+    action: Tensor
+    action_timestep: Tensor
+    prefix_rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Velocity errors of one loss, one number per sample [B], each weighted by its timesteps already.
+
+    Batches of any split add up: `total` of a whole batch is the mean of those of its samples.  The lambdas weigh the two parts.
+    """
+
+    video_per_sample: Tensor
+    action_per_sample: Tensor
+    lambda_video: float
+    lambda_action: float
+
+    @property
+    def video(self) -> Tensor:
+        """Scalar, mean over the samples."""
+        return self.video_per_sample.mean()
+
+    @property
+    def action(self) -> Tensor:
+        """Scalar, mean over the samples."""
+        return self.action_per_sample.mean()
+
+    @property
+    def total(self) -> Tensor:
+        """What is minimised: the weighted sum of both."""
+        return self.lambda_video * self.video + self.lambda_action * self.action
+
+
+def draw_noise(
+    batch: LossBatch, generator: torch.Generator, num_action_draws: int = 1, shift: float = 5.0, max_prefix: int = 0
+) -> Noise:
+    """Gaussian noise and shifted uniform timesteps; one video time per sample, one action time per sample, draw and chunk.
+
+    With max_prefix also how many rows of each chunk are given, 0..max_prefix; without it nothing more is drawn.
+    """
+    b, horizon, action_dim = batch.actions.shape
+    device, k, c = generator.device, num_action_draws, batch.proprio.shape[1]
+    noise = Noise(
+        video=torch.randn(batch.video_latents.shape, generator=generator, device=device),
+        video_timestep=draw_timesteps((b,), generator, shift),
+        action=torch.randn((b, k, horizon, action_dim), generator=generator, device=device),
+        action_timestep=draw_timesteps((b, k, c), generator, shift),
+        prefix_rows=draw_prefix_rows((b, k, c), max_prefix, generator) if max_prefix else None,
+    )
+    parts = (getattr(noise, f.name) for f in fields(Noise))
+    return Noise(*(part if part is None else part.to(batch.actions.device) for part in parts))
+
+
+def video_loss(prediction: Tensor, batch: LossBatch, noise: Noise) -> Tensor:
+    """Per-sample [B] mean squared velocity error of the future latents; a latent counts unless all its images are padding."""
+    error = (prediction.float() - velocity_target(batch.video_latents, noise.video))[:, :, 1:].pow(2).mean((1, 3, 4))
+    valid = ~batch.image_is_pad[:, 1:].unflatten(1, (error.shape[1], -1)).all(-1)
+    return masked_mean(error, valid)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """Mean over the last axis [..., N] of the valid entries; 0 where none is."""
+    weight = valid.to(values.dtype)
+    return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1)
