@@ -112,7 +112,8 @@ def _load(path: Path) -> dict[str, Any]:
                 "and make it again with: edgewam prompt cache"
             ) from error
         raise ArtifactError(
-            f"'{path}' ({path.stat().st_size} bytes) is truncated or damaged. Delete it, and make it again with: edgewam prompt cache"
+            f"'{path}' ({path.stat().st_size} bytes) is truncated or damaged. Delete it, and make it again with: "
+            "edgewam prompt cache"
         ) from error
     return stored if isinstance(stored, dict) else {}
 

@@ -75,5 +75,5 @@ class StoredText:
         known = ", ".join(f"'{name}'" for name in sorted(self.prompts)[:5]) or "none"
         raise EdgewamError(
             f"'{policy}' has no stored embedding of '{instruction}' (stored: {known}). Add it with: "
-            f"edgewam prompt add {shlex.quote(str(policy))} {shlex.quote(instruction)} --text ENCODER, or give a source with --text"
+            f"edgewam prompt add {shlex.quote(str(policy))} {shlex.quote(instruction)} --text ENCODER"
         )

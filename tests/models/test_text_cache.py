@@ -75,7 +75,7 @@ def test_spaces_at_the_ends_of_a_task_find_upstreams_file_and_that_of_the_task_a
 
 def test_an_unknown_prompt_is_named_with_its_key_and_the_command(tmp_path):
     upstream_file(tmp_path)
-    with pytest.raises(EdgewamError, match="'make tea'.*edgewam prompt add .* 'make tea' --text") as caught:
+    with pytest.raises(EdgewamError, match=r"'make tea'.*edgewam prompt add .* 'make tea' --text") as caught:
         TextCache(tmp_path, LEN, DIM).encode("make tea")
     assert TextCache(tmp_path, LEN, DIM).path("make tea").name in str(caught.value)
     with pytest.raises(EdgewamError, match=r"length \[8\], this policy takes 16"):
@@ -112,7 +112,7 @@ class Attack:
 def test_a_file_that_asks_for_code_is_refused_and_the_code_does_not_run(tmp_path):
     path = upstream_file(tmp_path)
     torch.save({"context": Attack(tmp_path / "owned"), "mask": torch.ones(LEN)}, path)
-    with pytest.raises(ArtifactError, match="would run code of its maker. It was not loaded"):
+    with pytest.raises(ArtifactError, match=r"would run code of its maker\. It was not loaded"):
         TextCache(tmp_path, LEN, DIM).encode(TASK)
     path.write_bytes(pickle.dumps(Attack(tmp_path / "owned")))
     with pytest.raises(ArtifactError):
@@ -182,7 +182,7 @@ def test_a_source_is_found_by_what_it_is(tmp_path):
         write_prompts(directory / PROMPTS, {TASK: rows(2)})
     for place in (policy, str(policy), policy / PROMPTS):
         assert np.array_equal(open_text(place, Sizes()).encode(TASK), rows(2))
-    with pytest.raises(EdgewamError, match="no text source 'nothing'. Give 'small'"):
+    with pytest.raises(EdgewamError, match=r"no text source 'nothing'\. Give 'small'"):
         open_text("nothing", Sizes())
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder/x.txt").write_text("x")
