@@ -119,8 +119,9 @@ def warm_start(model: nn.Module, files: Sequence[Path | str]) -> WarmStart:
     if video is not None:
         planner = [name.removeprefix(PLANNER) for name in parameters if name.startswith(PLANNER)]
         if unknown := sorted(set(video) - set(planner)):
+            shown = ", ".join(unknown[:3])
             raise ArtifactError(
-                f"The video DiT has {len(unknown)} tensors that the planner does not: {', '.join(unknown[:3])}. It is of another size."
+                f"The video DiT has {len(unknown)} tensors that the planner does not: {shown}. Give one of its size."
             )
         for name in planner:
             _put(parameters, PLANNER + name, video.get(name), "video DiT")
@@ -234,7 +235,7 @@ def _as_video_dit(stored: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
     if len(marks) != 1:
         found = f"{len(marks)} of them" if marks else f"tensors such as {', '.join(map(repr, list(names)[:3]))}"
         raise ArtifactError(
-            f"'{path}' should hold one video DiT, recognised by its '{_MARK}', or an ActionDiT file's '{_BACKBONE}'; it has {found}."
+            f"'{path}' should hold one video DiT, known by its '{_MARK}', or an ActionDiT file's '{_BACKBONE}'; it has {found}."
         )
     prefix = marks[0].removesuffix(_MARK)
     return {name.removeprefix(prefix): value for name, value in names.items() if name.startswith(prefix)}
