@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from edgewam.core.errors import ArtifactError
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.aha_wam_programs import host_config, programs, prompt_inputs, stages
+from edgewam.models.wam_files import load_network
 
 FAMILY = "aha_wam"
 
@@ -47,20 +47,7 @@ def load(path: Path | str, config: AhaWamConfig | None = None, dtype: torch.dtyp
     Raises:
         ArtifactError: what is wrong with the file and what to do.
     """
-    path = Path(path)
-    if path.is_dir():
-        stored = checkpoints.read(path, FAMILY)
-        try:
-            sizes = AhaWamConfig.from_json(stored.config)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"The sizes in '{path / checkpoints.SIZES}' are not usable: {error}") from error
-        model = _empty(sizes, dtype)
-        checkpoints.fit(model, stored.tensors, f"'{path}'")
-        return model
-    release = checkpoints.read_release(path)
-    model = _empty(config or full(), dtype)
-    checkpoints.load_release(model, release, f"'{path}'")
-    return model
+    return load_network(path, FAMILY, AhaWam, AhaWamConfig, config or full(), dtype)
 
 
 def save(
@@ -73,9 +60,3 @@ def save(
     """Write our own format; `storage` is float32, float16 or bfloat16, `base` a saved model to store differences from."""
     config = model.config.to_json()
     checkpoints.save(model, directory, family=FAMILY, config=config, storage=storage, metadata=metadata, base=base)
-
-
-def _empty(config: AhaWamConfig, dtype: torch.dtype) -> AhaWam:
-    """A network without memory behind its parameters; loading gives them theirs."""
-    with torch.device("meta"):
-        return AhaWam(config).to(dtype)
