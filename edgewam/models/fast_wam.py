@@ -53,6 +53,7 @@ from edgewam.models.wam_config import WamConfig, released_sizes
 from edgewam.models.wam_files import load_network
 from edgewam.models.wam_model import MixtureOfTransformers, Wam
 from edgewam.models.wam_stages import BeginStage, DenoiseStage, FinishStage, ImageStage, StatesStage, TextStage
+from edgewam.models.wan_sizes import Shapes, transformer_sizes
 
 FAMILY = "fast_wam"
 OWN_CONDITIONING = True  # a student is conditioned by its own prefill
@@ -277,3 +278,15 @@ def matches(names: Iterable[str]) -> bool:
     wanted = ("mot.mixtures.video.", "mot.mixtures.action.", "proprio_encoder.")
     found = all(any(name.startswith(prefix) for name in names) for prefix in wanted)
     return found and not any(name.startswith(_EDITOR) for name in names)
+
+
+def sizes_of(shapes: Shapes, **given: Any) -> FastWamConfig:
+    """Sizes of a checkpoint.  What shapes cannot tell takes the released value, or that in `given` (fields of `FastWamConfig`).
+
+    Raises:
+        ContractError: tensors are missing, or something is ambiguous or contradictory; the message says what settles it.
+    """
+    try:
+        return FastWamConfig(**transformer_sizes(shapes, given))
+    except (TypeError, ValueError) as error:
+        raise ContractError(f"These sizes make no Fast-WAM: {error} Give others than {dict(given)}.") from error

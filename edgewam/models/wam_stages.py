@@ -60,7 +60,7 @@ class TextStage(nn.Module):
 
 
 class StateStage(nn.Module):
-    """Robot state [P] in its own units and text [layers, 2, R + 1, A] -> cross keys and values [layers, 2, R + 2, A] of a stack."""
+    """Robot state [P] in its own units, a stack's text [layers, 2, R + 1, A] -> its keys and values [layers, 2, R + 2, A]."""
 
     def __init__(self, encoder: nn.Linear, stack: DitStack, normalizer: Normalizer) -> None:
         super().__init__()

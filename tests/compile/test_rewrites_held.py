@@ -13,8 +13,8 @@ from edgewam.compile.exporting import as_module, example_inputs
 from edgewam.compile.rewrites import REWRITES
 from edgewam.core.observation import CLAMP
 from edgewam.models import wam_stages
-from edgewam.models.planner_stage import modulation_rows
 from edgewam.models.dit_block import attend
+from edgewam.models.planner_stage import modulation_rows
 from edgewam.models.stage_layers import QueryKeyValue, Turn, attention
 from edgewam.models.text import pack_context
 from edgewam.models.wan_vae_image import image_encoder

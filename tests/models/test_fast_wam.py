@@ -1,11 +1,13 @@
-"""Fast-WAM is the released one: prefill, velocity, samplers, joint loss and gradients; its trajectories teach the executor only."""
+"""Fast-WAM is the released one: prefill, velocity, samplers, joint loss and gradients; trajectories teach the executor only."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from edgewam.core.errors import ArtifactError
+from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints, fast_wam
 from edgewam.models.dit_block import attend
@@ -176,3 +178,25 @@ def test_more_executed_steps_than_actions_are_refused():
     assert fast_wam.host_config(fast_wam.libero())["execute_steps"] == 10
     with pytest.raises(ValueError, match="from 1 to the horizon 32"):
         fast_wam.FastWamConfig(execute_steps=33)
+
+
+def test_sizes_come_from_the_shapes_and_what_they_cannot_tell_is_given(net):
+    shapes = {name: tuple(tensor.shape) for name, tensor in net.state_dict().items()}
+    config = fast.config()
+    given = {name: getattr(config, name) for name in ("head_dim", "text_len", "image_height", "image_width", "horizon")}
+    assert fast_wam.sizes_of(shapes, **given) == config
+    with pytest.raises(ContractError, match="head_dim"):
+        fast_wam.sizes_of(shapes)
+    with pytest.raises(ContractError, match="make no Fast-WAM"):
+        fast_wam.sizes_of(shapes, **given, execute_steps=99)
+    with torch.device("meta"):
+        released = fast_wam.build(fast_wam.full())
+    assert fast_wam.sizes_of({name: tuple(tensor.shape) for name, tensor in released.state_dict().items()}) == fast_wam.full()
+
+
+def test_full_size_keys_and_shapes_are_those_of_the_released_checkpoint():
+    manifest = Path(__file__).parents[1] / "golden" / "manifests" / "manifest_fastwam_full.json"
+    with torch.device("meta"):
+        model = fast_wam.build(fast_wam.full())
+    ours = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    assert ours == {name: shape for name, (shape, _) in json.loads(manifest.read_text()).items()}
