@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from edgewam.core.errors import ArtifactError, ContractError
+from edgewam.core.errors import ContractError
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
 from edgewam.models.aha_wam_loss import training_loss
@@ -21,6 +21,7 @@ from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.aha_wam_ode import condition, draw_anchors, ode_loss, rollout_loss, sample_horizon, teacher_trajectory
 from edgewam.models.aha_wam_programs import host_config, programs, prompt_inputs, stages
 from edgewam.models.flow_loss import draw_noise
+from edgewam.models.wam_files import load_network
 from edgewam.models.wan_sizes import Shapes, transformer_sizes
 
 FAMILY = "aha_wam"
@@ -74,20 +75,7 @@ def load(path: Path | str, config: AhaWamConfig | None = None, dtype: torch.dtyp
     Raises:
         ArtifactError: what is wrong with the file and what to do.
     """
-    path = Path(path)
-    if path.is_dir():
-        stored = checkpoints.read(path, FAMILY)
-        try:
-            sizes = AhaWamConfig.from_json(stored.config)
-        except (TypeError, ValueError) as error:
-            raise ArtifactError(f"The sizes in '{path / checkpoints.SIZES}' are not usable: {error}") from error
-        model = _empty(sizes, dtype)
-        checkpoints.fit(model, stored.tensors, f"'{path}'")
-        return model
-    release = checkpoints.read_release(path)
-    model = _empty(config or full(), dtype)
-    checkpoints.load_release(model, release, f"'{path}'")
-    return model
+    return load_network(path, FAMILY, AhaWam, AhaWamConfig, config or full(), dtype)
 
 
 def save(
@@ -100,9 +88,3 @@ def save(
     """Write our own format; `storage` is float32, float16 or bfloat16, `base` a saved model to store differences from."""
     config = model.config.to_json()
     checkpoints.save(model, directory, family=FAMILY, config=config, storage=storage, metadata=metadata, base=base)
-
-
-def _empty(config: AhaWamConfig, dtype: torch.dtype) -> AhaWam:
-    """A network without memory behind its parameters; loading gives them theirs."""
-    with torch.device("meta"):
-        return AhaWam(config).to(dtype)
