@@ -38,7 +38,9 @@ ROUNDING = 2e-5  # float32 sums of other shapes: images together or alone, clips
 BF16 = 0.1  # 8-bit mantissa through the encoder, of latents around one
 
 
-def source(road: Road, batch_size: int = 3, layout: WindowLayout = tiny.LAYOUT, start_stride: int = 1, **changes: Any) -> FrameSource:
+def source(
+    road: Road, batch_size: int = 3, layout: WindowLayout = tiny.LAYOUT, start_stride: int = 1, **changes: Any
+) -> FrameSource:
     dataset, vae, _ = road
     sampler = WindowSampler(dataset, layout, batch_size, seed=2, start_stride=start_stride)
     options = {"canvas": ONCE, "vae": load_vae(vae)[0], "stats": measure_stats(dataset), "text": TEXT}
@@ -199,7 +201,9 @@ def test_choices_are_described_by_place_and_first_windows(road: Road) -> None:
     one = source(road, 6)
     windows = one.sampler.global_batch(0, 3)
     line = one.describe(one.draw(6, np.random.default_rng(0), 3))
-    assert line.startswith(f"epoch 0 position 3: episode {windows.episode[0]} step {windows.start[0]} offset {windows.offset[0]}, ")
+    assert line.startswith(
+        f"epoch 0 position 3: episode {windows.episode[0]} step {windows.start[0]} offset {windows.offset[0]}, "
+    )
     assert line.endswith(", ...") and line.count("episode") == 4
     assert one.describe(FrameChoice(3, 1, 2)).count("episode") == 1
 
