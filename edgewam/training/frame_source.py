@@ -147,7 +147,7 @@ class FrameSource:
         )
 
 
-def canvas_for(vae: WanVae, height: int, width: int) -> Canvas:
+def canvas_for(vae: WanVae, height: int, width: int, composition: str = "three_cameras") -> Canvas:
     """The released training road for a VAE: pixels reach it in its own type.
 
     Raises:
@@ -158,7 +158,7 @@ def canvas_for(vae: WanVae, height: int, width: int) -> Canvas:
         raise ContractError(
             f"Frames are encoded in float32 or bfloat16, not in {dtype}. Convert the VAE with .to(torch.bfloat16)."
         )
-    return Canvas(height, width, PIXELS[dtype])
+    return Canvas(height, width, PIXELS[dtype], composition=composition)
 
 
 @torch.no_grad()
