@@ -55,7 +55,11 @@ def test_every_place_shows_what_training_composes_of_the_frame_seen_at_its_step(
     chosen = windows(dataset, [0, 1, 1], [13, 9, 11], [0, 3, 2])
     batch = read(dataset, chosen)
     assert (chosen.valid_len, batch.history.shape) == (2, (3, 2))
-    for rows, steps in ((batch.clip, chosen.video_steps), (batch.history, chosen.history_steps), (batch.chunks, chosen.chunk_steps)):
+    for rows, steps in (
+        (batch.clip, chosen.video_steps),
+        (batch.history, chosen.history_steps),
+        (batch.chunks, chosen.chunk_steps),
+    ):
         assert rows.shape == steps.shape
         for (b, place), step in np.ndenumerate(steps):
             wanted = canvas_at(dataset, int(chosen.episode[b]), int(step))
