@@ -14,6 +14,8 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgewam.core.errors import ContractError
+
 Array = npt.NDArray[np.float32]
 
 PROMPT_TEMPLATE = "A video recorded from a robot's point of view executing the following instruction: {task}"
@@ -31,8 +33,33 @@ class TextEncoder(Protocol):
 
 
 def prompt_of(task: str) -> str:
-    """The sentence that the released text encoder was given for a task."""
+    """The sentence that the released text encoder was given for a task.
+
+    Raises:
+        ContractError: the task is empty.
+    """
+    if not task.strip():
+        raise ContractError("The instruction is empty. Describe the task in words.")
     return PROMPT_TEMPLATE.format(task=task.strip())
+
+
+def checked_rows(rows: npt.ArrayLike, text_len: int, text_dim: int, source: str) -> Array:
+    """Text rows as float32, if they are [text_len, text_dim], finite, and hold at least one word.
+
+    Raises:
+        ContractError: they are not; `source` (what the rows are and where they come from) begins the message.
+    """
+    array = np.asarray(rows, dtype=np.float32)
+    if array.shape != (text_len, text_dim):
+        raise ContractError(
+            f"{source} is {list(array.shape)}, but this policy takes {[text_len, text_dim]}. "
+            "It belongs to another text encoder or length; give the text source that this policy was trained with."
+        )
+    if not np.isfinite(array).all():
+        raise ContractError(f"{source} holds values that are not finite. Make it again.")
+    if not array.any():
+        raise ContractError(f"{source} holds no words, only zeros. Make it again.")
+    return array
 
 
 @dataclass(frozen=True)
@@ -50,13 +77,13 @@ class SmallTextEncoder:
         """Rows [text_len, text_dim] of the instruction's words, zero padded.
 
         Raises:
-            ValueError: no words, or more than `text_len`.
+            ContractError: no words, or more than `text_len`.
         """
         words = re.findall(r"[a-z0-9]+", instruction.lower())
         if not words:
-            raise ValueError(f"The instruction '{instruction}' holds no words. Describe the task in English words or digits.")
+            raise ContractError(f"The instruction '{instruction}' holds no words. Describe the task in English words or digits.")
         if len(words) > self.text_len:
-            raise ValueError(f"The instruction has {len(words)} words; this encoder takes {self.text_len}. Shorten it.")
+            raise ContractError(f"The instruction has {len(words)} words; this encoder takes {self.text_len}. Shorten it.")
         rows = np.zeros((self.text_len, self.text_dim), dtype=np.float32)
         for row, word in zip(rows, words, strict=False):
             row[:] = _signs(word, self.text_dim)
@@ -76,13 +103,15 @@ def pack_context(context: npt.ArrayLike, bucket: int) -> tuple[Array, Array]:
     that key log(number of zero rows), unused places -inf.
 
     Raises:
-        ValueError: more words than the bucket holds; the prompt needs a bundle compiled with a larger text bucket.
+        ContractError: more words than the bucket holds; the prompt needs a bundle compiled with a larger text bucket.
     """
     context = np.asarray(context, dtype=np.float32)
     is_word = np.any(context != 0, axis=1)
     num_words, num_padding = int(is_word.sum()), int((~is_word).sum())
     if num_words > bucket:
-        raise ValueError(f"The prompt has {num_words} tokens, this bundle holds {bucket}. Compile one with a larger text bucket.")
+        raise ContractError(
+            f"The prompt has {num_words} tokens, this bundle holds {bucket}. Compile one with a larger text bucket."
+        )
     rows = np.zeros((bucket, context.shape[1]), dtype=np.float32)
     rows[:num_words] = context[is_word]
     bias = np.full(bucket + 1, -np.inf, dtype=np.float32)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgewam.core.errors import ContractError
 from edgewam.models.dit_block import attend
 from edgewam.models.text import SmallTextEncoder, pack_context, prompt_of
 from tests.models import aha_wam_golden as golden
@@ -26,9 +27,9 @@ def test_case_and_punctuation_do_not_matter_and_different_words_are_nearly_ortho
 
 
 def test_instructions_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="Shorten it"):
+    with pytest.raises(ContractError, match="Shorten it"):
         SmallTextEncoder(text_len=2).encode("one two three")
-    with pytest.raises(ValueError, match="no words"):
+    with pytest.raises(ContractError, match="no words"):
         SmallTextEncoder().encode(" !? ")
 
 
@@ -56,5 +57,5 @@ def test_packed_padding_attends_like_all_its_zero_rows(extra):
 def test_a_prompt_without_padding_masks_the_padding_key_and_a_long_one_is_refused():
     rows, bias = pack_context(np.ones((3, 4)), 5)
     assert rows.shape == (5, 4) and bias.tolist() == [0, 0, 0, -np.inf, -np.inf, -np.inf]
-    with pytest.raises(ValueError, match="larger text bucket"):
+    with pytest.raises(ContractError, match="larger text bucket"):
         pack_context(np.ones((3, 4)), 2)
