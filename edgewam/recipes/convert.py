@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 POLICIES = ("aha_wam", "fast_wam")
 DTYPES: Mapping[str, str | None] = {"keep": None, "bf16": "bfloat16", "float32": "float32"}
-TOKENIZER = "tokenizer"  # folder of a text_encoder artifact
 Report = Callable[[int, int], None]
 
 
@@ -128,6 +127,7 @@ def _policy(
     from edgewam.core import plugins
     from edgewam.core.artifacts import write_artifact
     from edgewam.models import checkpoints
+    from edgewam.models.text_sources import SMALL
     from edgewam.recipes.convert_options import config_of
     from edgewam.training.imported_policy import Import, write_imported
 
@@ -150,7 +150,7 @@ def _policy(
         said.append(f"LeRobot turns actions {toggled} into -sign(2a - 1) after de-normalising; nothing here does")
     write_imported(
         plan.out, made, vae=plan.vae, stats=plan.stats, layout=_layout(config, configured, plan.max_offset),
-        text_encoder="small" if str(plan.text) == "small" else "umt5",
+        text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
         composition=plan.composition or _composition(found), prompts=prompts, recipe=recipe,
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
@@ -192,16 +192,37 @@ def _weights(plan: Conversion, found: Checkpoint, ready: Prepared, report: Repor
     from edgewam.models import checkpoints
 
     assert found.match is not None
-    kind = {"wan_vae": "vae", "umt5": "text_encoder"}.get(found.kind, "weights")
+    recipe = _recipe(plan, found, ready)
+    if found.kind == "umt5":
+        return _text_encoder(plan, found.match.sizes, ready, recipe, report)
+    kind = "vae" if found.kind == "wan_vae" else "weights"
     config = _vae_config(found) if kind == "vae" else dict(found.match.sizes)
     upstream, said = _upstream(found, plan.dtype)
-    with write_artifact(plan.out, kind, config=_recipe(plan, found, ready)) as directory:
+    with write_artifact(plan.out, kind, config=recipe) as directory:
         checkpoints.write_model(
             directory, ready.tensors, family=found.kind, config=config, upstream=upstream, limit=plan.shard_bytes, report=report
         )
-        if kind == "text_encoder":
-            said += _copy_tokenizer(plan, directory / TOKENIZER)
     return kind, said
+
+
+def _text_encoder(
+    plan: Conversion, sizes: Mapping[str, int], ready: Prepared, recipe: Mapping[str, Any], report: Report | None
+) -> tuple[str, list[str]]:
+    from edgewam.models.checkpoints.shards import write_shards
+    from edgewam.models.umt5 import Umt5Config
+    from edgewam.models.umt5_encoder import KIND, save_text_encoder
+
+    if plan.tokenizer is None:
+        raise ContractError(
+            f"'{plan.source}' is a text encoder, which embeds nothing without its tokeniser. "
+            "Add --tokenizer with the folder google/umt5-xxl of the same download."
+        )
+    save_text_encoder(
+        plan.out, Umt5Config(**sizes), plan.tokenizer,
+        lambda directory: write_shards(directory, ready.tensors, plan.shard_bytes, report),
+        storage=ready.tensors["token_embedding.weight"].dtype, made_from=recipe,
+    )  # fmt: skip
+    return KIND, []
 
 
 def _vae_config(found: Checkpoint) -> dict[str, Any]:
@@ -219,19 +240,6 @@ def _vae_config(found: Checkpoint) -> dict[str, Any]:
     stage = "encoder.downsamples.3.downsamples."
     blocks = sum(name.startswith(stage) and name.endswith(".residual.2.weight") for name in found.tensors)
     return asdict(WanVaeConfig(dim=sizes["dim"], dec_dim=sizes["dec_dim"], z_dim=sizes["z_dim"], num_res_blocks=blocks))
-
-
-def _copy_tokenizer(plan: Conversion, folder: Path) -> list[str]:
-    if plan.tokenizer is None:
-        return ["no tokenizer: it embeds no instruction before it has one; add --tokenizer DIR (google/umt5-xxl)"]
-    import shutil
-
-    from edgewam.models.umt5_tokenizer import tokenizer_files
-
-    folder.mkdir()
-    for file in tokenizer_files(plan.tokenizer):
-        shutil.copyfile(file, folder / file.name)
-    return []
 
 
 def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from edgewam.data.windows import WindowLayout
 from edgewam.models import checkpoints
 from edgewam.models.checkpoints.shards import SHARD_BYTES, Source
 from edgewam.models.text import Array
+from edgewam.models.text_store import PROMPTS, write_prompts
+from edgewam.models.text_sources import SMALL
 from edgewam.training.policy_artifact import STATS, PolicyFacts, facts_json
-from edgewam.training.policy_prompts import write_prompts
 from edgewam.training.weights import VAE_FAMILY
 
 TEACHER_STEPS, STUDENT_STEPS = 10, 2  # sampler steps of the released evaluation, and of the paper's student
@@ -87,5 +88,5 @@ def write_imported(
             upstream=made.upstream, limit=limit, report=report,
         )  # fmt: skip
         write_stats(directory / STATS, measured)
-        if text_encoder != "small":
-            write_prompts(directory, prompts)
+        if prompts and text_encoder != SMALL:
+            write_prompts(directory / PROMPTS, prompts)
