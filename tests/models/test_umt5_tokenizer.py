@@ -40,7 +40,7 @@ def test_pieces_are_followed_by_the_end_and_padding_up_to_the_length(folder, tok
 def test_a_long_text_loses_its_end_but_not_the_end_token_and_says_so(folder, tokenizer):
     plain = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     plain.enable_truncation(6)
-    with pytest.warns(UserWarning, match=r"tokens; the last \d+ are cut off"):
+    with pytest.warns(UserWarning, match=r"tokens; the last \d+ before its end are cut off"):
         ids, mask = tokenizer(TEXT, 6)
     assert ids.tolist() == plain.encode(TEXT).ids and mask.all()
     whole, _ = tokenizer(TEXT, 64)
