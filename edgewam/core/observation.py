@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,20 +16,83 @@ _EPSILON = np.float32(1e-8)
 CLAMP = 5.0  # released policies clamp normalised values to +-5 on the way in, never on the way out
 
 
-def compose_images(images: Mapping[str, npt.NDArray[np.uint8]], height: int, width: int) -> npt.NDArray[np.uint8]:
-    """One canvas uint8 [height, width, 3]: the head camera over the top two thirds, the wrists side by side below.
+@dataclass(frozen=True)
+class Composition:
+    """Where cameras go on a canvas: a grid of equal cells, and for each camera its box (row, column, rows, columns) in cells."""
+
+    rows: int
+    columns: int
+    boxes: Mapping[str, tuple[int, int, int, int]]
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The cameras that the canvas shows, in order."""
+        return tuple(self.boxes)
+
+    def chosen(self, available: Iterable[str]) -> dict[str, str]:
+        """Place on the canvas -> name of the camera that fills it, of those `available`.
+
+        A canvas of one camera takes the only camera there is, whatever its name.
+
+        Raises:
+            ContractError: a camera is missing.
+        """
+        found = tuple(available)
+        if len(self.boxes) == len(found) == 1:
+            return {self.cameras[0]: found[0]}
+        if missing := [name for name in self.boxes if name not in found]:
+            raise ContractError(
+                f"Cannot compose without cameras {missing}. Needed: {', '.join(self.boxes)}. "
+                f"There are: {', '.join(found) or 'none'}."
+            )
+        return {name: name for name in self.boxes}
+
+    def places(self, height: int, width: int) -> dict[str, tuple[slice, slice]]:
+        """Rows and columns of each camera on a canvas of this size in pixels.
+
+        Raises:
+            ContractError: the canvas does not divide into the grid's cells.
+        """
+        if height % self.rows or width % self.columns or min(height, width) < 1:
+            raise ContractError(
+                f"The canvas must have height % {self.rows} == 0 and width % {self.columns} == 0, got {height}x{width}."
+            )
+        cell_h, cell_w = height // self.rows, width // self.columns
+        return {
+            name: (slice(row * cell_h, (row + rows) * cell_h), slice(column * cell_w, (column + columns) * cell_w))
+            for name, (row, column, rows, columns) in self.boxes.items()
+        }
+
+
+COMPOSITIONS: Mapping[str, Composition] = {
+    # the head camera over the top two thirds, the wrists side by side below (RoboTwin)
+    "three_cameras": Composition(3, 2, dict(zip(CAMERAS, ((0, 0, 2, 2), (2, 0, 1, 1), (2, 1, 1, 1)), strict=True))),
+    # the scene on the left, the wrist on the right (LIBERO, 224x448)
+    "side_by_side": Composition(1, 2, {"front": (0, 0, 1, 1), "wrist": (0, 1, 1, 1)}),
+    # one camera over the whole canvas, or a picture that the client composed
+    "single": Composition(1, 1, {"front": (0, 0, 1, 1)}),
+}
+
+
+def composition_named(name: str) -> Composition:
+    """An entry of COMPOSITIONS; ContractError lists the names."""
+    if name not in COMPOSITIONS:
+        raise ContractError(f"No composition '{name}'. Available: {', '.join(COMPOSITIONS)}.")
+    return COMPOSITIONS[name]
+
+
+def compose_images(
+    images: Mapping[str, npt.NDArray[np.uint8]], height: int, width: int, composition: str = "three_cameras"
+) -> npt.NDArray[np.uint8]:
+    """One canvas uint8 [height, width, 3] of the cameras that the composition shows.
 
     Each camera is uint8 [h, w, 3] RGB of any size, resized with PIL's bilinear filter (a no-op when it already fits).
     """
-    if height % 3 or width % 2:
-        raise ContractError(f"The canvas must have height % 3 == 0 and width % 2 == 0, got {height}x{width}.")
-    if missing := [name for name in CAMERAS if name not in images]:
-        raise ContractError(f"Cannot compose without cameras {missing}. Needed: {', '.join(CAMERAS)}.")
-    split, half = height * 2 // 3, width // 2
+    form = composition_named(composition)
+    places, chosen = form.places(height, width), form.chosen(images)
     canvas = np.empty((height, width, 3), np.uint8)
-    canvas[:split] = _resize(images["cam_high"], split, width)
-    canvas[split:, :half] = _resize(images["cam_left_wrist"], height - split, half)
-    canvas[split:, half:] = _resize(images["cam_right_wrist"], height - split, half)
+    for name, (rows, columns) in places.items():
+        canvas[rows, columns] = _resize(images[chosen[name]], rows.stop - rows.start, columns.stop - columns.start)
     return canvas
 
 

@@ -7,51 +7,51 @@ larger than its place on the canvas, and not at all in layout.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgewam.core.errors import ContractError, require
-from edgewam.core.records import CAMERAS
+from edgewam.core.observation import composition_named
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-RELEASED_CAMERA_SIZE = (240, 320)  # released training first brings every camera to this (height, width)
+# released RoboTwin training first brings every camera to this (height, width); the other compositions resize once
+RELEASED_CAMERA_SIZE = (240, 320)
+_FIRST_SIZES: Mapping[str, tuple[int, int]] = {"three_cameras": RELEASED_CAMERA_SIZE}
 
 
 def compose_training(
-    images: Mapping[str, Tensor], height: int, width: int, camera_size: tuple[int, int] | None = RELEASED_CAMERA_SIZE
+    images: Mapping[str, Tensor],
+    height: int,
+    width: int,
+    camera_size: tuple[int, int] | Literal["released"] | None = "released",
+    composition: str = "three_cameras",
 ) -> Tensor:
     """One canvas float32 [B, 3, height, width] in [-1, 1] from uint8 cameras [B, 3, h, w] RGB.
 
     Args:
-        images: the three cameras; sizes may differ.
-        height: canvas height, a multiple of 3: the head camera fills the top two thirds.
-        width: canvas width, even: the wrists share the lower third.
-        camera_size: size that every camera is brought to first, or None to resize once.
+        images: the cameras that the composition shows; sizes may differ.
+        height: canvas height, a multiple of the composition's rows.
+        width: canvas width, a multiple of its columns.
+        camera_size: size that every camera is brought to first, None to resize once; by default as the released training did.
+        composition: a name of `core.observation.COMPOSITIONS`.
     """
     torch = require("torch", extra="train")
-    if height % 3 or width % 2:
-        raise ContractError(f"The canvas must have height % 3 == 0 and width % 2 == 0, got {height}x{width}.")
-    if missing := [name for name in CAMERAS if name not in images]:
-        raise ContractError(f"Cannot compose without cameras {missing}. Needed: {', '.join(CAMERAS)}.")
-    split = height * 2 // 3
-    sizes = {
-        "cam_high": (split, width),
-        "cam_left_wrist": (height - split, width // 2),
-        "cam_right_wrist": (height - split, width // 2),
-    }
-    views = {}
-    for name, size in sizes.items():
-        if images[name].dtype != torch.uint8 or images[name].ndim != 4 or images[name].shape[1] != 3:
-            raise ContractError(
-                f"Camera '{name}' must be uint8 [B, 3, H, W], got {images[name].dtype}{list(images[name].shape)}."
-            )
-        view = images[name].float() / 255.0
-        for step in (camera_size, size):
-            view = view if step is None else _resize(torch, view, step)
-        views[name] = view
-    wrists = torch.cat([views["cam_left_wrist"], views["cam_right_wrist"]], 3)
-    canvas: Tensor = (torch.cat([views["cam_high"], wrists], 2) - 0.5) / 0.5
+    form = composition_named(composition)
+    places, chosen = form.places(height, width), form.chosen(images)
+    first = _FIRST_SIZES.get(composition) if camera_size == "released" else camera_size
+    canvas: Tensor | None = None
+    for name, (rows, columns) in places.items():
+        view = images[chosen[name]]
+        if view.dtype != torch.uint8 or view.ndim != 4 or view.shape[1] != 3:
+            raise ContractError(f"Camera '{chosen[name]}' must be uint8 [B, 3, H, W], got {view.dtype}{list(view.shape)}.")
+        view = view.float() / 255.0
+        for size in (first, (rows.stop - rows.start, columns.stop - columns.start)):
+            view = view if size is None else _resize(torch, view, size)
+        if canvas is None:
+            canvas = view.new_empty(len(view), 3, height, width)
+        canvas[:, :, rows, columns] = (view - 0.5) / 0.5
+    assert canvas is not None, "a composition shows at least one camera"
     return canvas
 
 

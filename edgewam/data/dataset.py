@@ -1,7 +1,7 @@
 """Read a LeRobot dataset: numbers of all episodes in memory, frames decoded on demand.
 
 `Dataset.open` checks that every file is there, whole and consistent, so that training fails in its first second and not
-after an hour.  One layout is known so far (v3.0, `lerobot_v3_index.read_index`); another one only has to return an `Index`.
+after an hour.  Two layouts are known, v3.0 and v2.1 (`lerobot_v3_index`, `lerobot_v21_index`); each returns an `Index`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgewam.core.errors import ArtifactError, ContractError
+from edgewam.data import lerobot_v3_index, lerobot_v21_index
 from edgewam.data.index import Index
+from edgewam.data.key_map import KeyMap
 from edgewam.data.lerobot_v3 import VERSION
-from edgewam.data.lerobot_v3_index import read_index
-from edgewam.data.schema import ACTION, ENVIRONMENT, IMAGE_PREFIX, STATE, Floats, Images
+from edgewam.data.schema import ACTION, ENVIRONMENT, STATE, Floats, Images
 from edgewam.data.video import decode_frames
 
 
@@ -32,8 +33,12 @@ class Dataset:
     index: Index
 
     @staticmethod
-    def open(path: Path | str) -> Dataset:
+    def open(path: Path | str, keys: KeyMap | None = None) -> Dataset:
         """Open and check a dataset directory, or a list of datasets that `join` wrote.
+
+        Args:
+            path: the directory.
+            keys: names of state, action and cameras; by default those stored in the dataset, and rules for the rest.
 
         Raises:
             ArtifactError: missing, unfinished, truncated, inconsistent or of a foreign layout; the message says what to do.
@@ -43,12 +48,16 @@ class Dataset:
             from edgewam.data.join import open_join  # it opens datasets itself
 
             return open_join(path)
-        version = read_info(path).get("codebase_version")
-        if version != VERSION:
-            raise ArtifactError(
-                f"'{path}' has the LeRobot layout '{version}'; this version reads {VERSION}. Convert it with lerobot."
-            )
-        return Dataset(path, read_index(path, read_info(path)))
+        info, keys = read_info(path), KeyMap.stored(path) if keys is None else keys
+        version = info.get("codebase_version")
+        if version == VERSION:
+            return Dataset(path, lerobot_v3_index.read_index(path, info, keys))
+        if version in lerobot_v21_index.VERSIONS:
+            return Dataset(path, lerobot_v21_index.read_index(path, info, keys))
+        raise ArtifactError(
+            f"'{path}' has the LeRobot layout '{version}'; this version reads "
+            f"{', '.join(lerobot_v21_index.VERSIONS)} and {VERSION}. Convert it with lerobot."
+        )
 
     @property
     def num_episodes(self) -> int:
@@ -82,18 +91,28 @@ class Dataset:
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
-        """Feature entries of meta/info.json."""
+        """Feature entries of meta/info.json; state, action and cameras under our names."""
         return dict(self.index.info["features"])
 
     @property
     def stats(self) -> dict[str, dict[str, Any]]:
-        """meta/stats.json: per feature min, max, mean, std, count and quantiles."""
+        """meta/stats.json: per feature min, max, mean, std, count and quantiles (v2.1 keeps them per episode, elsewhere)."""
         return dict(_read_json(self.path / "meta/stats.json"))
 
     @property
     def cameras(self) -> tuple[str, ...]:
-        """Camera names without the feature prefix."""
-        return tuple(name.removeprefix(IMAGE_PREFIX) for name in self.features if name.startswith(IMAGE_PREFIX))
+        """Camera names, ours where a key map or the rules know them."""
+        return tuple(self.index.videos)
+
+    @property
+    def state_dim(self) -> int:
+        """Numbers in a state."""
+        return int(self.index.vectors[STATE].shape[1])
+
+    @property
+    def action_dim(self) -> int:
+        """Numbers in an action."""
+        return int(self.index.vectors[ACTION].shape[1])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -182,6 +201,11 @@ def read_info(path: Path) -> Mapping[str, Any]:
     if missing := [key for key in ("codebase_version", "fps", "features", "total_episodes", "total_frames") if key not in info]:
         raise ArtifactError(
             f"'{path / 'meta/info.json'}' lacks {', '.join(missing)}: it is no LeRobot dataset. Give another path."
+        )
+    if not isinstance(info["fps"], int | float) or info["fps"] <= 0 or info["fps"] != int(info["fps"]):
+        raise ArtifactError(
+            f"'{path / 'meta/info.json'}' has fps {info['fps']!r}; a control rate is a whole number of steps per second. "
+            "Resample the dataset."
         )
     return info
 

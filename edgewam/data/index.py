@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,11 +33,17 @@ class Index:
     videos: Mapping[str, tuple[list[Path], list[int]]]
 
     def digest(self, root: Path) -> str:
-        """sha256 that changes with the content: from the manifest, else over the metadata and all numbers."""
+        """sha256 that changes with the content: from the manifest, else over metadata, all numbers and the videos' sizes."""
         if (root / MANIFEST).exists():
             return read_manifest(root, kind="dataset", verify=False).digest
         digest = hashlib.sha256((root / "meta/info.json").read_bytes())
+        digest.update(json.dumps([self.tasks, self.task_index.tolist(), self.lengths.tolist()]).encode())
         for name in sorted(self.vectors):
             digest.update(name.encode())
             digest.update(np.ascontiguousarray(self.vectors[name]).tobytes())
+        for camera in sorted(self.videos):
+            files, firsts = self.videos[camera]
+            sizes = {path: path.stat().st_size for path in files}
+            places = [[path.relative_to(root).as_posix(), sizes[path], first] for path, first in zip(files, firsts, strict=True)]
+            digest.update(json.dumps([camera, places]).encode())
         return digest.hexdigest()

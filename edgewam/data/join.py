@@ -17,7 +17,7 @@ from edgewam.core.artifacts import read_manifest, write_artifact, write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.index import Index
-from edgewam.data.schema import ENVIRONMENT, IMAGE_PREFIX
+from edgewam.data.schema import ENVIRONMENT
 
 JOIN = "join.json"
 
@@ -90,11 +90,7 @@ def _joined(path: Path, datasets: Sequence[Dataset]) -> Dataset:
         task_index=np.array([tasks.index(datasets[d].task(e)) for d, e in order], np.int64),
         tasks=tasks,
         vectors=vectors,
-        videos={
-            name.removeprefix(IMAGE_PREFIX): _videos(datasets, name.removeprefix(IMAGE_PREFIX), order)
-            for name in features
-            if name.startswith(IMAGE_PREFIX)
-        },
+        videos={camera: _videos(datasets, camera, order) for camera in first.cameras},
     )
     return Dataset(path, index)
 

@@ -1,6 +1,7 @@
 """Index a LeRobot v3.0 dataset on disk: all numbers loaded, every frame located, every file checked against the others.
 
-The layout's names and path templates are those of `lerobot_v3`, which writes it.
+The layout's names and path templates are those of `lerobot_v3`, which writes it.  Datasets of other writers differ in
+feature names, float types, codec and number of files, and are read alike.
 """
 
 from __future__ import annotations
@@ -11,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edgewam.core.errors import ArtifactError, require
+from edgewam.core.errors import ArtifactError
+from edgewam.data import tables
 from edgewam.data.index import Index
-from edgewam.data.lerobot_v3 import TASKS_PATH, VERSION
-from edgewam.data.schema import ACTION, IMAGE_PREFIX, STATE, Floats
+from edgewam.data.key_map import KeyMap, resolve, width_of
+from edgewam.data.lerobot_v3 import DATA_PATH, TASKS_PATH, VERSION, VIDEO_PATH
 from edgewam.data.video import num_video_frames
 
 
-def read_index(root: Path, info: Mapping[str, Any]) -> Index:
+def read_index(root: Path, info: Mapping[str, Any], keys: KeyMap) -> Index:
     """Load all numbers of a v3.0 dataset and locate its frames.
 
     Raises:
@@ -27,16 +29,17 @@ def read_index(root: Path, info: Mapping[str, Any]) -> Index:
     paths = sorted((root / "meta/episodes").glob("chunk-*/file-*.parquet"))
     if not paths:
         raise ArtifactError(f"'{root}' has no meta/episodes/*.parquet. Copy or collect the dataset again.")
-    episodes = sorted((row for path in paths for row in _read_table(path).to_pylist()), key=lambda row: row["episode_index"])
+    episodes = sorted((row for path in paths for row in _read_rows(path)), key=lambda row: row["episode_index"])
     try:
-        return _build_index(root, info, episodes)
+        return _build_index(root, info, keys, episodes)
     except KeyError as error:
         raise ArtifactError(
             f"The metadata of '{root}' lacks {error}: it is no complete {VERSION} dataset. Copy or collect it again."
         ) from None
 
 
-def _build_index(root: Path, info: Mapping[str, Any], episodes: list[dict[str, Any]]) -> Index:
+def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: list[dict[str, Any]]) -> Index:
+    keys = resolve(root, info["features"], given)
     lengths = np.array([row["length"] for row in episodes], np.int64)
     starts = np.concatenate([[0], np.cumsum(lengths)[:-1]]).astype(np.int64)
     counts = (len(episodes), int(lengths.sum()))
@@ -48,13 +51,15 @@ def _build_index(root: Path, info: Mapping[str, Any], episodes: list[dict[str, A
             f"but info.json {info['total_episodes']} of {info['total_frames']}: "
             "files are missing or mixed. Copy or collect the dataset again."
         )
-    data_paths = list(dict.fromkeys(root / info["data_path"].format(**_row_place(row, "data")) for row in episodes))
-    tables = [_read_table(path) for path in data_paths]
-    names = [name for name, entry in info["features"].items() if entry["dtype"] == "float32" and name != "timestamp"]
-    if missing := {STATE, ACTION} - set(names):
-        raise ArtifactError(f"'{root}' has no feature {sorted(missing)}; it holds {names}. Give a dataset with these features.")
+    template = info.get("data_path") or DATA_PATH
+    data_paths = list(dict.fromkeys(root / template.format(**_row_place(row, "data")) for row in episodes))
+    loaded = [tables.read_table(path) for path in data_paths]
+    for path, table in zip(data_paths, loaded, strict=True):
+        needed = (*keys.vectors.values(), "episode_index", "frame_index", "task_index")
+        if missing := [name for name in needed if name not in table.column_names]:
+            raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy or collect the dataset again.")
     columns = {
-        name: np.concatenate([table[name].to_numpy() for table in tables])
+        name: np.concatenate([tables.integers(table, name) for table in loaded])
         for name in ("episode_index", "frame_index", "task_index")
     }
     wanted_steps = np.arange(counts[1]) - np.repeat(starts, lengths)
@@ -67,27 +72,31 @@ def _build_index(root: Path, info: Mapping[str, Any], episodes: list[dict[str, A
         raise ArtifactError(
             f"The rows of '{root / 'data'}' do not match meta/episodes: files are missing or mixed. Copy the dataset again."
         )
-    vectors = {name: np.concatenate([_vectors(table, name, info) for table in tables]) for name in names}
+    vectors = {
+        name: np.concatenate(
+            [
+                tables.vectors(table, key, width_of(info["features"][key]), path)
+                for path, table in zip(data_paths, loaded, strict=True)
+            ]
+        )
+        for name, key in keys.vectors.items()
+    }
     for name, values in vectors.items():
-        bad = np.flatnonzero(~np.isfinite(values).all(1))
-        if len(bad):
-            episode = int(columns["episode_index"][bad[0]])
-            raise ArtifactError(
-                f"'{root}', episode {episode}, column '{name}': {len(bad)} rows are not finite. Remove or record it again."
-            )
+        tables.check_finite(values, keys.vectors[name], root, columns["episode_index"])
     task_index = columns["task_index"][starts].astype(np.int64)
     tasks = _read_tasks(root / TASKS_PATH)
     if task_index.max() >= len(tasks):
         raise ArtifactError(
             f"'{root / TASKS_PATH}' has {len(tasks)} tasks, an episode uses number {task_index.max()}. Copy the dataset again."
         )
-    keys = [name for name, entry in info["features"].items() if entry["dtype"] == "video"]
-    videos = {key.removeprefix(IMAGE_PREFIX): _locate_videos(root, info, key, episodes) for key in keys}
-    return Index(info, lengths, starts, task_index, tasks, vectors, videos)
+    videos = {name: _locate_videos(root, info, key, episodes) for name, key in keys.cameras.items()}
+    named = {**info, "features": keys.features(info["features"])}
+    return Index(named, lengths, starts, task_index, tasks, vectors, videos)
 
 
 def _locate_videos(root: Path, info: Mapping[str, Any], key: str, episodes: list[dict[str, Any]]) -> tuple[list[Path], list[int]]:
-    files = [root / info["video_path"].format(video_key=key, **_row_place(row, f"videos/{key}")) for row in episodes]
+    template = info.get("video_path") or VIDEO_PATH
+    files = [root / template.format(video_key=key, **_row_place(row, f"videos/{key}")) for row in episodes]
     firsts = [round(row[f"videos/{key}/from_timestamp"] * info["fps"]) for row in episodes]
     needed: dict[Path, int] = {}
     for path, first, row in zip(files, firsts, episodes, strict=True):
@@ -104,29 +113,14 @@ def _row_place(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
     return {name: row[f"{prefix}/{name}"] for name in ("chunk_index", "file_index")}
 
 
-def _vectors(table: Any, name: str, info: Mapping[str, Any]) -> Floats:
-    column = table[name].combine_chunks()
-    width = info["features"][name]["shape"][0]
-    values = np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32)
-    if column.null_count or len(values) != len(table) * width:
-        raise ArtifactError(f"Column '{name}' does not hold {width} values in every row. Copy or collect the dataset again.")
-    return values.reshape(-1, width)
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """One row per episode, without its statistics: they are most of the file and nothing here reads them."""
+    table = tables.read_table(path)
+    return list(table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist())
 
 
 def _read_tasks(path: Path) -> tuple[str, ...]:
-    table = _read_table(path)
+    table = tables.read_table(path)
     text_column = next(name for name in table.column_names if name != "task_index")
     texts = dict(zip(table["task_index"].to_pylist(), table[text_column].to_pylist(), strict=True))
     return tuple(texts[index] for index in range(len(texts)))
-
-
-def _read_table(path: Path) -> Any:
-    pa, pq = require("pyarrow", extra="train"), require("pyarrow.parquet", extra="train")
-    if not path.is_file():
-        raise ArtifactError(f"'{path}' is missing. Copy or collect the dataset again.")
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowException, OSError) as error:
-        raise ArtifactError(
-            f"Cannot read '{path}' ({error}): it is truncated or no parquet file. Copy or collect the dataset again."
-        ) from error

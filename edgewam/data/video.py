@@ -87,7 +87,9 @@ def open_video(path: Path) -> Any:
         ) from error
     if not container.streams.video:
         container.close()
-        raise ArtifactError(f"'{path}' has no video stream. Copy or collect the dataset again.")
+        raise ArtifactError(
+            f"Video '{path}' has no video stream: it is truncated or no video. Copy or collect the dataset again."
+        )
     return container
 
 

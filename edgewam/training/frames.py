@@ -12,16 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgewam.core.observation import compose_images
-from edgewam.core.records import CAMERAS
+from edgewam.core.observation import compose_images, composition_named
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import Images
 
 
-def compose_episode(dataset: Dataset, episode: int, steps: npt.NDArray[np.int64], height: int, width: int) -> Images:
+def compose_episode(
+    dataset: Dataset,
+    episode: int,
+    steps: npt.NDArray[np.int64],
+    height: int,
+    width: int,
+    composition: str = "three_cameras",
+) -> Images:
     """Canvases uint8 [n, height, width, 3] of one episode at control steps [n]."""
-    views = {camera: dataset.frames(episode, camera, steps) for camera in CAMERAS}
-    return np.stack([compose_images({name: view[i] for name, view in views.items()}, height, width) for i in range(len(steps))])
+    cameras = composition_named(composition).chosen(dataset.cameras).values()
+    views = {camera: dataset.frames(episode, camera, steps) for camera in cameras}
+    return np.stack(
+        [compose_images({name: view[i] for name, view in views.items()}, height, width, composition) for i in range(len(steps))]
+    )
 
 
 def held_out(num_episodes: int) -> int:
@@ -47,6 +56,7 @@ class FrameSet:
         max_frames: int,
         seed: int,
         environment: bool,
+        composition: str = "three_cameras",
     ) -> FrameSet:
         """Decode and compose.  Fails as the dataset does (missing camera, damaged video, no environment state)."""
         generator = np.random.default_rng([seed, len(episodes)])
@@ -60,7 +70,7 @@ class FrameSet:
             steps = np.arange(phase, dataset.lengths[episode], stride, dtype=np.int64)
             if len(steps) == 0:
                 continue
-            images.append(compose_episode(dataset, int(episode), steps, *size))
+            images.append(compose_episode(dataset, int(episode), steps, *size, composition))
             places.append(np.stack([np.full(len(steps), episode), steps], 1))
             if environment:
                 states.append(dataset.environment_states(int(episode))[steps])

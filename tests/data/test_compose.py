@@ -62,6 +62,40 @@ def test_large_cameras_go_through_the_released_size_first():
     assert (twice - once).abs().max() > 1e-3
 
 
+LIBERO = {"front": (256, 256), "wrist": (224, 224)}
+
+
+@pytest.mark.parametrize(("composition", "sizes", "canvas"), [
+    ("three_cameras", {name: (48, 64) for name in CAMERAS}, (96, 80)),
+    ("side_by_side", LIBERO, (224, 448)),
+    ("single", {"front": (48, 64)}, (96, 80)),
+    ("single", {"scene": (48, 64)}, (96, 80)),
+])  # fmt: skip
+def test_training_and_run_time_put_every_camera_in_the_same_place(composition, sizes, canvas):
+    plain = {name: np.full((*size, 3), 60 + 50 * place, np.uint8) for place, (name, size) in enumerate(sizes.items())}
+    tensors = {name: torch.from_numpy(image).permute(2, 0, 1)[None] for name, image in plain.items()}
+    run_time = compose_images(plain, *canvas, composition).astype(np.float32) * (2 / 255) - 1
+    trained = compose_training(tensors, *canvas, composition=composition)[0].permute(1, 2, 0).numpy()
+    np.testing.assert_allclose(trained, run_time, atol=FLOAT32_TOLERANCE)
+    assert len(np.unique(run_time)) == len(sizes)
+
+
+def test_libero_cameras_lie_side_by_side_and_are_resized_once():
+    generator = torch.Generator().manual_seed(0)
+    images = {name: torch.randint(0, 256, (2, 3, *size), generator=generator, dtype=torch.uint8) for name, size in LIBERO.items()}
+    canvas = compose_training(images, 224, 448, composition="side_by_side")
+    by_hand = torch.nn.functional.interpolate(images["front"].float() / 255, (224, 224), mode="bilinear", antialias=True)
+    torch.testing.assert_close(canvas[..., :224], by_hand * 2 - 1, atol=FLOAT32_TOLERANCE, rtol=0)
+    torch.testing.assert_close(canvas[..., 224:], images["wrist"] / 127.5 - 1, atol=FLOAT32_TOLERANCE, rtol=0)
+
+
+def test_unknown_composition_names_those_there_are(cameras):
+    with pytest.raises(ContractError, match=r"No composition 'four'\. Available: three_cameras, side_by_side, single"):
+        compose_training(cameras, 384, 320, composition="four")
+    with pytest.raises(ContractError, match=r"\['front', 'wrist'\].*There are: cam_high, cam_left_wrist, cam_right_wrist"):
+        compose_training(cameras, 224, 448, composition="side_by_side")
+
+
 def test_missing_or_malformed_cameras_are_refused(cameras):
     with pytest.raises(ContractError, match="cam_right_wrist"):
         compose_training({name: cameras[name] for name in ("cam_high", "cam_left_wrist")}, 384, 320)

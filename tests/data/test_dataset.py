@@ -168,9 +168,17 @@ def test_counts_that_disagree_are_refused(copy):
         Dataset.open(copy)
 
 
-def test_older_layout_is_refused_with_its_version(copy):
-    edit_info(copy, codebase_version="v2.1")
-    with pytest.raises(ArtifactError, match=r"v2\.1.*reads v3\.0"):
+def test_unknown_layout_is_refused_with_its_version(copy):
+    edit_info(copy, codebase_version="v1.6")
+    with pytest.raises(ArtifactError, match=r"v1\.6.*reads v2\.0, v2\.1 and v3\.0"):
+        Dataset.open(copy)
+
+
+def test_control_rate_that_is_no_whole_number_is_refused(copy):
+    edit_info(copy, fps=50.0)
+    assert Dataset.open(copy).fps == 50
+    edit_info(copy, fps=29.97)
+    with pytest.raises(ArtifactError, match=r"info\.json' has fps 29\.97"):
         Dataset.open(copy)
 
 

@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,8 @@ def pairs(batch):
     return list(zip(batch.episode.tolist(), batch.start.tolist(), strict=True))
 
 
-def take(source, count):
-    iterator = iter(source)
-    return [next(iterator) for _ in range(count)]
+def batches_of(one, epoch=0):
+    return [one.global_batch(epoch, position) for position in range(one.num_batches(epoch))]
 
 
 def same(a, b):
@@ -29,7 +30,7 @@ def same(a, b):
 
 def test_an_epoch_visits_every_window():
     one = sampler()
-    seen = {pair for position in range(one.num_batches(0)) for pair in pairs(one.batch_at(0, position))}
+    seen = {pair for batch in batches_of(one) for pair in pairs(batch)}
     assert seen == ALL
     assert one.num_windows == len(ALL)
     # only the last batch of each history length may repeat windows
@@ -37,60 +38,54 @@ def test_an_epoch_visits_every_window():
 
 
 def test_order_is_a_function_of_seed_epoch_and_position():
-    first, second = take(sampler(), 30), take(sampler(), 30)
-    assert all(same(a, b) for a, b in zip(first, second, strict=True))
-    other_seed, other_epoch = sampler(seed=4).batch_at(0, 0), sampler().batch_at(1, 0)
+    first, second = batches_of(sampler(batch_size=50)), sampler(batch_size=50)
+    # asked for in another order
+    assert all(same(first[i], second.global_batch(0, i)) for i in reversed(range(len(first))))
+    other_seed, other_epoch = sampler(seed=4, batch_size=50).global_batch(0, 0), second.global_batch(1, 0)
     assert pairs(other_seed) != pairs(first[0]) != pairs(other_epoch)
 
 
 def test_epochs_follow_each_other_without_end():
     one = sampler(batch_size=50)
-    count = one.num_batches(0)
-    batches = take(one, count + 2)
-    assert (one.epoch, one.position) == (1, 2)
-    assert same(batches[count], one.batch_at(1, 0))
+    counts = [one.num_batches(epoch) for epoch in range(3)]
+    places = [(epoch, position) for epoch in range(3) for position in range(counts[epoch])]
+    assert [one.place(index) for index in range(sum(counts))] == places
+    assert sampler(batch_size=50).place(sum(counts) - 1) == places[-1]  # the first question may be about a late one
 
 
-@pytest.mark.parametrize("place", [0, 7, 13])
-def test_resume_continues_exactly(place):
-    whole = take(sampler(batch_size=50), 20)
-    before = sampler(batch_size=50)
-    take(before, place)
-    after = sampler(batch_size=50)
-    after.load_state(before.state())
-    assert all(same(a, b) for a, b in zip(take(after, 20 - place), whole[place:], strict=True))
+def test_whatever_changes_the_order_changes_its_identity():
+    known = sampler().identity()
+    assert sampler().identity() == known
+    assert json.loads(json.dumps(known)) == known
+    others = [sampler(batch_size=8), sampler(seed=4), sampler(start_stride=2), sampler(episodes=[0]), sampler([150, 90, 202])]
+    others.append(WindowSampler(numbers_only(LENGTHS), WindowLayout(max_offset=14), 4, 3))
+    changed = [[name for name in known if one.identity()[name] != known[name]] for one in others]
+    assert changed == [["batch_size"], ["seed"], ["start_stride"], ["episodes"], ["dataset"], ["layout"]]
 
 
-def test_resume_with_another_order_names_what_changed():
-    state = sampler().state()
-    with pytest.raises(ContractError, match="batch_size changed"):
-        sampler(batch_size=8).load_state(state)
-    with pytest.raises(ContractError, match="dataset changed"):
-        WindowSampler(numbers_only([150, 90, 202]), WindowLayout(), 4, 3).load_state(state)
+@pytest.mark.parametrize("world", [1, 2, 3, 8])
+def test_ranks_take_blocks_of_one_global_batch(world):
+    one = sampler(batch_size=8)
+    whole = one.global_batch(0, 5)
+    parts = [one.global_batch(0, 5, one.rows(rank, world)) for rank in range(world)]
+    assert [pair for part in parts for pair in pairs(part)] == pairs(whole)
+    assert {len(part.start) for part in parts} <= {8 // world, 8 // world + 1}
+    assert {part.valid_len for part in parts} == {whole.valid_len}
+    np.testing.assert_array_equal(np.concatenate([part.actions for part in parts]), whole.actions)
 
 
-@pytest.mark.parametrize("world_size", [2, 3])
-def test_ranks_are_disjoint_and_cover_everything(world_size):
-    lengths = [400, 290, 301]  # every history length occurs more often than a batch of all ranks is large
-    ranks = [sampler(lengths, rank=rank, world_size=world_size) for rank in range(world_size)]
-    assert len({one.num_batches(0) for one in ranks}) == 1
+def test_a_batch_repeats_no_window_where_there_are_enough():
+    one = sampler([400, 290, 301], batch_size=12)  # every history length occurs more than twelve times
     seen = set()
-    for position in range(ranks[0].num_batches(0)):
-        together = [pair for one in ranks for pair in pairs(one.batch_at(0, position))]
-        assert len(set(together)) == 4 * world_size
-        seen |= set(together)
-    assert seen == {(episode, start) for episode, length in enumerate(lengths) for start in range(length)}
-
-
-def test_history_length_is_the_same_on_all_ranks():
-    ranks = [sampler(rank=rank, world_size=2) for rank in range(2)]
-    for position in range(ranks[0].num_batches(0)):
-        assert ranks[0].batch_at(0, position).valid_len == ranks[1].batch_at(0, position).valid_len
+    for batch in batches_of(one):
+        assert len(set(pairs(batch))) == 12
+        seen |= set(pairs(batch))
+    assert len(seen) == 400 + 290 + 301
 
 
 def test_offsets_and_spacings_are_spread_and_leave_a_real_action():
     one = sampler()
-    batches = [one.batch_at(0, position) for position in range(one.num_batches(0))]
+    batches = batches_of(one)
     assert {int(value) for batch in batches for value in batch.offset} == set(range(16))
     assert {int(value) for batch in batches for value in batch.history_spacing} == {32, 64}
     assert {batch.valid_len for batch in batches} == set(range(7))
@@ -99,27 +94,30 @@ def test_offsets_and_spacings_are_spread_and_leave_a_real_action():
 
 def test_a_layout_without_history_or_offset_draws_neither():
     layout = WindowLayout(horizon=64, max_offset=0, num_video_frames=9, num_history=0, history_spacings=())
-    batch = WindowSampler(numbers_only(LENGTHS), layout, 8, 0).batch_at(0, 0)
+    batch = WindowSampler(numbers_only(LENGTHS), layout, 8, 0).global_batch(0, 0)
     assert batch.offset.tolist() == [0] * 8
     assert (batch.valid_len, batch.history_steps.shape) == (0, (8, 0))
 
 
 def test_strides_and_episode_choice_restrict_the_windows():
     one = sampler(start_stride=8, episodes=[2, 0])
-    seen = {pair for position in range(one.num_batches(0)) for pair in pairs(one.batch_at(0, position))}
+    seen = {pair for batch in batches_of(one) for pair in pairs(batch)}
     assert seen == {(e, s) for e, s in ALL if e != 1 and s % 8 == 0}
 
 
 def test_groups_smaller_than_a_batch_repeat_themselves():
     one = WindowSampler(numbers_only([3]), WindowLayout(), 8, 0)
     assert one.num_batches(0) == 1
-    assert sorted(set(pairs(one.batch_at(0, 0)))) == [(0, 0), (0, 1), (0, 2)]
+    assert sorted(set(pairs(one.global_batch(0, 0)))) == [(0, 0), (0, 1), (0, 2)]
 
 
 def test_bad_settings_are_refused():
-    for bad in ({"batch_size": 0}, {"rank": 2, "world_size": 2}, {"start_stride": 0}):
+    for bad in ({"batch_size": 0}, {"start_stride": 0}):
         with pytest.raises(ContractError, match="Bad sampler"):
             sampler(**bad)
+    for rank, world in ((2, 2), (-1, 2), (0, 5)):
+        with pytest.raises(ContractError, match="no rows in a batch of 4"):
+            sampler().rows(rank, world)
     with pytest.raises(ContractError, match=r"0\.\.2"):
         sampler(episodes=[3])
     with pytest.raises(ContractError, match=r"0\.\.2"):

@@ -1,0 +1,207 @@
+"""Batches of training windows with their pictures: decoded, composed and prefetched by worker processes.
+
+For data whose latents would not fit on a disk.  A canvas that several places of a batch show (a clip, its chunk images,
+history, the repeats of a slow camera) is decoded and stored once.  Encoding them is `training/frame_source`'s part.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from edgewam.core.errors import ContractError, EdgewamError, require
+from edgewam.core.observation import compose_images
+from edgewam.core.records import CAMERAS
+from edgewam.data.compose import RELEASED_CAMERA_SIZE, compose_training
+from edgewam.data.dataset import Dataset
+from edgewam.data.windows import Ints, WindowBatch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Pixels = Literal["float32", "bfloat16", "uint8"]
+
+FRAMES_AT_ONCE = 8  # composed together: bounds the float32 copies of the cameras (11 MB a frame at 3 x 480x640)
+
+
+@dataclass(frozen=True)
+class FrameBatch:
+    """Windows and what their cameras showed: N distinct canvases [N, 3, H, W], and for each place the row that shows it.
+
+    Canvases are RGB in [-1, 1] (float32 or bfloat16), or bytes 0..255 (uint8).  History holds the `valid_len` frames that
+    exist, oldest first.
+    """
+
+    windows: WindowBatch
+    canvases: Tensor
+    clip: Ints  # [B, F]
+    history: Ints  # [B, valid_len]
+    chunks: Ints  # [B, K]
+
+    def pin_memory(self) -> FrameBatch:
+        """The same batch in memory that a GPU reads while the CPU goes on (called by torch's DataLoader)."""
+        return replace(self, canvases=self.canvases.pin_memory())
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """How a canvas is made of the cameras, in pixels.
+
+    pixels: "float32" is released training's road to the VAE, antialiased and never rounded to bytes; "bfloat16" is the same
+    rounded once, which for a VAE of that type changes nothing and halves the memory; "uint8" is the run-time road (PIL).
+    camera_size: what the training road first resizes every camera to, None: nothing.
+    """
+
+    height: int
+    width: int
+    pixels: Pixels = "float32"
+    camera_size: tuple[int, int] | None = RELEASED_CAMERA_SIZE
+
+    @property
+    def num_bytes(self) -> int:
+        """Of one canvas."""
+        return 3 * self.height * self.width * {"float32": 4, "bfloat16": 2, "uint8": 1}[self.pixels]
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Windows -> their pictures.  It is what a worker process holds."""
+
+    dataset: Dataset
+    canvas: Canvas
+
+    def read(self, windows: WindowBatch) -> FrameBatch:
+        """Decode and compose.
+
+        Raises:
+            ArtifactError: a video is missing or damaged; it is named.
+            ContractError: a camera of the canvas is missing.
+        """
+        torch = require("torch", extra="train")
+        first_history = windows.history_steps.shape[1] - windows.valid_len
+        parts = [windows.video_steps, windows.history_steps[:, first_history:], windows.chunk_steps]
+        steps = self.dataset.camera_frame(np.concatenate(parts, 1))
+        places = np.stack([np.broadcast_to(windows.episode[:, None], steps.shape), steps], -1).reshape(-1, 2)
+        # distinct frames, by episode and then in time: each video is read forwards, once
+        distinct, rows = np.unique(places, axis=0, return_inverse=True)
+        episodes, counts = np.unique(distinct[:, 0], return_counts=True)
+        canvas = self.canvas
+        canvases = torch.empty(len(distinct), 3, canvas.height, canvas.width, dtype=getattr(torch, canvas.pixels))
+        for episode, part, target in zip(
+            episodes, np.split(distinct[:, 1], np.cumsum(counts)[:-1]), canvases.split(counts.tolist()), strict=True
+        ):
+            self._fill(target, int(episode), part)
+        clip, history, chunks = np.split(rows.reshape(steps.shape), np.cumsum([part.shape[1] for part in parts])[:-1], 1)
+        return FrameBatch(windows, canvases, clip, history, chunks)
+
+    def __getitem__(self, windows: WindowBatch) -> FrameBatch | EdgewamError:
+        """What DataLoader calls.  The user's errors travel as values: raised, they would arrive wrapped in a traceback."""
+        try:
+            return self.read(windows)
+        except EdgewamError as error:
+            return error
+
+    def _fill(self, target: Tensor, episode: int, steps: Ints) -> None:
+        torch = require("torch", extra="train")
+        canvas = self.canvas
+        if missing := [name for name in CAMERAS if name not in self.dataset.cameras]:
+            raise ContractError(f"Cannot compose without cameras {missing}. Needed: {', '.join(CAMERAS)}.")
+        views = {camera: self.dataset.frames(episode, camera, steps) for camera in CAMERAS}
+        for begin in range(0, len(steps), FRAMES_AT_ONCE):
+            some = slice(begin, begin + FRAMES_AT_ONCE)
+            if canvas.pixels == "uint8":
+                shown = [
+                    compose_images({name: view[i] for name, view in views.items()}, canvas.height, canvas.width)
+                    for i in range(len(steps))[some]
+                ]
+                target[some] = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
+            else:
+                images = {name: torch.from_numpy(view[some]).permute(0, 3, 1, 2) for name, view in views.items()}
+                target[some] = compose_training(images, canvas.height, canvas.width, canvas.camera_size)
+
+
+class FrameLoader:
+    """Frame batches of a sequence of windows, read ahead by worker processes that stay alive from one sequence to the next.
+
+    num_workers: 0 reads in this process, when asked.  prefetch: batches that each worker has ready or in work.
+    pin: for a GPU; needs one.  What comes does not depend on these three.
+    """
+
+    def __init__(self, reader: FrameReader, num_workers: int = 0, prefetch: int = 2, pin: bool = False) -> None:
+        torch = require("torch", extra="train")
+        # workers only look at videos: numbers of all episodes may be gigabytes, and every worker would get a copy
+        lean = replace(reader.dataset, index=replace(reader.dataset.index, vectors={}))
+        self._order = _Order()
+        self._loader = require("torch.utils.data", extra="train").DataLoader(
+            replace(reader, dataset=lean),
+            batch_size=None,
+            sampler=self._order,
+            num_workers=num_workers,
+            prefetch_factor=prefetch if num_workers else None,
+            persistent_workers=num_workers > 0,
+            # a forked child of a process that uses CUDA and threads may hang
+            multiprocessing_context="spawn" if num_workers else None,
+            worker_init_fn=_start_worker if num_workers else None,
+            pin_memory=pin,
+            generator=torch.Generator(),  # else every start would take a number from the global one
+        )
+
+    def stream(self, windows: Iterable[WindowBatch]) -> Iterator[FrameBatch]:
+        """The batches of `windows` in their order.  A stream ends the one before it, whose batches in work are dropped.
+
+        Raises:
+            EdgewamError: what `FrameReader.read` refuses, when its turn comes, or a worker process was killed.
+        """
+        self._order.windows = windows
+        with _sigchld_kept(), _death_explained():
+            batches = iter(self._loader)
+        while True:
+            with _death_explained():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, EdgewamError):
+                raise batch
+            yield batch
+
+
+class _Order:
+    """What DataLoader takes for a sampler: the windows of the stream that was asked for last."""
+
+    windows: Iterable[WindowBatch] = ()
+
+    def __iter__(self) -> Iterator[WindowBatch]:
+        return iter(self.windows)
+
+
+@contextmanager
+def _death_explained() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise EdgewamError(
+            f"A process that loads frames was killed ({error}). Mostly memory ran out: use fewer workers or a smaller prefetch, "
+            "or give /dev/shm more room, and run again."
+        ) from error
+
+
+@contextmanager
+def _sigchld_kept() -> Iterator[None]:
+    """Take back DataLoader's signal handler, which would raise in the middle of a training step; it also looks by itself."""
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread() and before is not None:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _start_worker(worker: int) -> None:
+    # Ctrl-C reaches the whole process group, but the training still wants the batches of the step that it finishes
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,78 @@
+"""Parquet tables of LeRobot datasets as arrays: vectors of any float type and list form become float32 [rows, width].
+
+Both layouts store numbers alike; this module knows columns, not layouts.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgewam.core.errors import ArtifactError, require
+from edgewam.data.schema import Floats
+
+
+def read_table(path: Path, columns: list[str] | None = None) -> Any:
+    """A pyarrow table of one file.
+
+    Raises:
+        ArtifactError: missing, truncated, no parquet file, or without these columns.
+    """
+    pa, pq = require("pyarrow", extra="train"), require("pyarrow.parquet", extra="train")
+    if not path.is_file():
+        raise ArtifactError(f"'{path}' is missing. Copy or collect the dataset again.")
+    try:
+        # one thread a file: callers read files side by side
+        table = pq.read_table(path, partitioning=None, columns=columns, use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        raise ArtifactError(
+            f"Cannot read '{path}' ({error}): it is truncated or no parquet file. Copy or collect the dataset again."
+        ) from error
+    if missing := [name for name in columns or () if name not in table.column_names]:
+        raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy or collect the dataset again.")
+    return table
+
+
+def vectors(table: Any, name: str, width: int, where: Path) -> Floats:
+    """Column `name` as float32 [rows, width]; stored as lists of one length, or as plain numbers where width is 1.
+
+    Raises:
+        ArtifactError: a row of another length or an empty one, or no numbers.
+    """
+    pa = require("pyarrow", extra="train")
+    column = table[name].combine_chunks()
+    nested = not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type))
+    try:
+        flat = column.flatten() if nested else column
+        values = np.asarray(flat.to_numpy(zero_copy_only=False), np.float32)
+    except (pa.ArrowException, AttributeError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"'{where}', column '{name}' holds {column.type}, not vectors of {width} numbers. Copy or collect the dataset again."
+        ) from error
+    ragged = nested and not pa.types.is_fixed_size_list(column.type) and (np.diff(column.offsets.to_numpy()) != width).any()
+    if column.null_count or ragged or len(values) != len(table) * width:
+        raise ArtifactError(
+            f"'{where}', column '{name}' does not hold {width} values in every row. Copy or collect the dataset again."
+        )
+    return values.reshape(-1, width)
+
+
+def integers(table: Any, name: str) -> npt.NDArray[np.int64]:
+    """Column `name` as int64 [rows]; some writers keep single numbers as lists of one."""
+    pa = require("pyarrow", extra="train")
+    column = table[name].combine_chunks()
+    nested = not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
+    return np.asarray((column.flatten() if nested else column).to_numpy(zero_copy_only=False), np.int64)
+
+
+def check_finite(values: Floats, column: str, where: Path, episodes: npt.NDArray[np.int64]) -> None:
+    """Raise ArtifactError, with the first episode's number, where `values` [rows, D] are not finite.  episodes: int64 [rows]."""
+    bad = np.flatnonzero(~np.isfinite(values).all(1))
+    if len(bad):
+        raise ArtifactError(
+            f"'{where}', episode {int(episodes[bad[0]])}, column '{column}': {len(bad)} rows are not finite. "
+            "Remove or record it again."
+        )
