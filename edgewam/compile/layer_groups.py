@@ -13,7 +13,7 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.program import Call, Programs
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
-from edgewam.models.aha_wam_planner_stage import PlannerGroup, PlannerStage
+from edgewam.models.planner_stage import PlannerGroup, PlannerStage
 from edgewam.models.stage_cost import make_stage
 
 PLANNER, CONTEXT = "planner", "context"

@@ -21,10 +21,10 @@ from edgewam.compile.rewritten_stage import (
     with_modules,
 )
 from edgewam.core.stage import Stage
-from edgewam.models.aha_wam_planner_stage import PlannerStage
-from edgewam.models.aha_wam_stages import DenoiseStage, StateStage, TextStage
 from edgewam.models.dit_block import NORM_EPS
+from edgewam.models.planner_stage import PlannerStage
 from edgewam.models.stage_layers import CrossAttention, KeyValues, QueryKeyValue, apply, attention, rms, split_heads
+from edgewam.models.wam_stages import DenoiseStage, StateStage, TextStage
 
 
 class FoldedCross(nn.Module):
