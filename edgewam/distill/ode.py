@@ -172,7 +172,7 @@ def prepare(
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
     teacher.model.to(device)
     cache = build_trajectories(
-        work / "trajectories", teacher.family, teacher.model, sources.train, facts.layout, digests, config.trajectories,
+        work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     student, start = copy.deepcopy(teacher.model), teacher

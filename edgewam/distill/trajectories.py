@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
-from edgewam.data.windows import WindowLayout
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
@@ -131,7 +130,6 @@ def build_trajectories(
     family: str,
     teacher: nn.Module,
     source: Source,
-    layout: WindowLayout,
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -143,7 +141,6 @@ def build_trajectories(
         family: name of the teacher's family.
         teacher: frozen network.
         source: windows to start from.
-        layout: theirs.
         identity: digests of teacher, dataset and VAE.
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
@@ -154,8 +151,8 @@ def build_trajectories(
     """
     out, plan = Path(out), plan or TrajectoryPlan()
     shape = trajectory_shape(plan, sizes(teacher))
-    kind = {"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": vars(layout)}
-    header = json.loads(json.dumps(kind))
+    layout = vars(source.layout)
+    header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / HEADER).exists():
         write_json(out / HEADER, header)

@@ -18,7 +18,7 @@ from edgewam.core.errors import ContractError
 from edgewam.data.frame_windows import Canvas, FrameBatch, FrameLoader, FrameReader, Pixels
 from edgewam.data.sampler import WindowSampler
 from edgewam.data.stats import DatasetStats
-from edgewam.data.windows import WindowBatch
+from edgewam.data.windows import WindowBatch, WindowLayout
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text import TextEncoder
 from edgewam.models.wan_vae import WanVae
@@ -69,6 +69,11 @@ class FrameSource:
         self._loader = FrameLoader(FrameReader(dataset, self.canvas), self.num_workers, self.prefetch, pin)
         self._expected: FrameChoice | None = None
         self._stream: Iterator[FrameBatch] = iter(())
+
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+        return self.sampler.layout
 
     @property
     def num_windows(self) -> int:

@@ -29,6 +29,10 @@ Ints = npt.NDArray[np.int64]
 class Source(Protocol):
     """What a task reads: `draw` chooses windows (a choice is the source's own), `batch` makes them a loss batch."""
 
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+
     def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Any:
         """Windows of batch number `index`, or from `generator` where the source has no order; `choice.rows(first, last)` are
         some of them."""
