@@ -178,7 +178,6 @@ def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) 
             teacher.family,
             broken,
             task.cache.source,
-            task.cache.source.layout,
             {"teacher": teacher.manifest.digest},
             PLAN,
         )
