@@ -183,8 +183,8 @@ WRONG_KIND = {
     "compile {bundle} {out}": ("is a bundle, but a policy is needed",),
     "validate {bundle} {vae} {dataset}": ("was not compiled from", "Give the policy that it was compiled from"),
     "validate {bundle} {student} {nothing}": ("nothing", "edgewam collect"),
-    "prompt list {student}": ("is a student, but a bundle is needed",),
-    "prompt add {student} again": ("is a student, but a bundle is needed",),
+    "prompt list {vae}": ("is a vae, but a bundle or a policy is needed",),
+    "prompt add {vae} again": ("is a vae, but a bundle or a policy is needed",),
     "evaluate --compare {nothing} {nothing}": ("Cannot read results", "Run edgewam evaluate"),
 }  # fmt: skip
 
