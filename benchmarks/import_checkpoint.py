@@ -56,7 +56,8 @@ except SystemExit as stop:
     if stop.code:
         raise
 peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(json.dumps({"peak_bytes": peak * 1024, "seconds": time.perf_counter() - began, "cpu_s": time.process_time()}), file=sys.stderr)
+found = {"peak_bytes": peak * 1024, "seconds": time.perf_counter() - began, "cpu_s": time.process_time()}
+print(json.dumps(found), file=sys.stderr)
 """
 
 
