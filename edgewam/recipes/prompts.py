@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgewam.models.text import TextEncoder
     from edgewam.models.umt5_encoder import Umt5TextEncoder
 
-BUNDLE, CACHE, POLICIES = "bundle", "cache", ("policy", "student", "weights")
+BUNDLE, CACHE, POLICIES = "bundle", "cache", ("policy", "student")
 RELEASED_LEN = 128  # rows of an embedding of AHA-WAM and Fast-WAM
 
 
