@@ -29,7 +29,7 @@ def add(
     instructions: Annotated[list[str], typer.Argument(help="What the robot is told to do; several add several.")],
     text: Annotated[
         str | None,
-        typer.Option(help="Where embeddings come from: a text_encoder artifact, or a directory of cached ones. small: none."),
+        typer.Option(help="Where embeddings come from: a text_encoder artifact, or cached ones. The encoder small needs none."),
     ] = None,
     device: Device = "cpu",
 ) -> None:
