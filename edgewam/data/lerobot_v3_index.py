@@ -38,6 +38,26 @@ def read_index(root: Path, info: Mapping[str, Any], keys: KeyMap) -> Index:
         ) from None
 
 
+def problems(root: Path, info: Mapping[str, Any], keys: KeyMap) -> list[str]:
+    """What `read_index` would refuse, with every file that cannot be read and not only the first."""
+    found = []
+    for path in sorted(root.glob("data/*/*.parquet")):
+        try:
+            tables.read_table(path)
+        except ArtifactError as error:
+            found.append(str(error))
+    for path in sorted(root.glob("videos/*/*/*.mp4")):
+        try:
+            num_video_frames(path, int(info["fps"]))
+        except ArtifactError as error:
+            found.append(str(error))
+    try:
+        read_index(root, info, keys)
+    except ArtifactError as error:
+        found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
 def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: list[dict[str, Any]]) -> Index:
     keys = resolve(root, info["features"], given)
     lengths = np.array([row["length"] for row in episodes], np.int64)
