@@ -106,7 +106,7 @@ def _timestamps(dataset: Dataset) -> list[str]:
 
 
 def _check_timestamps(path: Path, fps: int) -> None:
-    table = tables.read_table(path)
+    table = tables.read_table(path, ("timestamp", "frame_index", "episode_index"))
     if "timestamp" not in table.column_names:
         return
     late = tables.vectors(table, "timestamp", 1, path)[:, 0] * fps - tables.integers(table, "frame_index")

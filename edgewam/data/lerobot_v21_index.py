@@ -129,9 +129,9 @@ def _check_video(info: Mapping[str, Any], path: Path, length: int) -> None:
 def _read_episode(files: _Files, info: Mapping[str, Any], place: int) -> tuple[dict[str, Floats], int]:
     """Vectors of the episode at `place` by our names, and the task's number."""
     path, row, keys = files.tables[place], files.rows[place], files.keys.vectors
-    table = tables.read_table(path)
-    if missing := [key for key in (*keys.values(), "frame_index", "episode_index") if key not in table.column_names]:
-        raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy the dataset again.")
+    needed = (*keys.values(), "frame_index", "episode_index")
+    table = tables.read_table(path, (*needed, "task_index"))
+    tables.need(table, needed, path)
     number, length = row["episode_index"], row["length"]
     if len(table) != length:
         raise ArtifactError(

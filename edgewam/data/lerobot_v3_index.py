@@ -73,11 +73,10 @@ def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: l
         )
     template = info.get("data_path") or DATA_PATH
     data_paths = list(dict.fromkeys(root / template.format(**_row_place(row, "data")) for row in episodes))
-    loaded = [tables.read_table(path) for path in data_paths]
+    needed = (*keys.vectors.values(), "episode_index", "frame_index", "task_index")
+    loaded = [tables.read_table(path, needed) for path in data_paths]
     for path, table in zip(data_paths, loaded, strict=True):
-        needed = (*keys.vectors.values(), "episode_index", "frame_index", "task_index")
-        if missing := [name for name in needed if name not in table.column_names]:
-            raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy or collect the dataset again.")
+        tables.need(table, needed, path)
     columns = {
         name: np.concatenate([tables.integers(table, name) for table in loaded])
         for name in ("episode_index", "frame_index", "task_index")
