@@ -17,8 +17,8 @@ from benchmarks.gpu.packed import ignore_itself, write_packed
 from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
-from edgewam.training.aha_wam import PolicyTraining
 from edgewam.training.latents import build_cache
+from edgewam.training.policy import PolicyTraining
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import latent_plan
 

@@ -28,8 +28,8 @@ from edgewam.core.program import Programs
 from edgewam.core.rope import axis_rope, frame_rope
 from edgewam.core.stage import Stage
 from edgewam.models.aha_wam import AhaWam, AhaWamConfig, programs, prompt_inputs, stages
-from edgewam.models.aha_wam_stages import ImageStage
 from edgewam.models.stage_cost import make_stage
+from edgewam.models.wam_stages import ImageStage
 from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_blocks import pixels_to_channels
 from edgewam.models.wan_vae_image import image_encoder

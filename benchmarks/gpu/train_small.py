@@ -20,9 +20,9 @@ from benchmarks.gpu.packed import Packed, read_packed, synthetic
 from benchmarks.results import Section
 from edgewam.models.text import SmallTextEncoder
 from edgewam.profiles.measure import Timing
-from edgewam.training.aha_wam import PolicyTask, PolicyTraining
 from edgewam.training.log import read_log
 from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.policy import PolicyTask, PolicyTraining
 from edgewam.training.windows import WindowSource
 
 

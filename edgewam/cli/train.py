@@ -16,7 +16,7 @@ from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
     from edgewam.core.estimate import StepPlan
-    from edgewam.training.aha_wam import PolicyTraining
+    from edgewam.training.policy import PolicyTraining
     from edgewam.training.vae import VaeTraining
 
 
@@ -45,7 +45,7 @@ def command(
 ) -> None:
     """Train with the recipe of `small` (recipes/small.py). Safe to interrupt; the same command continues."""
     from edgewam.recipes.small import small_cpu
-    from edgewam.training.aha_wam import train_policy
+    from edgewam.training.policy import train_policy
     from edgewam.training.vae import VaeTraining, train_vae
 
     if part not in ("policy", "vae"):

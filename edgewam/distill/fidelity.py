@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewam.flow.solver import euler_table
-from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import condition, sample_horizon
+from edgewam.models.family import sizes, trainable
 from edgewam.training.windows import WindowSource
 
 JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
@@ -19,8 +18,9 @@ JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
 
 @torch.inference_mode()
 def fidelity(
-    teacher: AhaWam,
-    student: AhaWam,
+    family: str,
+    teacher: nn.Module,
+    student: nn.Module,
     held: WindowSource,
     arm: list[str],
     names: list[str],
@@ -34,23 +34,26 @@ def fidelity(
     Per sampler ("student_2", "undistilled_2", ... = steps, with the shift of its network) and reference: over all dimensions in
     normalised units, and over the joints `arm` in rad.  Padded actions do not count.
     """
+    module = trainable(family)
     columns = [names.index(name) for name in arm]
     radian = torch.from_numpy(held.stats.action.std)[columns]
     squares: dict[str, list[float]] = {}
     for index in range(num_batches):
         batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
         noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index))
-        conditioning = condition(teacher, batch)
+        of_teacher = module.condition(teacher, batch)
+        of_student = module.condition(student, batch) if module.OWN_CONDITIONING else of_teacher
         valid = ~batch.action_is_pad
 
-        def sample(model: AhaWam, count: int) -> Tensor:
-            table = euler_table(count, model.config.shift)
-            return sample_horizon(model, conditioning, noise, table)[-1]  # noqa: B023 (used within the turn)
+        def sample(model: nn.Module, conditioning: Any, count: int) -> Tensor:
+            table = euler_table(count, sizes(model).shift)
+            states: list[Tensor] = module.sample_horizon(model, conditioning, noise, table)  # noqa: B023 (used within the turn)
+            return states[-1]
 
-        found = {f"undistilled_{count}": sample(teacher, count) for count in steps}
-        found |= {f"student_{count}": sample(student, count) for count in steps}
+        found = {f"undistilled_{count}": sample(teacher, of_teacher, count) for count in steps}
+        found |= {f"student_{count}": sample(student, of_student, count) for count in steps}
         for reference in (16, 10):
-            goal = sample(teacher, reference)
+            goal = sample(teacher, of_teacher, reference)
             for name, value in found.items():
                 error = (value - goal)[valid]
                 key = f"{name}_to_{reference}"

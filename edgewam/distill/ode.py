@@ -1,7 +1,7 @@
 """Distiller `ode`: the executor learns to jump from any anchor of the teacher's trajectory to its end.
 
 Facts/aha_wam.md 7: sixteen teacher steps, six anchors, one drawn uniformly for every chunk; plain mean squared error to the
-teacher's result, no weighting and no ground truth.  Only the action expert and the branch embedding learn.  The student
+teacher's result, no weighting and no ground truth.  Only what the family names learns, which is its action expert.  The student
 is sampled with the ordinary Euler sampler at 1, 2 or 4 steps.
 
 `rollout` adds to it, or with `anchor_draws=0` puts in its place, the steps that the student is going to take itself.  With the
@@ -28,9 +28,8 @@ from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_prefix
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
-from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import Trajectory, condition, draw_anchors, ode_loss, rollout_loss
-from edgewam.models.text import SmallTextEncoder
+from edgewam.models.family import sizes, trainable
+from edgewam.models.flow_ode import Trajectory
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
 from edgewam.training.loop import LoopConfig, Progress, train
@@ -57,6 +56,7 @@ class OdeDistillation:
     anchor_draws: int = 2  # per context and chunk; they share one planner pass
     rollout: bool = False  # also run the student's own num_action_steps from the noise, and learn through all of them
     huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
+    text: str | None = None  # a source of embeddings for instructions that the teacher does not hold (`models.text_sources`)
     num_action_steps: int = 2  # what the student is meant to be sampled with
     shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)
     weights_dtype: StoredDtype = "float32"
@@ -85,14 +85,15 @@ class OdeTask:
     def __init__(
         self,
         config: OdeDistillation,
-        teacher: AhaWam,
-        student: AhaWam,
+        family: str,
+        teacher: nn.Module,
+        student: nn.Module,
         cache: TrajectoryCache,
         digests: Mapping[str, str],
     ) -> None:
-        self.config, self.teacher, self.cache = config, teacher, cache
+        self.config, self.teacher, self.cache, self.family = config, teacher, cache, trainable(family)
         self.module: nn.Module = student
-        table = euler_table(cache.plan.num_steps, teacher.config.shift)
+        table = euler_table(cache.plan.num_steps, sizes(teacher).shift)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
         self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": cache.plan.to_json(), **config.settings()}
         for parameter in student.parameters():
@@ -101,11 +102,10 @@ class OdeTask:
             parameter.requires_grad_(True)
 
     def _learning(self) -> dict[str, nn.Parameter]:
-        names = ("mot.mixtures.action.", "mot.action_branch_embedding")
-        return {name: p for name, p in self.module.named_parameters() if name.startswith(names)}
+        return {name: p for name, p in self.module.named_parameters() if name.startswith(self.family.LEARNT_BY_STUDENTS)}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Action expert and branch embedding, AdamW."""
+        """What students of this family learn, AdamW."""
         return [ParameterGroup("adamw", self._learning(), lr=self.config.lr, weight_decay=self.config.weight_decay)]
 
     def batch(self, index: int, generator: np.random.Generator) -> int:
@@ -120,16 +120,16 @@ class OdeTask:
         data = self.cache.source.batch(self.cache.choice(batch)).to(device)
         states = self.cache.batch(batch).to(device)
         trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
-        conditioning = condition(self.teacher, data)
-        student: AhaWam = self.module  # type: ignore[assignment]
+        family, student = self.family, self.module
+        conditioning = family.condition(student if family.OWN_CONDITIONING else self.teacher, data)
         pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch)
         losses = [
-            ode_loss(student, conditioning, trajectory, draw_anchors(data, len(self._timesteps), generator), pad, huber, prefix)
-            for _ in range(self.config.anchor_draws)
+            family.ode_loss(student, conditioning, trajectory, anchors, pad, huber, prefix)
+            for anchors in (family.draw_anchors(data, len(self._timesteps), generator) for _ in range(self.config.anchor_draws))
         ]
         if self.config.rollout:
-            table = euler_table(self.config.num_action_steps, student.config.shift)
-            losses.append(rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
+            table = euler_table(self.config.num_action_steps, sizes(student).shift)
+            losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
         return torch.stack(losses).mean(), {}
 
     def describe(self, batch: int) -> str:
@@ -156,7 +156,7 @@ def prepare(
             f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "
             f"{config.trajectories.max_prefix} from it. Train the teacher with max_prefix, or distil with less."
         )
-    plan = latent_plan(facts.layout, teacher.model.config, facts.start_stride, facts.latent_seed)
+    plan = latent_plan(facts.layout, teacher.sizes, facts.start_stride, facts.latent_seed)
     digest = teacher.manifest.parents["vae"]
     device = config.loop.device
     latents = build_cache(
@@ -164,15 +164,14 @@ def prepare(
         lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     split = dataset.num_episodes - held_out(dataset.num_episodes)
-    text = SmallTextEncoder(teacher.model.config.text_dim, teacher.model.config.text_len)
     source, held = (
-        WindowSource(dataset, latents, teacher.stats, text, facts.layout, episodes)
+        WindowSource(dataset, latents, teacher.stats, teacher.text(config.text), facts.layout, episodes)
         for episodes in (range(split), range(split, dataset.num_episodes))
     )
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
     teacher.model.to(device)
     cache = build_trajectories(
-        work / "trajectories", teacher.model, source, digests, config.trajectories,
+        work / "trajectories", teacher.family, teacher.model, source, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     student, start = copy.deepcopy(teacher.model), teacher
@@ -180,8 +179,8 @@ def prepare(
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
         digests["init_from"] = start.manifest.digest
-    student.config = replace(student.config, shift=config.shift or start.model.config.shift)
-    return OdeTask(config, teacher.model, student, cache, digests), held, teacher
+    student.config = replace(student.config, shift=config.shift or start.sizes.shift)  # type: ignore[arg-type,type-var]
+    return OdeTask(config, teacher.family, teacher.model, student, cache, digests), held, teacher
 
 
 def distill(
@@ -201,23 +200,24 @@ def distill(
     work = out.parent / f"{out.name}.training"
     task, held, teacher = prepare(config, work, report)
     result = train(task, config.loop, work, progress=progress)
-    student: AhaWam = task.module.cpu()  # type: ignore[assignment]
+    student = task.module.cpu()
     student.load_state_dict(rounded(result.average or student.state_dict(), config.weights_dtype))
     names = held.dataset.features[ACTION]["names"]
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    measured: dict[str, Any] = fidelity(teacher.model.cpu(), student, held, arm, names, steps)
+    measured: dict[str, Any] = fidelity(teacher.family, teacher.model.cpu(), student, held, arm, names, steps)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,
         "teacher_num_inference_steps": task.cache.plan.num_steps,
         "teacher_capture_step_indices": list(task.cache.plan.captured),
-        "teacher_sigma_shift": teacher.model.config.shift,
+        "teacher_sigma_shift": teacher.sizes.shift,
     }
     write_policy(
         out,
         "student",
+        teacher.family,
         student,
         teacher.stats,
         teacher.vae_path,
@@ -234,6 +234,7 @@ def distill(
         dtype=config.weights_dtype,
         log_from=work,
         base=config.teacher,
+        prompts=teacher.prompts,
     )
     return measured
 

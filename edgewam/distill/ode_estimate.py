@@ -15,8 +15,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.ode import OdeDistillation, OdeTask
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, batches_done, trajectory_shape
 from edgewam.models import checkpoints
-from edgewam.models.aha_wam_config import AhaWamConfig
-from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.training.estimate import BatchKind, duration, module_bytes, process_parts, stored_bytes, training_cost
 from edgewam.training.estimate_latents import estimate_latents
 from edgewam.training.example_windows import ExampleWindows
@@ -42,7 +41,7 @@ def estimate_ode(config: OdeDistillation, out: Path) -> list[StepPlan]:
     facts, device = teacher.facts, config.loop.device
     teacher.model.to(device)
     latents = config.latents or work / "latents"
-    plan = latent_plan(facts.layout, teacher.model.config, facts.start_stride, facts.latent_seed)
+    plan = latent_plan(facts.layout, teacher.sizes, facts.start_stride, facts.latent_seed)
     digest = teacher.manifest.parents["vae"]
     places = (str(config.teacher), str(config.dataset))
     return [
@@ -65,19 +64,20 @@ def _trajectories(
     config: OdeDistillation, before: Mapping[str, int], teacher: LoadedPolicy, out: Path, inputs: tuple[str, ...]
 ) -> StepPlan:
     plan, model, layout = config.trajectories, teacher.model, teacher.facts.layout
+    family = trainable(teacher.family)
 
     @torch.inference_mode()
     def roll_out(size: int) -> None:
-        windows = ExampleWindows(model.config, layout, size)
+        windows = ExampleWindows(sizes(model), layout, size)
         batch = windows.batch(windows.draw(size, np.random.default_rng(0))).to(config.loop.device)
-        conditioning = condition(model, batch)
-        teacher_trajectory(model, conditioning, torch.randn_like(batch.actions), plan.num_steps, plan.captured)
+        conditioning = family.condition(model, batch)
+        family.teacher_trajectory(model, conditioning, torch.randn_like(batch.actions), plan.num_steps, plan.captured)
 
     counted = [run_memory(lambda n=n: roll_out(n)) for n in _COUNTED]  # type: ignore[misc]  # first: it also warms up
     temporaries = round(Line.through(_COUNTED[0], counted[0], _COUNTED[1], counted[1]).at(plan.batch_size))
     each = timed_at(roll_out, plan.batch_size)
     done = batches_done(out)
-    size = 4 * int(np.prod(trajectory_shape(plan, model.config)))
+    size = 4 * int(np.prod(trajectory_shape(plan, sizes(model))))
     memory = {
         **before, "teacher and VAE": module_bytes(model, teacher.vae), "temporaries": temporaries,
     }  # fmt: skip
@@ -101,13 +101,13 @@ def _training(
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
-    windows = ExampleWindows(student.config, teacher.facts.layout, 1)
+    windows = ExampleWindows(sizes(student), teacher.facts.layout, 1)
     plan = replace(config.trajectories, num_batches=1, focused=0)
-    task = OdeTask(config, teacher.model, student, _cache(plan, student.config, windows), {})
+    task = OdeTask(config, teacher.family, teacher.model, student, _cache(plan, sizes(student), windows), {})
 
     def example(size: int) -> int:
         windows.size = size
-        task.cache = _cache(plan, student.config, windows)
+        task.cache = _cache(plan, sizes(student), windows)
         return 0
 
     cost = training_cost(task, config.loop, [BatchKind(1.0, plan.batch_size, example)], [teacher.model, teacher.vae])
@@ -128,7 +128,7 @@ def _training(
     )
 
 
-def _cache(plan: TrajectoryPlan, model: AhaWamConfig, windows: ExampleWindows) -> TrajectoryCache:
+def _cache(plan: TrajectoryPlan, model: Sizes, windows: ExampleWindows) -> TrajectoryCache:
     plan = replace(plan, batch_size=windows.size)
     states = np.zeros(trajectory_shape(plan, model), np.float32)
     return TrajectoryCache(states, plan, windows, model.shift)  # type: ignore[arg-type]  # it stands in for a WindowSource

@@ -19,17 +19,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
-from edgewam.models.aha_wam_config import AhaWamConfig
-from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix, condition, teacher_trajectory
+from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
+from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
 from edgewam.training.windows import Choice, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
@@ -110,7 +109,7 @@ def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Prefix | 
     return Prefix(batch.actions, rows.to(batch.actions.device))
 
 
-def trajectory_shape(plan: TrajectoryPlan, config: AhaWamConfig) -> tuple[int, int, int, int, int]:
+def trajectory_shape(plan: TrajectoryPlan, config: Sizes) -> tuple[int, int, int, int, int]:
     """Of the cached states: batches, kept steps, contexts, horizon, action_dim."""
     return plan.num_batches, len(plan.captured), plan.batch_size, config.horizon, config.action_dim
 
@@ -122,7 +121,8 @@ def batches_done(out: Path) -> int:
 
 def build_trajectories(
     out: Path | str,
-    teacher: AhaWam,
+    family: str,
+    teacher: nn.Module,
     source: WindowSource,
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
@@ -132,6 +132,7 @@ def build_trajectories(
 
     Args:
         out: directory; made, continued or only opened.
+        family: name of the teacher's family.
         teacher: frozen network.
         source: windows to start from.
         identity: digests of teacher, dataset and VAE.
@@ -143,7 +144,7 @@ def build_trajectories(
         EdgewamError: the disk is full.
     """
     out, plan = Path(out), plan or TrajectoryPlan()
-    shape = trajectory_shape(plan, teacher.config)
+    shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
     header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
     out.mkdir(parents=True, exist_ok=True)
@@ -158,7 +159,7 @@ def build_trajectories(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, path, shape, done, teacher, source, plan, progress)
+            _roll_out(out, path, shape, done, family, teacher, source, plan, progress)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -166,7 +167,7 @@ def build_trajectories(
             ) from error
     if not path.exists() or path.stat().st_size != 4 * int(np.prod(shape)):
         raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and distil again.")
-    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, teacher.config.shift)
+    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
 
 
 @torch.inference_mode()
@@ -175,7 +176,8 @@ def _roll_out(
     path: Path,
     shape: tuple[int, ...],
     done: int,
-    teacher: AhaWam,
+    family: str,
+    teacher: nn.Module,
     source: WindowSource,
     plan: TrajectoryPlan,
     progress: Callable[[int, int, float], None] | None,
@@ -185,14 +187,14 @@ def _roll_out(
         with open(path, "wb") as file:
             os.posix_fallocate(file.fileno(), 0, size)
     states = np.memmap(path, np.float32, "r+", shape=shape)
-    cache = TrajectoryCache(states, plan, source, teacher.config.shift)
-    device = next(teacher.parameters()).device
+    cache = TrajectoryCache(states, plan, source, sizes(teacher).shift)
+    module, device = trainable(family), next(teacher.parameters()).device
     began = time.monotonic()
     for index in range(done, plan.num_batches):
         batch = source.batch(cache.choice(index)).to(device)
         noise = plan_noise(batch, plan, index).to(device)
-        conditioning, prefix = condition(teacher, batch), plan_prefix(batch, plan, index)
-        trajectory = teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
+        conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index)
+        trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
         if not trajectory.states.isfinite().all():
             raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
         states[index] = trajectory.states.cpu().numpy()

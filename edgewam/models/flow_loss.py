@@ -1,4 +1,7 @@
-"""What the joint losses of all families share: a batch of latents and actions, its noise, and masked velocity errors."""
+"""What the joint losses of all families share: a batch, its noise, what the networks are given, and masked velocity errors.
+
+What a family adds is `predict`: how its experts see each other.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from edgewam.flow.prefix import draw_prefix_rows
-from edgewam.flow.training import draw_timesteps, velocity_target
+from edgewam.flow.prefix import draw_prefix_rows, prefix_mask, prefix_timesteps, restore_prefix
+from edgewam.flow.training import add_noise, draw_timesteps, loss_weight, velocity_target
+from edgewam.models.wam_config import WamConfig
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,14 @@ class Noise:
     action: Tensor
     action_timestep: Tensor
     prefix_rows: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Network outputs of one loss: velocities of the video [B, Cz, F, h, w] and of the actions [B, K, horizon, A]."""
+
+    video: Tensor
+    action: Tensor
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,37 @@ def draw_noise(
     return Noise(*(part if part is None else part.to(batch.actions.device) for part in parts))
 
 
+def noisy_video(batch: LossBatch, noise: Noise) -> tuple[Tensor, Tensor]:
+    """What the planner is given: latents [B, Cz, F, h, w], noisy but for the current frame, and a timestep per frame [B, F]."""
+    latents = add_noise(batch.video_latents, noise.video, noise.video_timestep[:, None, None, None, None])
+    latents = torch.cat([batch.video_latents[:, :, :1], latents[:, :, 1:]], dim=2)
+    is_future = torch.arange(latents.shape[2], device=latents.device) > 0
+    return latents, noise.video_timestep[:, None] * is_future
+
+
+def noisy_actions(batch: LossBatch, noise: Noise) -> tuple[Tensor, Tensor]:
+    """What the executor is given: actions [B, K, horizon, A] and timesteps [B, K, C], or [B, K, C, T] where rows are clean."""
+    noisy = add_noise(batch.actions[:, None], noise.action, _per_token(noise.action_timestep, batch)[..., None])
+    if noise.prefix_rows is None:
+        return noisy, noise.action_timestep
+    mask = prefix_mask(noise.prefix_rows, batch.actions.shape[1] // noise.prefix_rows.shape[-1])
+    return restore_prefix(noisy, batch.actions[:, None], mask.flatten(2)), prefix_timesteps(noise.action_timestep, mask)
+
+
+def joint_losses(prediction: Predictions, batch: LossBatch, noise: Noise, config: WamConfig) -> Losses:
+    """Errors of both velocities, each weighted by its timestep; padding and given rows are not judged."""
+    video = video_loss(prediction.video, batch, noise) * loss_weight(noise.video_timestep, config.train_shift)
+    weight = loss_weight(_per_token(noise.action_timestep, batch), config.train_shift)
+    target = velocity_target(batch.actions[:, None], noise.action)
+    error = (prediction.action.float() - target).pow(2).mean(-1) * weight
+    if noise.prefix_rows is None:
+        action = masked_mean(error.mean(1), ~batch.action_is_pad)
+    else:
+        given = prefix_mask(noise.prefix_rows, config.chunk_size).flatten(2)
+        action = masked_mean(error.flatten(1), (~batch.action_is_pad[:, None] & ~given).flatten(1))
+    return Losses(video, action, config.lambda_video, config.lambda_action)
+
+
 def video_loss(prediction: Tensor, batch: LossBatch, noise: Noise) -> Tensor:
     """Per-sample [B] mean squared velocity error of the future latents; a latent counts unless all its images are padding."""
     error = (prediction.float() - velocity_target(batch.video_latents, noise.video))[:, :, 1:].pow(2).mean((1, 3, 4))
@@ -113,3 +156,8 @@ def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
     """Mean over the last axis [..., N] of the valid entries; 0 where none is."""
     weight = valid.to(values.dtype)
     return (values * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def _per_token(timestep: Tensor, batch: LossBatch) -> Tensor:
+    """Timesteps [B, K, C] -> [B, K, horizon]."""
+    return timestep.repeat_interleave(batch.actions.shape[1] // timestep.shape[-1], -1)

@@ -12,6 +12,21 @@ def frame_causal(num_frames: int, frame_tokens: int) -> Tensor:
     return frame[:, None] >= frame[None, :]
 
 
+def first_frame_causal(num_frames: int, frame_tokens: int) -> Tensor:
+    """Tokens of frame 0 see frame 0 only, all others see every frame: [F*tokens, F*tokens] bool."""
+    is_first = torch.arange(num_frames * frame_tokens) < frame_tokens
+    return ~is_first[:, None] | is_first[None, :]
+
+
+def joint_first_frame(num_frames: int, frame_tokens: int, horizon: int) -> Tensor:
+    """`first_frame_causal` video followed by actions, which see frame 0 and each other: [F*tokens + horizon] squared, bool."""
+    video, size = num_frames * frame_tokens, num_frames * frame_tokens + horizon
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[:video, :video] = first_frame_causal(num_frames, frame_tokens)
+    mask[video:, :frame_tokens] = mask[video:, video:] = True
+    return mask
+
+
 def history_frames(valid_len: Tensor, num_frames: int) -> Tensor:
     """Frame mask [B, M, M] bool of right-aligned history: causal among the last valid_len [B] of M frames."""
     index = torch.arange(num_frames, device=valid_len.device)

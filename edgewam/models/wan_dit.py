@@ -130,17 +130,18 @@ class ActionDit(DitStack):
         self,
         actions: Tensor,
         timestep: Tensor,
-        branch: Tensor,
+        branch: Tensor | None,
         table: Rope,
         planner: Sequence[KeyValue],
         text: Sequence[KeyValue],
     ) -> Tensor:
         """Velocity like noisy actions [B, T, action_dim].
 
-        timestep [B, G] for G equal groups of rows, branch [D] is added to every token, table [(B,) T, K/2], planner
+        timestep [B, G] for G equal groups of rows, branch [D] (if any) is added to every token, table [(B,) T, K/2], planner
         keys and values per layer [B, S, A] come before the own ones, text (with the proprio token) per layer [B, Lt, A].
         """
-        x = self.action_encoder(actions) + branch
+        x = self.action_encoder(actions)
+        x = x if branch is None else x + branch
         _, time = self.embed_time(timestep)
         for block, before, words in zip(self.blocks, planner, text, strict=True):
             x, _ = block(x, time, table, words, before)

@@ -1,17 +1,18 @@
-"""From a trained policy on disk to a bundle: what `compile` and `edgewam prompt add` need to know of the family."""
+"""From a trained policy on disk to a bundle: what `compile` needs to know of the family."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
     from edgewam.compile.plan import CompilePlan
     from edgewam.quantize.plan import PrecisionPlan
+    from edgewam.training.policy_artifact import LoadedPolicy
 
 # base precision -> (torch's name, name in a bundle's manifest)
 PRECISIONS = {"float32": ("float32", "fp32"), "bf16": ("bfloat16", "bf16"), "fp16": ("float16", "fp16")}
@@ -55,8 +56,6 @@ def compile_plan(
 
     from edgewam.compile.build_options import BuildOptions
     from edgewam.compile.plan import plan_policy
-    from edgewam.models import aha_wam
-    from edgewam.models.text import SmallTextEncoder
     from edgewam.models.wan_vae_image import image_encoder
     from edgewam.quantize.artifact import is_quantized, read_quantized
     from edgewam.training.policy_artifact import load_policy
@@ -85,7 +84,7 @@ def compile_plan(
         )
         return _in_groups(whole, layer_groups)
     loaded = load_policy(policy)
-    config, facts, stats = loaded.model.config, loaded.facts, loaded.stats
+    facts, stats = loaded.facts, loaded.stats
     steps = num_action_steps or facts.num_action_steps
     if facts.steps_are_fixed and steps != facts.num_action_steps:
         raise EdgewamError(
@@ -93,17 +92,15 @@ def compile_plan(
             f"actions. Compile its teacher with --steps {steps}, or distil again: edgewam distill --student-steps {steps}"
         )
     dtype = getattr(torch, PRECISIONS[precision][0])
-    text = SmallTextEncoder(config.text_dim, config.text_len)
-    names = dict.fromkeys((*facts.tasks, *prompts))
     gains, without = backend_rewrites(backend)
     if isinstance(rewrites, bool) or rewrites is None:
         rewrites = None if rewrites or (gains and rewrites is None) else ()
     plan = plan_policy(
-        aha_wam.FAMILY,
+        loaded.family,
         loaded.model.to(dtype),
         backend,
         num_action_steps=steps,
-        prompts={name: text.encode(name) for name in names},
+        prompts=_text_rows(loaded, prompts),
         program_arguments={"tables": facts.sampler_tables},
         stage_arguments={
             "image_encoder": image_encoder(loaded.vae.to(dtype)),
@@ -113,7 +110,7 @@ def compile_plan(
         host={
             "action_std": stats.action.std.tolist(),
             "offset_trained": facts.layout.max_offset > 0,
-            "text_encoder": TEXT_ENCODER,
+            "text_encoder": facts.text_encoder,
             **({"prefix_trained": True, "max_prefix": facts.max_prefix} if facts.max_prefix else {}),
         },
         config={"trained_as": loaded.manifest.kind, "precision": PRECISIONS[precision][1], "tables": facts.sampler_tables},
@@ -123,6 +120,19 @@ def compile_plan(
         without=without,
     )
     return _in_groups(replace(plan, build_options=options), layer_groups)
+
+
+def _text_rows(policy: LoadedPolicy, further: Sequence[str]) -> dict[str, Any]:
+    """Instruction -> rows: of all that the policy was trained on where edgewam embeds them, else of those that it holds."""
+    known = policy.facts.tasks if policy.facts.text_encoder == TEXT_ENCODER else tuple(policy.prompts)
+    names = dict.fromkeys((*known, *further))
+    if not names:
+        raise EdgewamError(
+            f"'{policy.path}' holds no instruction, so a bundle of it could not be told what to do. Add one with: "
+            f'edgewam prompt add {policy.path} "what the robot shall do" --text ENCODER'
+        )
+    text = policy.text()
+    return {name: text.encode(name) for name in names}
 
 
 def backend_rewrites(backend: str) -> tuple[bool, tuple[str, ...]]:
@@ -173,26 +183,3 @@ def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, target: str | N
     if target is not None:
         for name in sorted({rule.format.split("_")[0] for rule in plan.rules} - {"none"}):
             load_device(target).require_format(name)
-
-
-def add_prompt(bundle: Path, instruction: str) -> None:
-    """Embed an instruction and rewrite the bundle with it; everything else stays as it was proved.
-
-    Raises:
-        EdgewamError: the instruction is known already, or the bundle's text encoder is not part of edgewam.
-    """
-    from edgewam.core.artifacts import read_manifest
-    from edgewam.models.text import SmallTextEncoder, pack_context
-    from edgewam.runtime.bundle import KIND
-    from edgewam.runtime.prompts import prompt_names, store_prompt
-
-    host = read_manifest(bundle, kind=KIND).config["host"]
-    if instruction in prompt_names(bundle):
-        raise EdgewamError(f"'{bundle}' knows '{instruction}' already.")
-    if host.get("text_encoder") != TEXT_ENCODER:
-        raise EdgewamError(
-            f"The text encoder of '{bundle}' is not part of edgewam; compile it again with this prompt's embedding."
-        )
-    embedding = SmallTextEncoder(host["text_dim"], host["text_len"]).encode(instruction)
-    rows, bias = pack_context(embedding, host["text_bucket"])
-    store_prompt(bundle, instruction, {"text_rows": rows, "text_bias": bias})

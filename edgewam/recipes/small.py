@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from edgewam.distill.ode import OdeDistillation
-    from edgewam.training.aha_wam import PolicyTraining
+    from edgewam.training.policy import PolicyTraining
     from edgewam.training.vae import VaeTraining
 
 
@@ -34,7 +34,7 @@ def small_cpu(work: Path) -> Recipe:
     """Two CPU cores, on what `edgewam collect` records: 193 minutes of training in all, beside the caches."""
     from edgewam.distill.ode import OdeDistillation
     from edgewam.distill.trajectories import TrajectoryPlan
-    from edgewam.training.aha_wam import PolicyTraining
+    from edgewam.training.policy import PolicyTraining
     from edgewam.training.vae import VaeTraining
 
     dataset, vae, start, teacher, student = (work / name for name in ("dataset", "vae", "start", "teacher", "student"))

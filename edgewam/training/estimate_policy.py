@@ -9,11 +9,11 @@ import torch
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import open_demonstrations
 from edgewam.models import checkpoints
-from edgewam.models.aha_wam_model import AhaWam
-from edgewam.training.aha_wam import PolicyTask, PolicyTraining, starting_policy
+from edgewam.models.family import trainable
 from edgewam.training.estimate import TRIAL_PARAMETERS, BatchKind, duration, process_parts, stored_bytes, training_cost
 from edgewam.training.estimate_latents import estimate_latents
 from edgewam.training.example_windows import ExampleWindows
+from edgewam.training.policy import PolicyTask, PolicyTraining, starting_policy
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import latent_plan
 
@@ -30,13 +30,14 @@ def estimate_policy(config: PolicyTraining, out: Path) -> list[StepPlan]:
     dataset = open_demonstrations(config.dataset)
     before = process_parts(dataset)
     vae, manifest = load_vae(config.vae)
+    family = trainable(config.family)
     with torch.device("meta"):
-        model = AhaWam(config.model)
+        model = family.build(config.model)
     if config.init_from:
-        start = starting_policy(config.init_from, config.vae, manifest)
+        start = starting_policy(config, manifest)
         checkpoints.fit(model, start.model.state_dict(), f"'{config.init_from}'")
     elif sum(p.numel() for p in model.parameters()) <= TRIAL_PARAMETERS:
-        model = AhaWam(config.model)
+        model = family.build(config.model)
     if not any(p.is_meta for p in model.parameters()):
         model = model.to(config.loop.device)
     windows = ExampleWindows(config.model, config.layout, 1)

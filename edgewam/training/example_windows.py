@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from edgewam.data.windows import WindowLayout
-from edgewam.models.aha_wam_config import AhaWamConfig
+from edgewam.models.family import Sizes
 from edgewam.models.flow_loss import LossBatch
 from edgewam.training.windows import Choice
 
@@ -17,14 +17,14 @@ from edgewam.training.windows import Choice
 class ExampleWindows:
     """Stands in for a `WindowSource`; every batch has `size` windows with the longest history, which needs most memory."""
 
-    model: AhaWamConfig
+    model: Sizes
     layout: WindowLayout
     size: int
 
     def draw(self, size: int, generator: np.random.Generator) -> Choice:
         """`self.size` windows, whatever is asked for."""
         rows = np.arange(self.size)
-        return Choice(rows, np.zeros_like(rows), self.layout.history_spacings[0])
+        return Choice(rows, np.zeros_like(rows), (*self.layout.history_spacings, 1)[0])
 
     def batch(self, choice: Choice) -> LossBatch:
         """See `WindowSource.batch`; the shapes are the same, nothing is padding."""

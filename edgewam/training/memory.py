@@ -38,7 +38,7 @@ def loss_memory(loss: Callable[[], Tensor], owned: Iterable[Tensor]) -> TensorMe
             saved[storage._cdata] = storage.nbytes()
         return tensor
 
-    with _AliveTensors() as alive:
+    with AliveTensors() as alive:
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             value = loss()
         value.backward()  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ def loss_memory(loss: Callable[[], Tensor], owned: Iterable[Tensor]) -> TensorMe
 
 def run_memory(run: Callable[[], object]) -> int:
     """The most bytes of new tensors that are alive at once during a call."""
-    with _AliveTensors() as alive:
+    with AliveTensors() as alive:
         run()
     return alive.peak
 
@@ -62,13 +62,12 @@ def scaled(small: TensorMemory, large: TensorMemory, sizes: tuple[int, int], bat
     return TensorMemory(saved, max(saved, peak))
 
 
-class _AliveTensors(TorchDispatchMode):
-    """Follows the storage of every tensor that an operation makes until it is freed."""
+class AliveTensors(TorchDispatchMode):
+    """Follows the storage of every tensor that an operation makes until it is freed: bytes now, and the most so far."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.peak = 0
-        self._now = 0
+        self.peak = self.now = 0
         self._seen: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,11 +80,11 @@ class _AliveTensors(TorchDispatchMode):
                 if key in self._seen or key in given:  # a view, or written in place
                     continue
                 self._seen.add(key)
-                self._now += storage.nbytes()
-                self.peak = max(self.peak, self._now)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
                 weakref.finalize(storage, self._freed, key, storage.nbytes())
         return result
 
     def _freed(self, key: int, size: int) -> None:
         self._seen.discard(key)
-        self._now -= size
+        self.now -= size

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from edgewam.training.parallel import like, local, whole
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def build_optimizers(groups: list[ParameterGroup]) -> dict[str, torch.optim.Opti
         if group.optimizer == "muon":
             if wrong := [name for name, p in group.parameters.items() if p.ndim != 2]:
                 raise ValueError(f"Muon needs 2-D weights; move {', '.join(wrong)} to an AdamW group.")
-            optimizers[group.name] = torch.optim.Muon(
+            optimizers[group.name] = Muon(
                 parameters, lr=group.lr, momentum=group.momentum, weight_decay=group.weight_decay
             )
         else:
@@ -74,6 +77,41 @@ def rate_factor(step: int, fraction: float, warmup_steps: int, final: float) -> 
     return warmup * cosine
 
 
+class Muon(torch.optim.Muon):
+    """PyTorch's Muon, also for matrices whose rows are spread over ranks.
+
+    Orthogonalising needs the whole matrix, in the same bfloat16 products as on one rank: each rank keeps the momentum of its
+    rows, gathers it, computes the step of the whole matrix and takes its own rows.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update of every matrix that has a gradient."""
+        if not any(isinstance(p, DTensor) for group in self.param_groups for p in group["params"]):
+            super().step(closure)
+            return
+        for group in self.param_groups:
+            gradients: list[Tensor] = []
+            momenta: list[Tensor] = []
+            matrices: list[Tensor] = []
+            self._init_group(group, matrices, gradients, momenta)
+            for matrix, gradient, momentum in zip(matrices, gradients, momenta, strict=True):
+                momentum.lerp_(gradient, 1 - group["momentum"])
+                update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                matrix.add_(like(_orthogonal_step(whole(update), group), matrix))
+
+
+def _orthogonal_step(update: Tensor, group: Mapping[str, Any]) -> Tensor:
+    """What Muon adds to a matrix for this update: its own step on zeros, without momentum and decay."""
+    zeros = nn.Parameter(torch.zeros_like(update))
+    zeros.grad = update
+    names = ("lr", "ns_coefficients", "eps", "ns_steps", "adjust_lr_fn")
+    plain = {name: group[name] for name in names}
+    torch.optim.Muon([zeros], weight_decay=0.0, momentum=0.0, nesterov=False, **plain).step()
+    return zeros.detach()
+
+
 class WeightAverage:
     """Exponential average of a module's state with a decay that grows: min(decay, (1 + i) / (10 + i)) at update i."""
 
@@ -89,8 +127,8 @@ class WeightAverage:
         values: list[Tensor] = []
         for name, tensor in module.state_dict().items():
             if tensor.is_floating_point():
-                averages.append(self.state[name])
-                values.append(tensor)
+                averages.append(local(self.state[name]))
+                values.append(local(tensor))
             else:
                 self.state[name].copy_(tensor)
         torch._foreach_lerp_(averages, values, 1.0 - decay)

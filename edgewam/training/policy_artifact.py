@@ -1,8 +1,8 @@
 """A trained policy on disk: weights, sizes, statistics, and the VAE it belongs to, by digest.
 
-`model.safetensors` and `model.json` are those of `models.aha_wam.save`; the metadata in the latter hold the relative path
-of the VAE artifact (which must have the recorded digest) and the window layout.  `stats.json` has the released form.
-Teachers are of kind "policy", distilled ones of kind "student".
+`model.safetensors` and `model.json` are those of its family's `save`; the metadata in the latter hold the relative path of the
+VAE artifact (which must have the recorded digest) and the window layout.  `stats.json` has the released form, and
+`prompts.safetensors` (optional) instructions as text rows.  Teachers are of kind "policy", distilled ones of kind "student".
 """
 
 from __future__ import annotations
@@ -11,23 +11,31 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from edgewam.core import plugins
 from edgewam.core.artifacts import MANIFEST, Manifest, read_manifest, write_artifact
 from edgewam.core.errors import ArtifactError
 from edgewam.data.stats import DatasetStats, read_stats, write_stats
 from edgewam.data.windows import WindowLayout
 from edgewam.flow.schedule import TableDtype
-from edgewam.models import aha_wam, checkpoints
-from edgewam.models.aha_wam_model import AhaWam
+from edgewam.models import checkpoints
+from edgewam.models.family import Sizes, sizes
+from edgewam.models.text import Array, TextEncoder
+from edgewam.models.text_sources import SMALL, policy_text
+from edgewam.models.text_store import PROMPTS, read_prompts, write_prompts
 from edgewam.models.wan_vae import WanVae
 from edgewam.training.log import LOG
 from edgewam.training.weights import StoredDtype, load_vae
 
 STATS = "stats.json"
 KINDS = ("policy", "student")
+WEIGHTS_ONLY = "weights"  # what `edgewam convert` writes of a released file without its VAE and statistics
+THREE_CAMERAS = "three_cameras"  # the head camera above both wrists
 
 
 @dataclass(frozen=True)
@@ -44,24 +52,47 @@ class PolicyFacts:
     # how timesteps and deltas are rounded: released weights were trained with "bf16" ones, what edgewam trains with "float32"
     sampler_tables: TableDtype = "float32"
     max_prefix: int = 0  # leading rows of a chunk that may be given, as real-time chunking does; 0: it was not trained for that
+    # what made its text rows: "small", "umt5" (released policies), or "stored": something else, only its results are known
+    text_encoder: str = SMALL
+    composition: str = THREE_CAMERAS  # of the image, by name
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
-    """What a policy artifact holds; both networks are float32, frozen and in evaluation mode."""
+    """What a policy artifact holds; both networks are float32, frozen and in evaluation mode.
 
-    model: AhaWam
+    family: name of its plugin.  prompts: instruction -> text rows [text_len, text_dim] that are stored with it.
+    """
+
+    model: nn.Module
     vae: WanVae
     stats: DatasetStats
     facts: PolicyFacts
     manifest: Manifest
     vae_path: Path
+    family: str
+    path: Path
+    prompts: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def sizes(self) -> Sizes:
+        """The network's configuration."""
+        return sizes(self.model)
+
+    def text(self, given: str | Path | None = None) -> TextEncoder:
+        """What embeds instructions for this policy: the small encoder, or its stored prompts and then the source `given`.
+
+        Raises:
+            EdgewamError: a source that does not belong to this policy.
+        """
+        return policy_text(self.path, self.facts.text_encoder, self.sizes, given)
 
 
 def write_policy(
     out: Path,
     kind: str,
-    model: AhaWam,
+    family: str,
+    model: nn.Module,
     stats: DatasetStats,
     vae: Path,
     facts: PolicyFacts,
@@ -70,20 +101,29 @@ def write_policy(
     parents: Mapping[str, str],
     measured: dict[str, Any],
     dtype: StoredDtype,
-    log_from: Path,
+    log_from: Path | None = None,
     base: Path | None = None,
+    prompts: Mapping[str, Array] | None = None,
 ) -> None:
     """Write a policy artifact.  `recipe` (how it was made) goes into the manifest, the log of `log_from` beside it.
 
     base: a policy artifact of which most weights are kept, such as a student's teacher; only what differs is stored.
+    prompts: instruction -> text rows [text_len, text_dim].
     """
     assert kind in KINDS, kind
-    metadata = {"vae": os.path.relpath(vae.resolve(), out.resolve()), **asdict(facts)}
     recipe = json.loads(json.dumps(dict(recipe), default=str))
     with write_artifact(out, kind, config=recipe, parents=parents, measured=measured) as directory:
-        aha_wam.save(model, directory, dtype, metadata, base)
+        plugins.load("family", family).save(model, directory, dtype, facts_json(facts, vae, out), base)
         write_stats(directory / STATS, stats)
-        shutil.copyfile(log_from / LOG, directory / LOG)
+        if prompts:
+            write_prompts(directory / PROMPTS, prompts)
+        if log_from is not None:
+            shutil.copyfile(log_from / LOG, directory / LOG)
+
+
+def facts_json(facts: PolicyFacts, vae: Path, out: Path) -> dict[str, Any]:
+    """The metadata of a policy at `out`: its facts, and where its VAE is from there."""
+    return {"vae": os.path.relpath(vae.resolve(), out.resolve()), **asdict(facts)}
 
 
 def load_policy(directory: Path | str, vae: Path | str | None = None) -> LoadedPolicy:
@@ -98,10 +138,9 @@ def load_policy(directory: Path | str, vae: Path | str | None = None) -> LoadedP
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
-    if manifest.kind not in KINDS:
-        raise ArtifactError(f"'{directory}' is a {manifest.kind}, but a policy is needed here. Make one with: edgewam train")
-    model = aha_wam.load(directory)
-    metadata = dict(checkpoints.read(directory, aha_wam.FAMILY).metadata)
+    _require_policy(directory, manifest)
+    stored = checkpoints.read(directory)
+    metadata = dict(stored.metadata)
     try:
         recorded = directory / metadata.pop("vae")
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in metadata.pop("layout").items()}
@@ -114,5 +153,18 @@ def load_policy(directory: Path | str, vae: Path | str | None = None) -> LoadedP
     network, vae_manifest = load_vae(vae_path)
     if vae_manifest.digest != manifest.parents.get("vae"):
         raise ArtifactError(f"'{vae_path}' is not the VAE that '{directory}' was trained with (its digest differs).")
-    stats = read_stats(directory / STATS)
-    return LoadedPolicy(model.eval().requires_grad_(False), network, stats, facts, manifest, vae_path)
+    model = plugins.load("family", stored.family).load(directory).eval().requires_grad_(False)
+    return LoadedPolicy(
+        model, network, read_stats(directory / STATS), facts, manifest, vae_path, stored.family, directory,
+        read_prompts(directory / PROMPTS),
+    )  # fmt: skip
+
+
+def _require_policy(directory: Path, manifest: Manifest) -> None:
+    if manifest.kind == WEIGHTS_ONLY:
+        raise ArtifactError(
+            f"'{directory}' holds weights alone; this needs their VAE and statistics too. Convert the released file again with: "
+            f"edgewam convert FILE {directory} --vae VAE --stats dataset_stats.json"
+        )
+    if manifest.kind not in KINDS:
+        raise ArtifactError(f"'{directory}' is a {manifest.kind}, but a policy is needed here. Make one with: edgewam train")

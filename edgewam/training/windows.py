@@ -17,7 +17,7 @@ from torch import Tensor
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import DatasetStats
 from edgewam.data.windows import WindowLayout, make_windows, num_valid_history
-from edgewam.models.aha_wam_config import AhaWamConfig
+from edgewam.models.family import Sizes
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text import TextEncoder
 from edgewam.training.latents import LatentCache, LatentPlan
@@ -58,7 +58,8 @@ class WindowSource:
 
     def draw(self, size: int, generator: np.random.Generator) -> Choice:
         """One history spacing, one history length (as often as it occurs), then windows of that length and their offsets."""
-        spacing = int(generator.choice(self.layout.history_spacings))
+        # without history no spacing matters, and nothing is drawn
+        spacing = int(generator.choice(self.layout.history_spacings)) if self.layout.history_spacings else 1
         steps = self.cache.window_step[self._pool]
         valid = num_valid_history(self.layout, steps, np.full(len(steps), spacing))
         group = self._pool[valid == valid[generator.integers(len(valid))]]
@@ -103,6 +104,6 @@ class WindowSource:
         return torch.from_numpy(self.cache.images[self.cache.image_rows(episode, steps)].astype(np.float32))
 
 
-def latent_plan(layout: WindowLayout, model: AhaWamConfig, start_stride: int, seed: int) -> LatentPlan:
+def latent_plan(layout: WindowLayout, model: Sizes, start_stride: int, seed: int) -> LatentPlan:
     """The cache that windows of this layout need."""
     return LatentPlan(model.image_height, model.image_width, layout.num_video_frames, layout.stride, start_stride, seed)

@@ -15,9 +15,9 @@ from edgewam.core.errors import EdgewamError
 from edgewam.data.schema import ACTION, STATE
 from edgewam.models.text import SmallTextEncoder
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
-from edgewam.training.aha_wam import PolicyTask, PolicyTraining
 from edgewam.training.loop import LoopConfig
 from edgewam.training.optimizers import build_optimizers
+from edgewam.training.policy import PolicyTask, PolicyTraining
 from edgewam.training.weights import save_vae
 from edgewam.training.windows import WindowSource
 from tests.data.synthetic import dataset_of, episode

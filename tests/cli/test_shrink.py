@@ -68,7 +68,7 @@ class Road:
 def road(tmp_path_factory: pytest.TempPathFactory) -> Road:
     """Shrink in processes that are killed while they make the caches, interrupted while they train, and killed once more at the
     boundary between two steps; the last one goes on in this process."""
-    from edgewam.training.aha_wam import train_policy
+    from edgewam.training.policy import train_policy
     from tests.training import tiny
 
     torch.set_num_threads(1)

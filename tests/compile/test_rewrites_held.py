@@ -12,9 +12,9 @@ from edgewam.cli._shipped import shipped
 from edgewam.compile.exporting import as_module, example_inputs
 from edgewam.compile.rewrites import REWRITES
 from edgewam.core.observation import CLAMP
-from edgewam.models import aha_wam_stages
-from edgewam.models.aha_wam_planner_stage import modulation_rows
+from edgewam.models import wam_stages
 from edgewam.models.dit_block import attend
+from edgewam.models.planner_stage import modulation_rows
 from edgewam.models.stage_layers import QueryKeyValue, Turn, attention
 from edgewam.models.text import pack_context
 from edgewam.models.wan_vae_image import image_encoder
@@ -157,7 +157,7 @@ def test_shipped_stages_add_nothing_to_logits_but_the_text_bias(monkeypatch):
     def masked(q, k, v, num_heads, bias=None):
         return attention(q, k, v, num_heads, torch.zeros_like(k[:, 0]) if bias is None else bias)
 
-    monkeypatch.setattr(aha_wam_stages, "attention", masked)
+    monkeypatch.setattr(wam_stages, "attention", masked)
     assert [] not in added_to_logits(stages["denoise"])[::2]
 
 

@@ -22,7 +22,7 @@ from edgewam.core.observation import Normalizer
 from edgewam.core.stage import Cost, Stage
 from edgewam.core.tensor_spec import TensorSpec
 from edgewam.models import aha_wam
-from edgewam.models.aha_wam_stages import DenoiseStage
+from edgewam.models.wam_stages import DenoiseStage
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.quantize.layers import Scales, find_layers, quantized, with_layers

@@ -16,7 +16,7 @@ from edgewam.distill.focus import Focus, spread
 from edgewam.distill.ode import OdeDistillation, prepare
 from edgewam.distill.trajectories import TrajectoryPlan
 from edgewam.flow.solver import euler_table, integrate
-from edgewam.training.aha_wam import train_policy
+from edgewam.training.policy import train_policy
 from tests.training import tiny
 
 MORE_OFTEN = 1.02  # mean weight of what is drawn by weight, over that of all: mean square / squared mean, 1.06 here

@@ -12,7 +12,6 @@ import torch
 from edgewam.core.errors import ArtifactError
 from edgewam.core.estimate import StepPlan, Totals, tree_bytes
 from edgewam.data.dataset import Dataset
-from edgewam.training.aha_wam import PolicyTask, train_policy
 from edgewam.training.checkpoint import CHECKPOINT
 from edgewam.training.estimate import TrainingCost, progress_of
 from edgewam.training.estimate_policy import estimate_policy
@@ -20,6 +19,7 @@ from edgewam.training.estimate_vae import estimate_vae
 from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.memory import loss_memory
 from edgewam.training.optimizers import build_optimizers, state_bytes
+from edgewam.training.policy import PolicyTask, train_policy
 from edgewam.training.vae import train_vae
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import WindowSource

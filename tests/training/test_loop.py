@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import shutil
 import signal
-import subprocess
-import sys
+import time
+import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from edgewam.core.errors import ArtifactError, EdgewamError
-from edgewam.training.checkpoint import CHECKPOINT, read_header, read_weights
+from edgewam.training.checkpoint import CHECKPOINT, read_header, read_tensors, read_weights
 from edgewam.training.log import read_log
 from edgewam.training.loop import Interrupted, LoopConfig, Progress, train
 from edgewam.training.optimizers import ParameterGroup, WeightAverage, build_optimizers, rate_factor
@@ -27,9 +31,7 @@ CONFIG = LoopConfig(
 
 def whole_state(path: Path) -> dict[str, torch.Tensor]:
     """Every tensor of a checkpoint: weights, average, optimiser state."""
-    from safetensors.torch import load_file
-
-    return load_file(path / CHECKPOINT)
+    return read_tensors(path / CHECKPOINT, "")
 
 
 def assert_same_state(left: Path, right: Path) -> None:
@@ -67,30 +69,7 @@ def test_a_run_stopped_by_ctrl_c_and_resumed_equals_an_uninterrupted_one(uninter
     assert read_header(tmp_path / CHECKPOINT)["step"] == 17
     train(ToyTask(), CONFIG, tmp_path)
     assert_same_state(uninterrupted, tmp_path)
-    drop = {"elapsed_s"}
-    left, right = ([{k: v for k, v in line.items() if k not in drop} for line in read_log(p)] for p in (uninterrupted, tmp_path))
-    assert left == right
-
-
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from dataclasses import replace
-from tests.training.test_loop import CONFIG
-from tests.training.toy import ToyTask
-from edgewam.training.loop import train
-writes = 0
-def half(self, data):
-    global writes
-    writes += 1
-    with open(self, "wb") as file:
-        file.write(data[: len(data) // 2] if writes == 3 else data)
-        if writes == 3:
-            file.flush()
-            os.kill(os.getpid(), signal.SIGKILL)
-Path.write_bytes = half
-train(ToyTask(), CONFIG, sys.argv[1])
-"""
+    assert curve(uninterrupted) == curve(tmp_path)
 
 
 def test_ctrl_c_while_the_last_step_is_saved_is_not_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,39 +90,85 @@ def test_ctrl_c_while_the_last_step_is_saved_is_not_forgotten(tmp_path: Path, mo
     assert train(ToyTask(), config, tmp_path).step == 3
 
 
-def test_a_run_killed_in_the_middle_of_a_checkpoint_write_resumes_from_the_one_before_exactly(
-    uninterrupted: Path, tmp_path: Path
+def curve(path: Path) -> list[dict[str, float]]:
+    """The log without what a clock said."""
+    return [{name: value for name, value in line.items() if name != "elapsed_s"} for line in read_log(path)]
+
+
+def in_a_child(run: Callable[[], object]) -> int:
+    """Start `run` in a forked process, which ends with it; returns its id."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # no other thread of ours runs
+        child = os.fork()
+    if child:
+        return child
+    try:
+        run()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+# A checkpoint is flushed to disk file by file: its shard, its directory, its record, the record's directory.
+@pytest.mark.parametrize(("flushes", "step"), [(9, 20), (10, 20), (11, 20), (12, 30)])
+def test_a_run_killed_inside_of_a_checkpoint_goes_on_from_the_last_whole_one(
+    uninterrupted: Path, tmp_path: Path, flushes: int, step: int
 ) -> None:
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", _KILLED, str(tmp_path)], cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=False
-    )
-    assert done.returncode == -signal.SIGKILL
-    assert read_header(tmp_path / CHECKPOINT)["step"] == 20  # the third write, at step 30, was cut
+    def killed() -> None:
+        left = flushes
+        real = os.fsync
+
+        def flush(file: int) -> None:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            real(file)
+
+        os.fsync = flush
+        train(ToyTask(), CONFIG, tmp_path)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(in_a_child(killed), 0)[1]) == -signal.SIGKILL
+    assert read_header(tmp_path / CHECKPOINT)["step"] == step
     train(ToyTask(), CONFIG, tmp_path)
     assert_same_state(uninterrupted, tmp_path)
-    assert [line["step"] for line in read_log(tmp_path)] == list(range(40))
+    assert curve(uninterrupted) == curve(tmp_path)
+
+
+def test_a_run_killed_at_any_moment_again_and_again_has_the_same_curve_bit_for_bit(uninterrupted: Path, tmp_path: Path) -> None:
+    config, kills = replace(CONFIG, checkpoint_steps=2), 0
+    moments = random.Random(6)
+    for attempt in range(40):
+        child = in_a_child(lambda: train(ToyTask(), config, tmp_path))
+        time.sleep(moments.uniform(0.0, 0.04 + 0.01 * attempt))
+        os.kill(child, signal.SIGKILL)
+        if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+            break
+        kills += 1
+    train(ToyTask(), config, tmp_path)
+    assert kills >= 3
+    assert_same_state(uninterrupted, tmp_path)
+    assert curve(uninterrupted) == curve(tmp_path)
 
 
 def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(
     uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writes = 0
-    real = Path.write_bytes
+    real = safetensors.torch.save
 
-    def full(self: Path, data: bytes) -> int:
+    def full(tensors: object, metadata: object) -> bytes:
         nonlocal writes
         writes += 1
-        if writes < 3:
-            return real(self, data)
-        real(self, data[:100])
-        raise OSError(errno.ENOSPC, "No space left on device")
+        if writes == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(tensors, metadata)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(EdgewamError, match=r"No space left.*free some space"):
+        patch.setattr(safetensors.torch, "save", full)
+        with pytest.raises(EdgewamError, match=r"step 30: rank 0: .*No space left.*free some space"):
             train(ToyTask(), CONFIG, tmp_path)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [CHECKPOINT, "log.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.b", CHECKPOINT, "log.jsonl"]
     assert read_header(tmp_path / CHECKPOINT)["step"] == 20
     train(ToyTask(), CONFIG, tmp_path)
     assert_same_state(uninterrupted, tmp_path)
@@ -207,15 +232,35 @@ def test_a_schedule_on_wall_time_goes_on_where_it_stood(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(uninterrupted: Path, tmp_path: Path) -> None:
-    (tmp_path / CHECKPOINT).write_bytes((uninterrupted / CHECKPOINT).read_bytes())
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
     with pytest.raises(ArtifactError, match=r"clip_norm: 1\.0 there, 0\.5 now"):
         train(ToyTask(), replace(CONFIG, clip_norm=0.5), tmp_path)
 
 
 @pytest.mark.parametrize("cut", [0, 7, 2000])
-def test_a_truncated_checkpoint_is_an_error_that_names_it(uninterrupted: Path, tmp_path: Path, cut: int) -> None:
+def test_a_truncated_or_missing_part_of_a_checkpoint_is_an_error_that_names_it(
+    uninterrupted: Path, tmp_path: Path, cut: int
+) -> None:
+    shutil.copytree(uninterrupted, tmp_path, dirs_exist_ok=True)
+    (shard,) = tmp_path.glob("checkpoint.?/*.safetensors")
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:cut])
+    with pytest.raises(ArtifactError, match=f"{shard}' has {cut} bytes instead of {len(whole)}"):
+        train(ToyTask(), CONFIG, tmp_path)
+    shard.write_bytes(bytes(len(whole)))
+    with pytest.raises(ArtifactError, match="no readable training checkpoint"):
+        train(ToyTask(), CONFIG, tmp_path)
+    shard.unlink()
+    with pytest.raises(ArtifactError, match=f"{shard}' is missing"):
+        train(ToyTask(), CONFIG, tmp_path)
     (tmp_path / CHECKPOINT).write_bytes((uninterrupted / CHECKPOINT).read_bytes()[:cut])
     with pytest.raises(ArtifactError, match="no readable training checkpoint"):
+        train(ToyTask(), CONFIG, tmp_path)
+
+
+def test_a_training_of_an_earlier_version_is_not_started_anew_silently(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.safetensors").touch()
+    with pytest.raises(ArtifactError, match=r"checkpoint.safetensors' was written by an earlier version"):
         train(ToyTask(), CONFIG, tmp_path)
 
 

@@ -17,8 +17,8 @@ from edgewam.data.schema import Episode
 from edgewam.data.windows import WindowLayout
 from edgewam.models.aha_wam_config import AhaWamConfig
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
-from edgewam.training.aha_wam import PolicyTraining
 from edgewam.training.loop import LoopConfig
+from edgewam.training.policy import PolicyTraining
 from edgewam.training.vae import VaeTraining
 from edgewam.training.weights import save_vae, with_latent_constants
 from tests.data.synthetic import TASKS, dataset_of, episode

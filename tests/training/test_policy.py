@@ -17,10 +17,10 @@ from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.text import SmallTextEncoder
-from edgewam.training.aha_wam import PolicyTask, measure_policy, train_policy
 from edgewam.training.latents import build_cache
 from edgewam.training.log import read_log
 from edgewam.training.loop import Interrupted, Progress
+from edgewam.training.policy import PolicyTask, measure_policy, train_policy
 from edgewam.training.policy_artifact import load_policy
 from edgewam.training.vae import train_vae
 from edgewam.training.weights import load_vae
@@ -50,7 +50,7 @@ def trained(road: Road, source: WindowSource, tmp_path_factory: pytest.TempPathF
 def test_both_losses_and_the_sampling_error_fall(road: Road, trained: Path, source: WindowSource) -> None:
     untrained = PolicyTask(tiny.policy_training(road[0], road[1], road[2]), source, {}).module
     assert isinstance(untrained, AhaWam)
-    before, after = (measure_policy(model, source, seed=3) for model in (untrained, load_policy(trained).model))
+    before, after = (measure_policy("aha_wam", model, source, seed=3) for model in (untrained, load_policy(trained).model))
     assert after["video_loss"] < 0.8 * before["video_loss"]
     assert after["action_loss"] < 0.8 * before["action_loss"]
     assert after["action_rms"] < 0.97 * before["action_rms"]
@@ -152,7 +152,7 @@ def test_training_may_go_on_with_the_statistics_of_other_tasks(
 ) -> None:
     before = load_policy(trained, road[1]).stats
     action = replace(before.action, std=7.0 * before.action.std)
-    monkeypatch.setattr("edgewam.training.aha_wam.measure_stats", lambda *_: replace(before, action=action))
+    monkeypatch.setattr("edgewam.training.policy.measure_stats", lambda *_: replace(before, action=action))
     config = tiny.policy_training(road[0], road[1], road[2] / "latents", init_from=trained)
     for new_stats, expected in ((False, before.action.std), (True, action.std)):
         train_policy(replace(config, new_stats=new_stats), tmp_path / str(new_stats))

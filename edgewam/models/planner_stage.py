@@ -1,14 +1,26 @@
-"""The planner refresh as a stage, whole or as a group of its layers (DESIGN section 8: a refresh in layer groups)."""
+"""The planner as a stage: a refresh that reads a memory, whole or as a group of its layers, and a prefill without one.
+
+A refresh in layer groups (DESIGN section 8) lets action chunks pass between them.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.dit_block import DitBlock
 from edgewam.models.stage_layers import CrossAttention, FeedForward, QueryKeyValue, Turn, apply, attention, frozen, modulated
+from edgewam.models.wam_model import Wam
 from edgewam.models.wan_dit import DitStack, VideoDit
+
+
+class Memory(NamedTuple):
+    """Contexts of earlier frames [slots, layers, 2, tokens, A], and the bias [slots] of each (-inf where a slot is free)."""
+
+    contexts: Tensor
+    bias: Tensor
 
 
 def modulation_rows(stack: DitStack, timesteps: Tensor) -> Tensor:
@@ -20,14 +32,10 @@ def modulation_rows(stack: DitStack, timesteps: Tensor) -> Tensor:
     return rows
 
 
-class PlannerStage(nn.Module):
-    """One planner refresh at timestep 0; what follows the last layer's keys and values is not computed.
+class PlannerLayers(nn.Module):
+    """The planner's layers at timestep 0; what follows the last layer's keys and values is left out."""
 
-    latent [Cz, h, w], memory [slots, layers, 2, tokens, A], memory_bias [slots] (0 or -inf), text [layers, 2, R + 1, A],
-    text_bias [R + 2], cos and sin [tokens, K/2] -> context [layers, 2, tokens, A].
-    """
-
-    def __init__(self, model: AhaWam) -> None:
+    def __init__(self, model: Wam) -> None:
         super().__init__()
         planner: VideoDit = model.planner
         self.num_heads = model.config.num_heads
@@ -44,11 +52,32 @@ class PlannerStage(nn.Module):
         self.register_buffer("rows", modulation_rows(planner, torch.zeros(1, device=device))[0], persistent=False)
         self.rows: Tensor
 
+
+class PrefillStage(PlannerLayers):
+    """The keys and values of one frame; its text holds the state token too, and there is no memory.
+
+    latent [Cz, h, w], text [layers, 2, R + 2, A], text_bias [R + 2], cos and sin [tokens, K/2] -> context
+    [layers, 2, tokens, A].
+    """
+
+    def forward(self, latent: Tensor, text: Tensor, text_bias: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor]:
+        """See the class."""
+        return (_advance(self, embed(self.patch, latent), 0, None, text, text_bias, cos, sin)[1],)
+
+
+class PlannerStage(PlannerLayers):
+    """One planner refresh at timestep 0.
+
+    latent [Cz, h, w], memory [slots, layers, 2, tokens, A], memory_bias [slots] (0 or -inf), text [layers, 2, R + 1, A],
+    text_bias [R + 2], cos and sin [tokens, K/2] -> context [layers, 2, tokens, A].
+    """
+
     def forward(
         self, latent: Tensor, memory: Tensor, memory_bias: Tensor, text: Tensor, text_bias: Tensor, cos: Tensor, sin: Tensor
     ) -> tuple[Tensor]:
         """See the class."""
-        return (_advance(self, embed(self.patch, latent), 0, memory, memory_bias, text, text_bias, cos, sin)[1],)
+        past = Memory(memory, memory_bias)
+        return (_advance(self, embed(self.patch, latent), 0, past, text, text_bias[:-1], cos, sin)[1],)
 
 
 class PlannerGroup(nn.Module):
@@ -74,7 +103,8 @@ class PlannerGroup(nn.Module):
     ) -> tuple[Tensor, ...]:
         """See the class."""
         x = hidden if self.patch is None else embed(self.patch, hidden)
-        x, context = _advance(self, x, self.first, memory, memory_bias, text, text_bias, cos, sin)
+        past = Memory(memory, memory_bias)
+        x, context = _advance(self, x, self.first, past, text, text_bias[:-1], cos, sin)
         return (x, context) if len(self.ffn) == len(self.qkv) else (context,)
 
 
@@ -86,14 +116,12 @@ def embed(patch: nn.Linear, latent: Tensor) -> Tensor:
 
 
 def _advance(
-    stage: PlannerStage | PlannerGroup, x: Tensor, first: int, memory: Tensor, memory_bias: Tensor, text: Tensor,
-    text_bias: Tensor, cos: Tensor, sin: Tensor,
+    stage: PlannerLayers | PlannerGroup, x: Tensor, first: int, past: Memory | None, text: Tensor, text_bias: Tensor,
+    cos: Tensor, sin: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Tokens and context after the layers of `stage`, of which the first is layer `first` of the planner."""
-    slots, _, _, tokens, _ = memory.shape
     table = Turn.prepare(cos, sin)
-    bias = torch.cat([memory_bias[:, None].expand(slots, tokens).reshape(-1), torch.zeros_like(cos[:, 0])])
-    words = text_bias[:-1]
+    bias = None if past is None else _key_bias(past, cos)
     context = []
     for index, qkv in enumerate(stage.qkv):
         shift1, scale1, gate1, shift2, scale2, gate2 = stage.rows[index].unbind(0)
@@ -101,9 +129,15 @@ def _advance(
         context.append(own)
         if index == len(stage.ffn):
             break
-        past = memory[:, first + index].transpose(0, 1).flatten(1, 2)  # [2, slots * tokens, A]
-        k, v = torch.cat([past, own], dim=1).unbind(0)
+        seen = own if past is None else torch.cat([past.contexts[:, first + index].transpose(0, 1).flatten(1, 2), own], dim=1)
+        k, v = seen.unbind(0)  # [slots * tokens + tokens, A] each
         x = x + gate1 * apply(stage.out[index], attention(q, k, v, stage.num_heads, bias))
-        x = x + stage.cross[index](x, text[first + index], words)
+        x = x + stage.cross[index](x, text[first + index], text_bias)
         x = x + gate2 * stage.ffn[index](modulated(x, shift2, scale2))
     return x, torch.stack(context)
+
+
+def _key_bias(past: Memory, cos: Tensor) -> Tensor:
+    """Bias [slots * tokens + tokens] of all keys: a slot's on each of its tokens, 0 on the own ones."""
+    slots, tokens = past.bias.shape[0], past.contexts.shape[3]
+    return torch.cat([past.bias[:, None].expand(slots, tokens).reshape(-1), torch.zeros_like(cos[:, 0])])

@@ -1,8 +1,8 @@
-"""Train an AHA-WAM: joint flow matching of future video and action chunks, with history and action offsets.
+"""Train a policy of any family: joint flow matching of future video and action chunks, with history and action offsets.
 
-The released recipe (facts/aha_wam.md 6) with what a short training needs in addition: a frozen VAE whose latents are
-cached, Muon for the matrices of both transformers and of the router, a weight average, noise on the state, and several
-action draws per context.  `PolicyTraining`'s defaults are those of the policy `small`.
+The released recipes (facts/aha_wam.md 6) with what a short training needs in addition: a frozen VAE whose latents are
+cached, Muon for the family's matrices, a weight average, noise on the state, and several action draws per context.
+`PolicyTraining`'s defaults are those of the policy `small`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,12 +24,9 @@ from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
-from edgewam.models.aha_wam_config import AhaWamConfig, small
-from edgewam.models.aha_wam_loss import training_loss
-from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import condition, sample_horizon
-from edgewam.models.flow_loss import LossBatch, draw_noise
-from edgewam.models.text import SmallTextEncoder
+from edgewam.models.family import sizes, trainable
+from edgewam.models.flow_loss import LossBatch
+from edgewam.models.text_sources import SMALL, open_text
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
 from edgewam.training.loop import LoopConfig, Progress, train
@@ -37,10 +35,15 @@ from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_pol
 from edgewam.training.weights import StoredDtype, load_vae, rounded
 from edgewam.training.windows import Choice, WindowSource, latent_plan
 
+SMALL_FAMILY = "aha_wam"  # of the policy that ships with edgewam
+MAX_PROMPTS = (
+    64  # instructions that a policy takes with it, 1 MB each at full size; others are added to it by `edgewam prompt add`
+)
 
-def small_training_model() -> AhaWamConfig:
+
+def small_training_model() -> Any:
     """`small` with the video loss at a tenth: its velocity error is about ten times the action's, and the action must lead."""
-    return replace(small(), lambda_video=0.1)
+    return replace(trainable(SMALL_FAMILY).small(), lambda_video=0.1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,8 +54,10 @@ class PolicyTraining:
     vae: Path  # VAE artifact
     latents: Path | None = None  # cache directory; default: in the run's working directory
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(minutes=42.0, warmup_steps=200))
-    model: AhaWamConfig = field(default_factory=small_training_model)
+    family: str = SMALL_FAMILY
+    model: Any = field(default_factory=small_training_model)  # sizes: the family's `Config`
     layout: WindowLayout = field(default_factory=WindowLayout)
+    text: str = SMALL  # source of the instructions' embeddings (`models.text_sources`)
     init_from: Path | None = None  # a policy artifact to start from
     new_stats: bool = False  # with init_from: normalise by this dataset's statistics instead of that policy's
     batch_size: int = 32  # contexts
@@ -66,6 +71,10 @@ class PolicyTraining:
     weights_dtype: StoredDtype = "float32"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.model, trainable(self.family).Config):
+            raise EdgewamError(
+                f"A {type(self.model).__name__} holds no sizes of the family '{self.family}'. Give family and model together."
+            )
         if not 0 <= self.max_prefix < self.model.chunk_size:
             raise EdgewamError(
                 f"max_prefix must be from 0 to {self.model.chunk_size - 1}, a chunk with something left to learn; got "
@@ -84,28 +93,28 @@ class PolicyTraining:
             "weight_decay",
             "proprio_noise",
         )
-        prefix = {"max_prefix": self.max_prefix} if self.max_prefix else {}  # without one a run is what it was before
+        # only where they are not what all runs had before there was a choice, so that those go on
+        usual = {"max_prefix": 0, "family": SMALL_FAMILY, "text": SMALL}
+        chosen = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
         parts = {"model": self.model.to_json(), "layout": asdict(self.layout)}
-        return parts | {name: getattr(self, name) for name in names} | prefix
+        return parts | {name: getattr(self, name) for name in names} | chosen
 
 
 class PolicyTask:
     """The network and its joint loss."""
 
     def __init__(
-        self, config: PolicyTraining, source: WindowSource, digests: Mapping[str, str], module: AhaWam | None = None
+        self, config: PolicyTraining, source: WindowSource, digests: Mapping[str, str], module: nn.Module | None = None
     ) -> None:
         torch.manual_seed(config.loop.seed)
-        self.config, self.source = config, source
-        self.module: nn.Module = AhaWam(config.model).to(config.loop.device) if module is None else module
+        self.config, self.source, self.family = config, source, trainable(config.family)
+        self.module: nn.Module = self.family.build(config.model).to(config.loop.device) if module is None else module
         self.identity: Mapping[str, Any] = {"task": "policy", **digests, **config.settings()}
 
     def parameter_groups(self) -> list[ParameterGroup]:
-        """Muon for the matrices of the transformer blocks and of the router's layers, AdamW for everything else."""
+        """Muon for the family's matrices, such as those of transformer blocks; AdamW for everything else."""
         config, named = self.config, list(self.module.named_parameters())
-        matrices = [
-            name for name, _ in named if ".blocks." in name or ".layer_query_proj." in name or ".layer_delta_proj." in name
-        ]
+        matrices = [name for name, _ in named if any(part in name for part in self.family.MATRICES)]
         return split_muon(named, matrices, muon_lr=config.muon_lr, adamw_lr=config.adamw_lr, weight_decay=config.weight_decay)
 
     def batch(self, index: int, generator: np.random.Generator) -> Choice:
@@ -118,8 +127,8 @@ class PolicyTask:
         noisy = data.proprio + self.config.proprio_noise * torch.randn(data.proprio.shape, generator=generator)
         data = replace(data, proprio=noisy).to(self.config.loop.device)
         config = self.config
-        noise = draw_noise(data, generator, config.action_draws, config.model.train_shift, config.max_prefix)
-        losses = training_loss(self.module, data, noise)  # type: ignore[arg-type]
+        noise = self.family.draw_noise(data, generator, config.action_draws, config.model.train_shift, config.max_prefix)
+        losses = self.family.training_loss(self.module, data, noise)
         return losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}
 
     def describe(self, batch: Choice) -> str:
@@ -153,7 +162,7 @@ def train_policy(
     work = out.parent / f"{out.name}.training"
     dataset = open_demonstrations(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
-    start = starting_policy(config.init_from, config.vae, vae_manifest) if config.init_from else None
+    start = starting_policy(config, vae_manifest) if config.init_from else None
     plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
     say = report or (lambda line: None)
     cache = build_cache(
@@ -162,70 +171,92 @@ def train_policy(
     )  # fmt: skip
     split = dataset.num_episodes - held_out(dataset.num_episodes)
     stats = start.stats if start and not config.new_stats else measure_stats(dataset, range(split))
-    text = SmallTextEncoder(config.model.text_dim, config.model.text_len)
+    text = open_text(config.text, config.model, config.loop.device)
     source = WindowSource(dataset, cache, stats, text, config.layout, range(split))
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})
     task = PolicyTask(config, source, parents)
     if start:
         checkpoints.fit(task.module, start.model.state_dict(), f"'{config.init_from}'")
     result = train(task, config.loop, work, progress=progress)
-    model: AhaWam = task.module.cpu()  # type: ignore[assignment]
+    model = task.module.cpu()
     model.load_state_dict(rounded(result.average or model.state_dict(), config.weights_dtype))
     held = WindowSource(dataset, cache, stats, text, config.layout, range(split, dataset.num_episodes))
-    measured = measure_policy(model, held, config.loop.seed)
+    measured = measure_policy(config.family, model, held, config.loop.seed)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     write_policy(
         out,
         "policy",
+        config.family,
         model,
         stats,
         config.vae,
-        PolicyFacts(config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix),
+        PolicyFacts(
+            config.layout,
+            config.start_stride,
+            config.loop.seed,
+            tuple(dataset.tasks),
+            max_prefix=config.max_prefix,
+            text_encoder=SMALL if config.text == SMALL else "umt5",
+        ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,
         measured=measured,
         dtype=config.weights_dtype,
         log_from=work,
+        prompts={} if config.text == SMALL else {task: text.encode(task) for task in dataset.tasks[:MAX_PROMPTS]},
     )
     return measured
 
 
-def starting_policy(directory: Path, vae: Path, vae_manifest: Manifest) -> LoadedPolicy:
-    """The policy to go on from; its VAE is `vae`, or one that `vae` was trained to reproduce.
+def starting_policy(config: PolicyTraining, vae_manifest: Manifest) -> LoadedPolicy:
+    """The policy to go on from; its VAE is the training's, or one that the training's was made to reproduce.
 
     Raises:
-        ArtifactError: latents of `vae` mean nothing to that policy.
+        EdgewamError: it is of another family, or latents of this VAE or rows of this text source mean nothing to it.
     """
+    directory = config.init_from
+    assert directory is not None
     known = read_manifest(directory).parents.get("vae")
-    if vae_manifest.parents.get("reproduce") == known:
-        return load_policy(directory)
-    return load_policy(directory, vae)
+    is_reproduced = vae_manifest.parents.get("reproduce") == known
+    start = load_policy(directory) if is_reproduced else load_policy(directory, config.vae)
+    if start.family != config.family:
+        raise EdgewamError(f"'{directory}' is of the family '{start.family}', this training of '{config.family}'.")
+    if (start.facts.text_encoder == SMALL) != (config.text == SMALL):
+        raise EdgewamError(
+            f"'{directory}' was trained with the text encoder '{start.facts.text_encoder}'; rows of '{config.text}' mean nothing "
+            f"to it. Give {'no other' if start.facts.text_encoder == SMALL else 'its'} source of embeddings with --text."
+        )
+    return start
 
 
 @torch.inference_mode()
-def measure_policy(model: AhaWam, held: WindowSource, seed: int, num_batches: int = 4, size: int = 16) -> dict[str, Any]:
+def measure_policy(
+    family: str, model: nn.Module, held: WindowSource, seed: int, num_batches: int = 4, size: int = 16
+) -> dict[str, Any]:
     """Losses and sampling error on held-out windows with fixed noise.
 
     `action_rms` is the distance of the first chunk of a 10-step sample to the demonstration in normalised units; it cannot
     reach zero where the demonstration itself is free (timing, execution noise), so closed loop is what judges a policy.
     """
     model.eval()
+    module, config = trainable(family), sizes(model)
     values: dict[str, list[float]] = {"action_loss": [], "video_loss": [], "action_rms": []}
     for index in range(num_batches):
         generator = torch.Generator().manual_seed(seed * 1000 + index)
         batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 5])))
-        losses = training_loss(model, batch, draw_noise(batch, generator, 1, model.config.train_shift))
-        error = _sampling_error(model, batch, generator)
+        losses = module.training_loss(model, batch, module.draw_noise(batch, generator, 1, config.train_shift))
+        error = _sampling_error(module, model, batch, generator)
         for name, value in (("action_loss", losses.action), ("video_loss", losses.video), ("action_rms", error)):
             values[name].append(float(value))
     return {name: float(np.mean(found)) for name, found in values.items()} | {"held_out_windows": num_batches * size}
 
 
-def _sampling_error(model: AhaWam, batch: LossBatch, generator: torch.Generator) -> Tensor:
+def _sampling_error(module: ModuleType, model: nn.Module, batch: LossBatch, generator: torch.Generator) -> Tensor:
     """Root mean square of a 10-step sample's first chunk against the demonstration, normalised units."""
-    noise = torch.randn(batch.actions.shape, generator=generator)
-    found = sample_horizon(model, condition(model, batch), noise, euler_table(10, model.config.shift))[-1]
-    first = slice(0, model.config.chunk_size)
+    noise, config = torch.randn(batch.actions.shape, generator=generator), sizes(model)
+    found = module.sample_horizon(model, module.condition(model, batch), noise, euler_table(10, config.shift))[-1]
+    first = slice(0, config.chunk_size)
     error = (found - batch.actions)[:, first].square().mean(-1)
     valid = ~batch.action_is_pad[:, first]
-    return ((error * valid).sum() / valid.sum()).sqrt()
+    root: Tensor = ((error * valid).sum() / valid.sum()).sqrt()
+    return root

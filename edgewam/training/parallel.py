@@ -1,0 +1,284 @@
+"""Many ranks with PyTorch's own engine: process group, FSDP2 sharding, activation checkpointing, and what ranks agree on.
+
+Whatever starts the processes (torchrun, and with it SLURM, Kubernetes or Ray) sets RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*;
+without WORLD_SIZE there is one rank and nothing here changes a tensor.  The weights of many ranks are DTensors: each rank
+holds its rows of each, in float32, and the rows are gathered block by block while the loss is computed.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from types import MethodType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+
+from edgewam.core.errors import EdgewamError
+
+TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may be writing or measuring meanwhile
+LAST_WORDS_S = 5.0  # how long ranks that fail wait for each other
+_STARTED_BY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Share:
+    """Which rows of a batch a rank computes: contiguous blocks whose sizes differ by one at most."""
+
+    rank: int = 0
+    world: int = 1
+
+    def rows(self, total: int) -> slice:
+        """Rows of a batch of `total`.  EdgewamError when a rank would have none."""
+        if total < self.world:
+            raise EdgewamError(
+                f"A batch of {total} cannot be divided among {self.world} ranks: each needs a row at least. "
+                f"Use a batch of {self.world} or more, or at most {total} ranks."
+            )
+        return slice(total * self.rank // self.world, total * (self.rank + 1) // self.world)
+
+
+WHOLE = Share()
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among all of them.  `device` is where its tensors live."""
+
+    share: Share
+    device: torch.device
+    store: dist.Store | None = field(default=None, repr=False)
+
+    @property
+    def world(self) -> int:
+        """Number of ranks."""
+        return self.share.world
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this rank writes logs and artifacts."""
+        return self.share.rank == 0
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        """Sum over the ranks of each value, the same float64 on all of them."""
+        if self.world == 1:
+            return list(values)
+        reduced = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(reduced)
+        return reduced.tolist()
+
+    def mean(self, values: Sequence[float], weight: float) -> tuple[list[float], float]:
+        """Means over all ranks of values that are means over `weight` samples here, and what a loss here counts in them.
+
+        Gradients are averaged over ranks, so a rank's loss is scaled by its weight over the mean weight: numerator and
+        denominator are summed apart, whatever each rank's share and padding are.
+        """
+        if self.world == 1:
+            return list(values), 1.0
+        *numerators, denominator = self.sum([*(value * weight for value in values), weight])
+        return [numerator / denominator for numerator in numerators], weight * self.world / denominator
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        return self.sum([float(here)])[0] > 0
+
+    def of_main(self, value: float) -> float:
+        """The value that rank 0 has."""
+        return self.sum([value if self.is_main else 0.0])[0]
+
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.world > 1:
+            dist.barrier()
+
+
+ALONE = Ranks(WHOLE, torch.device("cpu"))
+
+
+def join_ranks(device: str = "cpu") -> Ranks:
+    """The ranks that this process was started with; joins their process group the first time.
+
+    With CUDA each rank takes the device of its LOCAL_RANK, which "cuda" then means everywhere.
+
+    Raises:
+        EdgewamError: the launcher's variables are incomplete, or there are fewer devices than local ranks.
+    """
+    kind = torch.device(device).type
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1:
+        return Ranks(WHOLE, torch.device(device))
+    if missing := [name for name in _STARTED_BY if name not in os.environ]:
+        raise EdgewamError(
+            f"WORLD_SIZE is {world} but {', '.join(missing)} is not set. Start with torchrun, or unset WORLD_SIZE for one process."
+        )
+    if kind == "cuda":
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+        if local >= torch.cuda.device_count():
+            raise EdgewamError(
+                f"Local rank {local} has no GPU of its own: this machine shows {torch.cuda.device_count()}. "
+                "Start as many processes per node as it has GPUs (torchrun --nproc-per-node)."
+            )
+        torch.cuda.set_device(local)
+    global _joined
+    if _joined is None:
+        store, rank, world = next(dist.rendezvous("env://"))
+        store.set_timeout(TIMEOUT)
+        dist.init_process_group(
+            "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo",
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=world,
+            timeout=TIMEOUT,
+        )
+        _joined = dist.PrefixStore("edgewam", store)
+    return Ranks(Share(dist.get_rank(), dist.get_world_size()), torch.device(kind), _joined)
+
+
+_joined: dist.Store | None = None  # a process belongs to one group for all its life
+
+
+@contextmanager
+def one_voice(ranks: Ranks) -> Iterator[None]:
+    """End all ranks when one fails, with one message: the first rank to raise keeps its exception, the others exit with 1.
+
+    A rank that dies takes its connections with it, so the others do not wait for it (NCCL: until the launcher ends them).
+    """
+    try:
+        yield
+    except Exception as error:
+        if ranks.store is None:
+            raise
+        if not _is_first(ranks, ranks.store):
+            sys.exit(1)
+        if isinstance(error, RuntimeError) and not isinstance(error, EdgewamError) and _is_lost_connection(error):
+            raise EdgewamError(
+                "Another rank ended without a word; its own log or the launcher's says why. "
+                "Run the same command again to go on from the last checkpoint."
+            ) from error
+        raise
+
+
+def _is_first(ranks: Ranks, store: dist.Store) -> bool:
+    """Whether no other rank has failed before.  Rank 0, whose process may hold the store, lets the others ask first."""
+    try:
+        store.set_timeout(timedelta(seconds=LAST_WORDS_S))
+        first = store.add("failed", 1) == 1
+        end = time.monotonic() + LAST_WORDS_S
+        while ranks.is_main and store.add("failed", 0) < ranks.world and time.monotonic() < end:
+            time.sleep(0.05)
+    except RuntimeError:  # rank 0 was killed
+        return ranks.share.rank == 1
+    return first
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def checkpoint_activations(blocks: Sequence[nn.Module]) -> None:
+    """Compute each block's forward again in the backward pass instead of keeping what it saw; values do not change.
+
+    The blocks draw no random numbers, so none need to be replayed.
+    """
+    for block in blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)  # type: ignore[method-assign]
+
+
+def shard(
+    module: nn.Module, blocks: Sequence[nn.Module], ranks: Ranks, bfloat16: bool = False, reshard_after_forward: bool = False
+) -> None:
+    """Replace the parameters of `module` by DTensors over all ranks, each holding its rows in float32.
+
+    Call it before optimisers are made, with equal weights on all ranks, and compute losses through `computed`.
+
+    Args:
+        module: on the CPU or on the ranks' device; a block at a time moves there, so that it need never fit as a whole.
+        blocks: gathered one by one; the rest is gathered at once.
+        ranks: who takes part.
+        bfloat16: gather and compute with weights in that type; gradients are summed in float32.
+        reshard_after_forward: gather a second time for the backward pass instead of keeping the gathered weights until then.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method  # 0.3 s
+
+    mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bfloat16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    for block in blocks:
+        fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+        for name in getattr(block, "ENTRIES", ()):
+            register_fsdp_forward_method(block, name)
+    fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=False)
+    module.float()
+    module.edgewam_compute = MethodType(_compute, module)  # type: ignore[assignment]
+    register_fsdp_forward_method(module, "edgewam_compute")
+
+
+def _compute(module: nn.Module, call: Callable[[], T]) -> T:
+    return call()
+
+
+def computed(module: nn.Module, call: Callable[[], T]) -> T:
+    """`call()`, in which the weights of a sharded module outside of its blocks are gathered."""
+    return module.edgewam_compute(call) if is_sharded(module) else call()  # type: ignore[operator, no-any-return]
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Whether `shard` was called for it."""
+    return hasattr(module, "edgewam_compute")
+
+
+def reduce_gradients(module: nn.Module, wanted: bool) -> None:
+    """Whether the next backward pass sums gradients over the ranks; otherwise they add up locally until one does."""
+    if is_sharded(module):
+        module.set_requires_gradient_sync(wanted)  # type: ignore[operator]
+        module.set_is_last_backward(wanted)  # type: ignore[operator]
+
+
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+    """Scale the gradients down to a norm of `max_norm` over all parameters and ranks; returns the norm that they had."""
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
+    return float(whole(norm))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's rows of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All rows of a sharded tensor, on every rank; any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def like(value: Tensor, sharded: Tensor) -> Tensor:
+    """This rank's rows of `value`, which all ranks hold whole, placed as `sharded` is; `value` itself when that is not sharded."""
+    if not isinstance(sharded, DTensor):
+        return value
+    mesh, placements = sharded.device_mesh, sharded.placements
+    return DTensor.from_local(value, mesh, run_check=False).redistribute(mesh, placements)
+
+
+def gathered(state: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:
+    """Whole tensors on the CPU of rank 0, from the state of a sharded module; empty on the other ranks.
+
+    Every rank must call it.
+    """
+    found: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        value: Any = whole(tensor).detach()
+        if ranks.is_main:
+            found[name] = value.cpu()
+    return found

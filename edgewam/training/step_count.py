@@ -1,0 +1,157 @@
+"""What one pass of a full-size network computes and keeps, counted without its weights: fake tensors have shapes and no memory.
+
+Layers are alike, so two shallow networks give every layer's share, and the whole is exact: operations in matrix products, and
+the bytes that are alive between forward and backward pass.  Weights, gradients and optimiser states are not among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from edgewam.core.estimate import Line
+from edgewam.data.windows import WindowLayout
+from edgewam.flow.training import weight_constants
+from edgewam.models.flow_loss import LossBatch
+from edgewam.training.example_windows import ExampleWindows
+from edgewam.training.memory import AliveTensors
+from edgewam.training.parallel import checkpoint_activations
+from edgewam.training.windows import Choice
+
+T = TypeVar("T")
+_DEPTHS = (2, 3)  # layers of the networks that are counted; the last layer of a context pass is special, so not one
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """One pass over a batch: operations (a multiplication and an addition are two), and bytes of activations.
+
+    frozen_flops: of what is computed without gradient beside forward and backward, such as a student's conditioning.
+    kept_bytes: alive when the forward pass ends.  peak_bytes: the most in both passes.
+    """
+
+    forward_flops: float
+    backward_flops: float
+    frozen_flops: float
+    kept_bytes: float
+    peak_bytes: float
+
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return self.forward_flops + self.backward_flops + self.frozen_flops
+
+
+@dataclass(frozen=True)
+class StudentCount:
+    """A student's pass, and what one of its windows costs when the teacher's trajectory is made."""
+
+    step: PassCount
+    rollout_flops: float
+
+
+def count_policy_pass(
+    family: ModuleType, sizes: Any, layout: WindowLayout, batch: int, recompute: bool, action_draws: int = 1
+) -> PassCount:
+    """Joint loss and gradients of all weights.
+
+    Args:
+        family: of the network.
+        sizes: its configuration.
+        layout: the windows; all have the longest history.
+        batch: windows.
+        recompute: whether blocks keep nothing for the backward pass but their inputs.
+        action_draws: per context and chunk.
+    """
+
+    def one(depth: int) -> dict[str, float]:
+        with _network(family, sizes, depth, recompute) as model:
+            data = _batch(model.config, layout, batch)
+            noise = family.draw_noise(data, torch.Generator(), action_draws, sizes.train_shift)
+            return _count(lambda: family.training_loss(model, data, noise).total, model)
+
+    weight_constants(sizes.train_shift)  # plain numbers, which fake tensors cannot give; cached from here on
+    return PassCount(**_at_full_depth(one, sizes.num_layers))
+
+
+def count_student_pass(
+    family: ModuleType, sizes: Any, layout: WindowLayout, batch: int, recompute: bool, teacher_steps: int
+) -> StudentCount:
+    """Conditioning without gradient, one jump from an anchor, gradients of what students learn; and the teacher's trajectory.
+
+    Args: as of `count_policy_pass`; teacher_steps: of a trajectory.
+    """
+
+    def one(depth: int) -> dict[str, float]:
+        with _network(family, sizes, depth, recompute) as model:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(name.startswith(family.LEARNT_BY_STUDENTS))
+            data = _batch(model.config, layout, batch)
+            noise = torch.randn(data.actions.shape)
+            frozen, conditioning = _flops(lambda: family.condition(model, data))
+            one_step, _ = _flops(lambda: family.teacher_trajectory(model, conditioning, noise, 1, (0, 1)))
+            two_steps, trajectory = _flops(lambda: family.teacher_trajectory(model, conditioning, noise, 2, (0, 1, 2)))
+            anchors = family.draw_anchors(data, 2, torch.Generator())
+            found = _count(lambda: family.ode_loss(model, conditioning, trajectory, anchors, data.action_is_pad), model)
+            rollout = Line.through(1, one_step, 2, two_steps).at(teacher_steps)
+            return found | {"frozen_flops": frozen, "rollout_flops": (frozen + rollout) / batch}
+
+    found = _at_full_depth(one, sizes.num_layers)
+    rollout = found.pop("rollout_flops")
+    return StudentCount(PassCount(**found), rollout)
+
+
+def _at_full_depth(one: Callable[[int], dict[str, float]], depth: int) -> dict[str, float]:
+    """What `one` counts at two depths, at the real one."""
+    small, large = map(one, _DEPTHS)
+    return {name: Line.through(_DEPTHS[0], small[name], _DEPTHS[1], large[name]).at(depth) for name in small}
+
+
+@contextmanager
+def _network(family: ModuleType, sizes: Any, depth: int, recompute: bool) -> Iterator[nn.Module]:
+    """A network of fake tensors with gradients that exist already, in the type that matrix products have in training."""
+    before = torch.get_default_dtype()
+    with FakeTensorMode():
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            model = family.build(replace(sizes, num_layers=depth))
+        finally:
+            torch.set_default_dtype(before)
+        if recompute:
+            checkpoint_activations(family.BLOCKS(model))
+        yield model
+
+
+def _batch(sizes: Any, layout: WindowLayout, batch: int) -> LossBatch:
+    rows = np.arange(batch)
+    return ExampleWindows(sizes, layout, batch).batch(Choice(rows, np.zeros_like(rows), 1))
+
+
+def _count(loss: Callable[[], Tensor], model: nn.Module) -> dict[str, float]:
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    with AliveTensors() as alive:
+        with FlopCounterMode(display=False) as forward, torch.autocast("cpu", torch.bfloat16):
+            value = loss()
+        kept = alive.now
+        with FlopCounterMode(display=False) as backward:
+            value.backward()  # type: ignore[no-untyped-call]
+    return {
+        "forward_flops": forward.get_total_flops(), "backward_flops": backward.get_total_flops(), "frozen_flops": 0.0,
+        "kept_bytes": kept, "peak_bytes": alive.peak,
+    }  # fmt: skip
+
+
+def _flops(run: Callable[[], T]) -> tuple[float, T]:
+    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+        result = run()
+    return float(counter.get_total_flops()), result
