@@ -13,7 +13,9 @@ from torch import Tensor
 
 from tests.golden import golden_dir
 
-AHA_WAM, STUDENT, VAE = (golden_dir() / f"{name}.pt" for name in ("checkpoint_ahawam", "checkpoint_ahawam_student_ode", "vae_raw"))
+AHA_WAM, STUDENT, VAE = (
+    golden_dir() / f"{name}.pt" for name in ("checkpoint_ahawam", "checkpoint_ahawam_student_ode", "vae_raw")
+)
 CONFIG = golden_dir() / "config_ahawam.json"
 EDITOR = "chunk_kv_cache_editor."
 
