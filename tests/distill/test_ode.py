@@ -16,7 +16,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
-from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
