@@ -18,7 +18,7 @@ from edgewam.core.errors import ContractError
 from edgewam.data.frame_windows import Canvas, FrameBatch, FrameLoader, FrameReader, Pixels
 from edgewam.data.sampler import WindowSampler
 from edgewam.data.stats import DatasetStats
-from edgewam.data.windows import WindowBatch
+from edgewam.data.windows import WindowBatch, WindowLayout
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text import TextEncoder
 from edgewam.models.wan_vae import WanVae
@@ -34,6 +34,10 @@ class FrameChoice:
     index: int
     first: int
     last: int
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.last - self.first
 
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""
@@ -69,6 +73,11 @@ class FrameSource:
         self._loader = FrameLoader(FrameReader(dataset, self.canvas), self.num_workers, self.prefetch, pin)
         self._expected: FrameChoice | None = None
         self._stream: Iterator[FrameBatch] = iter(())
+
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+        return self.sampler.layout
 
     @property
     def num_windows(self) -> int:
