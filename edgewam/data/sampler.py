@@ -66,6 +66,11 @@ class WindowSampler:
         """Windows in an epoch."""
         return len(self._start)
 
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task texts of the episodes."""
+        return tuple(dict.fromkeys(self.dataset.task(int(episode)) for episode in np.unique(self._episode)))
+
     def num_batches(self, epoch: int) -> int:
         """Batches of one epoch; drawn history spacings make it differ a little from epoch to epoch."""
         return len(self._plan(epoch).batches)

@@ -76,7 +76,7 @@ class FrameSource:
         self.vae = self.vae.eval().requires_grad_(False)
         dataset = self.sampler.dataset
         # all of them now: an instruction without an embedding must not stop a run after a day
-        self._words = {task: _Rows.of(self.text.encode(task)) for task in dataset.tasks}
+        self._words = {task: _Rows.of(self.text.encode(task)) for task in self.sampler.tasks}
         pin = self._device.type == "cuda"
         self._loader = FrameLoader(FrameReader(dataset, self.canvas), self.num_workers, self.prefetch, pin)
         self._expected: FrameChoice | None = None

@@ -44,8 +44,8 @@ def source(
 ) -> FrameSource:
     dataset, vae, _ = road
     sampler = WindowSampler(dataset, layout, batch_size, seed=2, start_stride=start_stride)
-    options = {"canvas": ONCE, "vae": load_vae(vae)[0], "stats": measure_stats(dataset), "text": TEXT}
-    return FrameSource(sampler, **{**options, **changes})
+    options = {"sampler": sampler, "canvas": ONCE, "vae": load_vae(vae)[0], "stats": measure_stats(dataset), "text": TEXT}
+    return FrameSource(**{**options, **changes})
 
 
 def first(one: FrameSource, wanted: Callable[[WindowBatch], bool]) -> FrameChoice:
@@ -199,6 +199,9 @@ def test_an_instruction_without_an_embedding_stops_before_the_first_batch(road: 
 
     with pytest.raises(ArtifactError, match=TASKS[1]):
         source(road, text=Partial(16, 8))
+    others = WindowSampler(road[0], tiny.LAYOUT, 3, seed=2, episodes=[0, 2])
+    assert others.tasks == (TASKS[0],)
+    source(road, text=Partial(16, 8), sampler=others)  # nobody will ask for the other instruction
 
 
 def test_choices_are_described_by_place_and_first_windows(road: Road) -> None:
