@@ -114,6 +114,16 @@ class Dataset:
         """Numbers in an action."""
         return int(self.index.vectors[ACTION].shape[1])
 
+    def check_fits(self, whose: str, state_dim: int, action_dim: int, fps: int | None = None) -> None:
+        """Raise ContractError unless states, actions and (where it is known) the rate are those of what `whose` names."""
+        for what, there, here in (
+            ("numbers in a state", state_dim, self.state_dim),
+            ("numbers in an action", action_dim, self.action_dim),
+            ("control steps a second", fps, self.fps),
+        ):
+            if there is not None and there != here:
+                raise ContractError(f"'{self.path}' has {here} {what}, {whose} {there}. Give data of the same robot and rate.")
+
     @property
     def tasks(self) -> tuple[str, ...]:
         """Task texts in the order of `task_index`."""

@@ -18,25 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
-from edgewam.data.schema import ACTION
-from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
+from edgewam.distill.fidelity import JUDGED_STEPS, action_names, fidelity
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_prefix
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.family import sizes, trainable
 from edgewam.models.flow_ode import Trajectory
-from edgewam.training.frames import held_out
-from edgewam.training.latents import build_cache
-from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.latents import LatentPlan
+from edgewam.training.loop import LoopConfig, Loss, Progress, train
 from edgewam.training.optimizers import ParameterGroup
+from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
-from edgewam.training.weights import StoredDtype, rounded
-from edgewam.training.windows import WindowSource, latent_plan
+from edgewam.training.policy_source import Sources, cached_sources, frame_sources
+from edgewam.training.weights import StoredDtype, with_weights
+from edgewam.training.windows import Source, latent_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class OdeDistillation:
     anchor_draws: int = 2  # per context and chunk; they share one planner pass
     rollout: bool = False  # also run the student's own num_action_steps from the noise, and learn through all of them
     huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
+    frames: bool = False  # decode and encode pictures again and again, where latents of all would not fit on a disk
+    num_workers: int = 2  # that decode ahead
     text: str | None = None  # a source of embeddings for instructions that the teacher does not hold (`models.text_sources`)
     num_action_steps: int = 2  # what the student is meant to be sampled with
     shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)
@@ -73,7 +75,8 @@ class OdeDistillation:
         """What, beside teacher, data, trajectories and loop, decides the student."""
         rollout_steps = self.num_action_steps if self.rollout else 0
         names = ("lr", "weight_decay", "anchor_draws", "huber", "shift")
-        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps}
+        frames = {"frames": True} if self.frames else {}  # without them a run is what it was before there was a choice
+        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps} | frames
 
 
 Config = OdeDistillation
@@ -114,23 +117,31 @@ class OdeTask:
         order = np.random.default_rng([self.config.loop.seed, index // count]).permutation(count)
         return int(order[index % count])
 
-    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    def blocks(self) -> list[nn.Module]:
+        """The family's layers."""
+        found: list[nn.Module] = self.family.BLOCKS(self.module)
+        return found
+
+    def loss(self, batch: int, generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Distance to the teacher's result: of jumps from a random anchor per chunk, and of the student's own steps."""
-        device = self.config.loop.device
-        data = self.cache.source.batch(self.cache.choice(batch)).to(device)
-        states = self.cache.batch(batch).to(device)
-        trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
-        family, student = self.family, self.module
-        conditioning = family.condition(student if family.OWN_CONDITIONING else self.teacher, data)
-        pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch)
-        losses = [
-            family.ode_loss(student, conditioning, trajectory, anchors, pad, huber, prefix)
-            for anchors in (family.draw_anchors(data, len(self._timesteps), generator) for _ in range(self.config.anchor_draws))
+        config, cache, family, student = self.config, self.cache, self.family, self.module
+        choice, states = cache.choice(batch), cache.batch(batch)
+        mine = share.rows(states.shape[1])
+        data = cache.source.batch(choice.rows(mine.start, mine.stop))
+        whole = data.widened(states.shape[1])
+        anchors = [
+            family.draw_anchors(whole, len(self._timesteps), generator)[mine].to(config.loop.device)
+            for _ in range(config.anchor_draws)
         ]
-        if self.config.rollout:
-            table = euler_table(self.config.num_action_steps, sizes(student).shift)
+        data = data.to(config.loop.device)
+        trajectory = Trajectory(states[:, mine].to(config.loop.device), self._timesteps, cache.plan.captured)
+        conditioning = family.condition(student if family.OWN_CONDITIONING else self.teacher, data)
+        pad, huber, prefix = data.action_is_pad, config.huber, plan_prefix(data, cache.plan, batch, mine)
+        losses = [family.ode_loss(student, conditioning, trajectory, drawn, pad, huber, prefix) for drawn in anchors]
+        if config.rollout:
+            table = euler_table(config.num_action_steps, sizes(student).shift)
             losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
-        return torch.stack(losses).mean(), {}
+        return Loss(torch.stack(losses).mean(), {}, len(pad))
 
     def describe(self, batch: int) -> str:
         """The windows behind a cached batch."""
@@ -139,7 +150,7 @@ class OdeTask:
 
 def prepare(
     config: OdeDistillation, work: Path, report: Callable[[str], None] | None = None
-) -> tuple[OdeTask, WindowSource, LoadedPolicy]:
+) -> tuple[OdeTask, Source, LoadedPolicy]:
     """Load the teacher, fill the caches in `work`, and return the task, the held-out windows and the teacher.
 
     Args:
@@ -150,28 +161,18 @@ def prepare(
     say = report or (lambda line: None)
     dataset = Dataset.open(config.dataset)
     teacher = load_policy(config.teacher, config.vae)
-    facts = teacher.facts
+    facts, device = teacher.facts, config.loop.device
     if config.trajectories.max_prefix > facts.max_prefix:
         raise EdgewamError(
             f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "
             f"{config.trajectories.max_prefix} from it. Train the teacher with max_prefix, or distil with less."
         )
-    plan = latent_plan(facts.layout, teacher.sizes, facts.start_stride, facts.latent_seed)
     digest = teacher.manifest.parents["vae"]
-    device = config.loop.device
-    latents = build_cache(
-        config.latents or work / "latents", dataset, teacher.vae, digest, plan, device,
-        lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
-    )  # fmt: skip
-    split = dataset.num_episodes - held_out(dataset.num_episodes)
-    source, held = (
-        WindowSource(dataset, latents, teacher.stats, teacher.text(config.text), facts.layout, episodes)
-        for episodes in (range(split), range(split, dataset.num_episodes))
-    )
+    sources = _sources(config, work, dataset, teacher, say)
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
     teacher.model.to(device)
     cache = build_trajectories(
-        work / "trajectories", teacher.family, teacher.model, source, digests, config.trajectories,
+        work / "trajectories", teacher.family, teacher.model, sources.train, facts.layout, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     student, start = copy.deepcopy(teacher.model), teacher
@@ -180,7 +181,24 @@ def prepare(
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
         digests["init_from"] = start.manifest.digest
     student.config = replace(student.config, shift=config.shift or start.sizes.shift)  # type: ignore[arg-type,type-var]
-    return OdeTask(config, teacher.family, teacher.model, student, cache, digests), held, teacher
+    return OdeTask(config, teacher.family, teacher.model, student, cache, digests), sources.held, teacher
+
+
+def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
+    plan, device, layout, text = policy_latents(teacher), config.loop.device, teacher.facts.layout, teacher.text(config.text)
+    if not config.frames:
+        out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
+        return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
+    return frame_sources(
+        dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
+        num_workers=config.num_workers, bfloat16=config.loop.autocast,
+    )  # fmt: skip
+
+
+def policy_latents(policy: LoadedPolicy) -> LatentPlan:
+    """The latents that a policy's windows need."""
+    facts = policy.facts
+    return latent_plan(facts.layout, policy.sizes, facts.start_stride, facts.latent_seed, facts.composition)
 
 
 def distill(
@@ -200,13 +218,16 @@ def distill(
     work = out.parent / f"{out.name}.training"
     task, held, teacher = prepare(config, work, report)
     result = train(task, config.loop, work, progress=progress)
-    student = task.module.cpu()
-    student.load_state_dict(rounded(result.average or student.state_dict(), config.weights_dtype))
-    names = held.dataset.features[ACTION]["names"]
+    if not result.ranks.is_main:
+        return {}
+    sized = sizes(task.module)
+    student = with_weights(task.module, result.weights, config.weights_dtype, lambda: task.family.build(sized))
+    student = student.to(config.loop.device)
+    names = action_names(Dataset.open(config.dataset))
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    measured: dict[str, Any] = fidelity(teacher.family, teacher.model.cpu(), student, held, arm, names, steps)
+    measured: dict[str, Any] = fidelity(teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,
@@ -218,7 +239,7 @@ def distill(
         out,
         "student",
         teacher.family,
-        student,
+        student.cpu(),
         teacher.stats,
         teacher.vae_path,
         replace(

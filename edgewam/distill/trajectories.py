@@ -23,13 +23,14 @@ from torch import Tensor, nn
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.data.windows import WindowLayout
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
-from edgewam.training.windows import Choice, WindowSource
+from edgewam.training.windows import Source, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
 
@@ -71,19 +72,19 @@ class TrajectoryCache:
 
     states: npt.NDArray[np.float32]
     plan: TrajectoryPlan
-    source: WindowSource
+    source: Source
     shift: float  # of the teacher's grid
 
     def batch(self, index: int) -> Tensor:
         """States [kept steps, B, horizon, action_dim] of one batch."""
         return torch.from_numpy(np.array(self.states[index]))
 
-    def choice(self, index: int) -> Choice:
+    def choice(self, index: int) -> Any:
         """The windows of batch `index`; of a focused one only after the batches that are not."""
         draws = np.random.default_rng([self.plan.seed, index, 3])
         size = self.plan.batch_size
         even = self.plan.num_batches - self.plan.focused
-        return self.source.draw(size, draws) if index < even else self._focus.draw(size, draws)
+        return self.source.draw(size, draws, index) if index < even else self._focus.draw(size, draws)
 
     @cached_property
     def _focus(self) -> Focus:
@@ -91,6 +92,8 @@ class TrajectoryCache:
         first_step = -float(euler_table(self.plan.num_steps, self.shift).velocity[0])
         second = self.plan.captured.index(1)
         weights = [spread(states[0], states[second], states[-1], first_step) for states in (self.states[i] for i in even)]
+        if not isinstance(self.source, WindowSource):
+            raise EdgewamError("Focused batches need cached latents. Distil without frames, or with focused=0.")
         return Focus.of(self.source, [self.choice(i) for i in even], np.concatenate(weights))
 
 
@@ -100,12 +103,16 @@ def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
     return torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Prefix | None:
-    """The rows that are given in batch `index`, of the demonstration's own actions; None without prefixes."""
+def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int, mine: slice = slice(None)) -> Prefix | None:
+    """The rows that are given in batch `index`, of the demonstration's own actions; None without prefixes.
+
+    mine: the samples of the batch that `batch` holds.
+    """
     if not plan.max_prefix:
         return None
     seed = int(np.random.SeedSequence([plan.seed, index, 6]).generate_state(1)[0])
-    rows = draw_prefix_rows(tuple(batch.proprio.shape[:2]), plan.max_prefix, torch.Generator().manual_seed(seed))
+    shape = (plan.batch_size, batch.proprio.shape[1])
+    rows = draw_prefix_rows(shape, plan.max_prefix, torch.Generator().manual_seed(seed))[mine]
     return Prefix(batch.actions, rows.to(batch.actions.device))
 
 
@@ -123,7 +130,8 @@ def build_trajectories(
     out: Path | str,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
+    layout: WindowLayout,
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -135,6 +143,7 @@ def build_trajectories(
         family: name of the teacher's family.
         teacher: frozen network.
         source: windows to start from.
+        layout: theirs.
         identity: digests of teacher, dataset and VAE.
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
@@ -145,8 +154,8 @@ def build_trajectories(
     """
     out, plan = Path(out), plan or TrajectoryPlan()
     shape = trajectory_shape(plan, sizes(teacher))
-    layout = vars(source.layout)
-    header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
+    kind = {"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": vars(layout)}
+    header = json.loads(json.dumps(kind))
     out.mkdir(parents=True, exist_ok=True)
     if not (out / HEADER).exists():
         write_json(out / HEADER, header)
@@ -178,7 +187,7 @@ def _roll_out(
     done: int,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
     plan: TrajectoryPlan,
     progress: Callable[[int, int, float], None] | None,
 ) -> None:

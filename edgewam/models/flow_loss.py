@@ -42,6 +42,10 @@ class LossBatch:
         """The same batch on another device."""
         return LossBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def widened(self, size: int) -> LossBatch:
+        """A batch of `size` rows whose shapes are right and whose content is not: to draw noise for the rows of all ranks."""
+        return LossBatch(*(t[:1].expand(size, *t.shape[1:]) for t in (getattr(self, f.name) for f in fields(self))))
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -56,6 +60,14 @@ class Noise:
     action: Tensor
     action_timestep: Tensor
     prefix_rows: Tensor | None = None
+
+    def rows(self, rows: slice) -> Noise:
+        """That of some samples."""
+        return Noise(*(part if part is None else part[rows] for part in (getattr(self, f.name) for f in fields(self))))
+
+    def to(self, device: torch.device | str) -> Noise:
+        """The same noise on another device."""
+        return Noise(*(part if part is None else part.to(device) for part in (getattr(self, f.name) for f in fields(self))))
 
 
 @dataclass(frozen=True)

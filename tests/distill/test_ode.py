@@ -71,7 +71,7 @@ def test_learning_through_its_own_steps_brings_a_student_nearer_at_just_that_man
     assert "student_1_to_16_normalised" not in rolled  # it was not taught one step, and is worse at it:
     _, held, teacher = prepare(config(road), road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    one = fidelity(teacher.family, teacher.model, load_policy(out).model, held, names, names, (1,))["rms"]
+    one = fidelity(teacher.family, teacher.model, load_policy(out).model, held, teacher.stats, names, names, (1,))["rms"]
     assert one["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
     with pytest.raises(EdgewamError, match="taught to take 2 steps and no other number"):
         compile_plan(out, num_action_steps=1)
@@ -83,7 +83,7 @@ def test_a_student_may_have_its_own_schedule_and_hands_it_on(road: Road) -> None
     own = config(road, shift=1.0, anchor_draws=0, rollout=True)
     task, held, teacher = prepare(own, road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    rms = fidelity(teacher.family, teacher.model, task.module, held, names[:6], names)["rms"]  # type: ignore[arg-type]
+    rms = fidelity(teacher.family, teacher.model, task.module, held, teacher.stats, names[:6], names)["rms"]  # type: ignore[arg-type]
     assert rms["student_1_to_16_rad"] == rms["undistilled_1_to_16_rad"]  # one step ends where it ends on any schedule
     assert rms["student_2_to_16_rad"] != rms["undistilled_2_to_16_rad"]
     found = distill(own, road[2] / "equal_steps")["rms"]
@@ -133,7 +133,7 @@ def test_a_cached_trajectory_is_the_teachers_from_the_noise_it_names(road: Road,
 def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None:
     _, held, teacher = prepare(config(road), road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    rms = fidelity(teacher.family, teacher.model, teacher.model, held, names[:6], names)["rms"]
+    rms = fidelity(teacher.family, teacher.model, teacher.model, held, teacher.stats, names[:6], names)["rms"]
     for steps in (1, 2, 4):
         assert rms[f"student_{steps}_to_16_rad"] == rms[f"undistilled_{steps}_to_16_rad"]
     assert rms["undistilled_4_to_16_normalised"] < rms["undistilled_2_to_16_normalised"] < rms["undistilled_1_to_16_normalised"]
@@ -143,7 +143,7 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
     task, _, teacher = prepare(config(road), road[2] / "student.training")
     identity, source = {"teacher": teacher.manifest.digest}, task.cache.source
     plan = replace(PLAN, focused=3)
-    whole = build_trajectories(tmp_path / "whole", teacher.family, teacher.model, source, identity, plan)
+    whole = build_trajectories(tmp_path / "whole", teacher.family, teacher.model, source, source.layout, identity, plan)
     stopped = tmp_path / "stopped"
     seen: list[int] = []
     for stop_at in (2, 4):  # among the even batches, among the focused
@@ -154,9 +154,9 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan, stop)
+            build_trajectories(stopped, teacher.family, teacher.model, source, source.layout, identity, plan, stop)
     cache = build_trajectories(
-        stopped, teacher.family, teacher.model, source, identity, plan, lambda done, total, left: seen.append(done)
+        stopped, teacher.family, teacher.model, source, source.layout, identity, plan, lambda done, total, left: seen.append(done)
     )
     assert seen == [1, 2, 3, 4, 5, 6]
     assert np.array_equal(cache.states, whole.states)
@@ -165,7 +165,7 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
         build_trajectories(stopped, teacher.family, teacher.model, source, {"teacher": "x"}, plan)
     (stopped / "states.f32").write_bytes(b"")
     with pytest.raises(ArtifactError, match="missing or truncated"):
-        build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan)
+        build_trajectories(stopped, teacher.family, teacher.model, source, source.layout, identity, plan)
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:
@@ -173,7 +173,15 @@ def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) 
     broken = load_policy(road[1]).model
     torch.nn.init.constant_(broken.mot.action_branch_embedding, float("nan"))
     with pytest.raises(EdgewamError, match="not finite in batch 0"):
-        build_trajectories(tmp_path, teacher.family, broken, task.cache.source, {"teacher": teacher.manifest.digest}, PLAN)
+        build_trajectories(
+            tmp_path,
+            teacher.family,
+            broken,
+            task.cache.source,
+            task.cache.source.layout,
+            {"teacher": teacher.manifest.digest},
+            PLAN,
+        )
     assert not (tmp_path / DONE).exists()
 
 
