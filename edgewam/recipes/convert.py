@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgewam.core.errors import ArtifactError, ContractError
 
 if TYPE_CHECKING:
+    from edgewam.data.stats import DatasetStats
     from edgewam.models.checkpoints.identify import Checkpoint
     from edgewam.models.checkpoints.prepare import Prepared
 
@@ -30,6 +31,7 @@ class Conversion:
     out: Path
     vae: Path | None = None
     stats: Path | None = None
+    normalization: Literal["z-score", "min/max"] | None = None  # by default what the statistics say
     text: str | Path | None = None
     prompts: Sequence[str] = ()
     tokenizer: Path | None = None
@@ -54,8 +56,7 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
 
     if plan.dtype not in DTYPES:
         raise ContractError(f"Unknown dtype '{plan.dtype}'. Available: {', '.join(DTYPES)}.")
-    if plan.out.resolve() == plan.source.resolve():
-        raise ContractError(f"'{plan.out}' is the checkpoint itself. Give another directory to write.")
+    _refuse_to_overwrite(plan)
     found = identify(plan.source)
     configured = _configured(found, plan)
     ready = prepared(
@@ -87,13 +88,24 @@ def _refuse_senseless(kind: str, plan: Conversion) -> None:
         raise ContractError(f"'{plan.source}' is of kind {kind}, which takes no {', '.join(useless)}. Leave that out.")
     if kind != "umt5" and plan.tokenizer:
         raise ContractError(f"'{plan.source}' is of kind {kind}; --tokenizer belongs to a text encoder. Leave that out.")
-    if bool(plan.vae) != bool(plan.stats):
-        missing = "--stats dataset_stats.json" if plan.vae else "--vae VAE"
-        raise ContractError(f"A policy needs its VAE and its statistics. Add {missing}, or leave both out for bare weights.")
+    if plan.stats and not plan.vae:
+        raise ContractError("A policy needs its VAE and its statistics. Add --vae VAE, or leave both out for bare weights.")
     if (plan.text or plan.prompts) and not plan.vae:
         raise ContractError("Instructions belong to a policy. Add --vae VAE and --stats dataset_stats.json.")
     if plan.prompts and not plan.text:
         raise ContractError("Only a text encoder can embed --prompt. Add --text with an encoder artifact or a cache directory.")
+
+
+def _refuse_to_overwrite(plan: Conversion) -> None:
+    """Writing replaces a directory: it must be an artifact or empty, and hold nothing that is read."""
+    from edgewam.core.artifacts import MANIFEST
+
+    out = plan.out.resolve()
+    inputs = (plan.source, plan.vae, plan.stats, plan.tokenizer, plan.config, plan.text if plan.text != "small" else None)
+    if inside := [str(path) for path in inputs if path is not None and Path(path).resolve().is_relative_to(out)]:
+        raise ContractError(f"'{plan.out}' would be replaced, but it holds '{inside[0]}'. Give another directory to write.")
+    if plan.out.is_dir() and any(plan.out.iterdir()) and not (plan.out / MANIFEST).exists():
+        raise ContractError(f"'{plan.out}' is a directory that is no artifact, and is not replaced. Give another to write.")
 
 
 def _recipe(plan: Conversion, found: Checkpoint, ready: Prepared) -> dict[str, Any]:
@@ -128,6 +140,7 @@ def _policy(
     from edgewam.core.artifacts import write_artifact
     from edgewam.models import checkpoints
     from edgewam.models.text_sources import SMALL
+    from edgewam.recipes.convert_lerobot import lerobot_composition, lerobot_notes
     from edgewam.recipes.convert_options import config_of
     from edgewam.training.imported_policy import Import, write_imported
 
@@ -136,32 +149,37 @@ def _policy(
     upstream, said = _upstream(found, plan.dtype)
     made = Import(found.kind, config, ready.tensors, upstream, found.file.extra.get("ode_metadata"))
     recipe = _recipe(plan, found, ready)
-    if plan.vae is None or plan.stats is None:
+    stats, stats_name = _stats(plan) if plan.vae else (None, "")
+    if plan.vae is None:
         with write_artifact(plan.out, "weights", config=recipe) as directory:
             checkpoints.write_model(
                 directory, ready.tensors, family=found.kind, config=config.to_json(), upstream=upstream,
                 metadata={"ode_metadata": made.ode_metadata} if made.ode_metadata else {}, limit=plan.shard_bytes, report=report,
             )  # fmt: skip
         return "weights", [*said, "bare weights: add --vae and --stats to make a policy that trains, distils and shrinks"]
+    if stats is None:
+        raise ContractError("A policy needs its VAE and its statistics. Add --stats dataset_stats.json.")
     prompts = _embedded(plan, config)
     if not prompts:
         said.append(f'it knows no instruction yet; add one with: edgewam prompt add {plan.out} "..." --text TEXT')
-    if toggled := (found.file.config or {}).get("toggle_action_dimensions"):
-        said.append(f"LeRobot turns actions {toggled} into -sign(2a - 1) after de-normalising; nothing here does")
+    said += lerobot_notes(found.file.config)
     write_imported(
-        plan.out, made, vae=plan.vae, stats=plan.stats, layout=_layout(config, configured, plan.max_offset),
+        plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
-        composition=plan.composition or _composition(found), prompts=prompts, recipe=recipe,
+        composition=plan.composition or lerobot_composition(found.file.config) or "three_cameras", prompts=prompts, recipe=recipe,
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said
 
 
-def _composition(found: Checkpoint) -> str:
-    """LeRobot puts its cameras side by side; released policies have three."""
-    features = (found.file.config or {}).get("input_features") or {}
-    cameras = sum(name.startswith("observation.images.") for name in features)
-    return {0: "three_cameras", 1: "single", 2: "side_by_side"}.get(cameras, "three_cameras")
+def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:
+    """Statistics and where they are from: the file that was given, or LeRobot's preprocessor beside the weights."""
+    from edgewam.data.stats import read_stats
+    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_stats
+
+    if plan.stats is not None:
+        return read_stats(plan.stats, plan.normalization), str(plan.stats)
+    return lerobot_stats(plan.source) if plan.source.is_dir() else None, str(plan.source / PREPROCESSOR)
 
 
 def _embedded(plan: Conversion, config: Any) -> dict[str, Any]:
@@ -182,7 +200,8 @@ def _layout(config: Any, configured: Mapping[str, Any], max_offset: int) -> Any:
     spacing = latents * FRAMES_PER_LATENT * stride
     return WindowLayout(
         chunk=config.chunk_size, horizon=config.horizon, stride=stride, max_offset=max_offset,
-        num_video_frames=1 + latents * FRAMES_PER_LATENT, num_history=config.memory_slots, history_spacings=(spacing,),
+        num_video_frames=1 + latents * FRAMES_PER_LATENT, num_history=config.memory_slots,
+        history_spacings=(spacing,) if config.memory_slots else (),
     )  # fmt: skip
 
 
@@ -252,6 +271,8 @@ def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
     from edgewam.models import checkpoints
     from edgewam.models.checkpoints.plain import from_plain_json
 
+    if out.is_dir():
+        raise ContractError(f"'{out}' is a directory. Give the file to write, such as '{out / 'checkpoint.pt'}'.")
     manifest = read_manifest(artifact)
     stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
     upstream = checkpoints.upstream_of(artifact)
