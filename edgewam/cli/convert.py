@@ -46,7 +46,8 @@ def command(
 ) -> None:
     """Convert a released checkpoint, VAE or text encoder; memory stays small whatever its size."""
     from edgewam.recipes import convert_options
-    from edgewam.recipes.convert import Conversion, convert, export_upstream
+    from edgewam.recipes.convert import Conversion, convert
+    from edgewam.recipes.export_upstream import export_upstream
 
     if to == "upstream":
         said = export_upstream(source, out)
@@ -64,8 +65,8 @@ def command(
         given=given | (convert_options.image_size(image_size) if image_size else {}), max_offset=max_offset,
         composition=composition, dtype=dtype, strict=strict, shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
-    with progress("writing GB") as update:
-        result = convert(plan, lambda done, total: update(done / 1e9, total / 1e9))
+    with progress("writing MB") as update:
+        result = convert(plan, lambda done, total: update(done / 1e6, total / 1e6))
     say(f"{out}: {result['kind']} of family {result['family']}")
     for what in ("repaired", "skipped", "notes"):
         for sentence in result[what]:

@@ -83,7 +83,15 @@ def _configured(found: Checkpoint, plan: Conversion) -> dict[str, Any]:
 
 def _refuse_senseless(kind: str, plan: Conversion) -> None:
     """Options that would be ignored."""
-    for_policies = {"--vae": plan.vae, "--stats": plan.stats, "--text": plan.text, "--prompt": plan.prompts}
+    for_policies = {
+        "--vae": plan.vae,
+        "--stats": plan.stats,
+        "--text": plan.text,
+        "--prompt": plan.prompts,
+        "--composition": plan.composition,
+        "sizes": plan.given,
+        "--config": plan.config,
+    }
     if kind not in POLICIES and (useless := [name for name, value in for_policies.items() if value]):
         raise ContractError(f"'{plan.source}' is of kind {kind}, which takes no {', '.join(useless)}. Leave that out.")
     if kind != "umt5" and plan.tokenizer:
@@ -140,7 +148,7 @@ def _policy(
     from edgewam.core.artifacts import write_artifact
     from edgewam.models import checkpoints
     from edgewam.models.text_sources import SMALL
-    from edgewam.recipes.convert_lerobot import lerobot_composition, lerobot_notes
+    from edgewam.recipes.convert_lerobot import lerobot_notes
     from edgewam.recipes.convert_options import config_of
     from edgewam.training.imported_policy import Import, write_imported
 
@@ -159,6 +167,7 @@ def _policy(
         return "weights", [*said, "bare weights: add --vae and --stats to make a policy that trains, distils and shrinks"]
     if stats is None:
         raise ContractError("A policy needs its VAE and its statistics. Add --stats dataset_stats.json.")
+    composition = _composition(plan, found, config)
     prompts = _embedded(plan, config)
     if not prompts:
         said.append(f'it knows no instruction yet; add one with: edgewam prompt add {plan.out} "..." --text TEXT')
@@ -166,7 +175,7 @@ def _policy(
     write_imported(
         plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
-        composition=plan.composition or lerobot_composition(found.file.config) or "three_cameras", prompts=prompts, recipe=recipe,
+        composition=composition, prompts=prompts, recipe=recipe,
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said
@@ -180,6 +189,19 @@ def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:
     if plan.stats is not None:
         return read_stats(plan.stats, plan.normalization), str(plan.stats)
     return lerobot_stats(plan.source) if plan.source.is_dir() else None, str(plan.source / PREPROCESSOR)
+
+
+def _composition(plan: Conversion, found: Checkpoint, config: Any) -> str:
+    """By name; it must fit the canvas."""
+    from edgewam.core.observation import composition_named
+    from edgewam.recipes.convert_lerobot import lerobot_composition
+
+    name = plan.composition or lerobot_composition(found.file.config) or "three_cameras"
+    try:
+        composition_named(name).places(config.image_height, config.image_width)
+    except ContractError as error:
+        raise ContractError(f"{error} Name how its cameras make one image with --composition, or give --image-size.") from None
+    return name
 
 
 def _embedded(plan: Conversion, config: Any) -> dict[str, Any]:
@@ -259,41 +281,3 @@ def _vae_config(found: Checkpoint) -> dict[str, Any]:
     stage = "encoder.downsamples.3.downsamples."
     blocks = sum(name.startswith(stage) and name.endswith(".residual.2.weight") for name in found.tensors)
     return asdict(WanVaeConfig(dim=sizes["dim"], dec_dim=sizes["dec_dim"], z_dim=sizes["z_dim"], num_res_blocks=blocks))
-
-
-def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
-    """Write an artifact's weights as upstream's torch file: groups, plain values, order and dtypes as they came.
-
-    Raises:
-        ArtifactError: no artifact with weights, or a damaged one.
-    """
-    from edgewam.core.artifacts import read_manifest
-    from edgewam.models import checkpoints
-    from edgewam.models.checkpoints.plain import from_plain_json
-
-    if out.is_dir():
-        raise ContractError(f"'{out}' is a directory. Give the file to write, such as '{out / 'checkpoint.pt'}'.")
-    manifest = read_manifest(artifact)
-    stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
-    upstream = checkpoints.upstream_of(artifact)
-    extra = from_plain_json(upstream["extra"]) if upstream else _usual_extra(stored)
-    flat = stored.family not in POLICIES
-    wrapper = upstream.get("wrapper")
-    if flat and wrapper:
-        tensors = {f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}
-    checkpoints.write_upstream(tensors, out, extra, upstream.get("layout", _LAYOUT), whole=flat and not wrapper)
-    return {"artifact": str(artifact), "kind": manifest.kind, "out": str(out), "size_bytes": out.stat().st_size, "extra": extra}
-
-
-_LAYOUT = (
-    "mot", "step", "torch_dtype", "proprio_encoder", "action_obs_visual_proj", "chunk_obs_query_encoder", "ode_metadata",
-)  # fmt: skip
-
-
-def _usual_extra(stored: Any) -> dict[str, Any]:
-    """Plain values of a policy that was trained here: upstream reads the dtype and, of a student, its teacher's grid."""
-    if stored.family not in POLICIES:
-        return {}
-    dtype = next(iter(stored.tensors.values())).dtype
-    ode = stored.metadata.get("ode_metadata")
-    return {"step": 0, "torch_dtype": str(dtype), **({"ode_metadata": ode} if ode else {})}

@@ -18,7 +18,7 @@ from tests.cli.command import apart, here, leftovers, started  # noqa: E402
 from tests.cli.test_bad_input import refused  # noqa: E402
 from tests.models import weight_files as files  # noqa: E402
 
-AHA = ("--config", files.CONFIG)
+AHA = ("--config", files.CONFIG, "--composition", "single")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_instructions_are_embedded_from_a_cache_and_stored(vae, stats, tmp_path)
     here(*command, "--prompt", "lift the cube").ok()
     loaded = load_policy(tmp_path / "out")
     assert loaded.facts.text_encoder == "umt5" and loaded.facts.tasks == ("lift the cube",)
-    assert np.array_equal(loaded.text.encode("lift the cube"), rows)
+    assert np.array_equal(loaded.text().encode("lift the cube"), rows)
 
 
 def test_released_sizes_give_the_released_windows():
@@ -272,6 +272,9 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     refused(here("convert", files.VAE, out, "--stats", stats), "takes no --stats")
     refused(here("convert", files.AHA_WAM, out), "head", "--head-dim")
     refused(here(*policy, "--image-size", "wide"), "no image size", "384x320")
+    three = ("--vae", vae, "--stats", stats, "--composition", "three_cameras")
+    refused(here(*policy, *three), "canvas must have height % 3", "--composition, or give --image-size")
+    refused(here(*policy, "--vae", vae, "--stats", stats, "--composition", "mosaic"), "No composition 'mosaic'")
     refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
     assert not out.exists() and not leftovers(tmp_path)
 
