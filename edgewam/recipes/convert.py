@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from edgewam.models.checkpoints.identify import Checkpoint
     from edgewam.models.checkpoints.prepare import Prepared
 
-POLICIES = ("aha_wam", "fast_wam")
 DTYPES: Mapping[str, str | None] = {"keep": None, "bf16": "bfloat16", "float32": "float32"}
 Report = Callable[[int, int], None]
 
@@ -51,20 +50,23 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
         ArtifactError: the file is damaged, foreign, or does not fit its kind; VAE or statistics do not belong to it.
         ContractError: options that contradict each other or the file.
     """
+    from edgewam.core import plugins
     from edgewam.models.checkpoints import identify
     from edgewam.models.checkpoints.prepare import prepared
+    from edgewam.recipes.convert_options import refuse_senseless, refuse_to_overwrite
 
     if plan.dtype not in DTYPES:
         raise ContractError(f"Unknown dtype '{plan.dtype}'. Available: {', '.join(DTYPES)}.")
-    _refuse_to_overwrite(plan)
+    refuse_to_overwrite(plan)
     found = identify(plan.source)
     configured = _configured(found, plan)
     ready = prepared(
         found, dtype=DTYPES[plan.dtype], strict=plan.strict,
-        num_queries=configured.get("num_queries") if found.kind == "aha_wam" else None,
+        num_queries=configured.get("num_queries"),
     )  # fmt: skip
-    _refuse_senseless(found.kind, plan)
-    if found.kind in POLICIES:
+    is_policy = found.kind in plugins.names("family")
+    refuse_senseless(found.kind, is_policy, plan)
+    if is_policy:
         kind, said = _policy(plan, found, ready, configured, report)
     else:
         kind, said = _weights(plan, found, ready, report)
@@ -79,41 +81,6 @@ def _configured(found: Checkpoint, plan: Conversion) -> dict[str, Any]:
 
     configured = sizes_from(found.file.config) if found.file.config else {}
     return {**configured, **(sizes_in(plan.config) if plan.config else {})}
-
-
-def _refuse_senseless(kind: str, plan: Conversion) -> None:
-    """Options that would be ignored."""
-    for_policies = {
-        "--vae": plan.vae,
-        "--stats": plan.stats,
-        "--text": plan.text,
-        "--prompt": plan.prompts,
-        "--composition": plan.composition,
-        "sizes": plan.given,
-        "--config": plan.config,
-    }
-    if kind not in POLICIES and (useless := [name for name, value in for_policies.items() if value]):
-        raise ContractError(f"'{plan.source}' is of kind {kind}, which takes no {', '.join(useless)}. Leave that out.")
-    if kind != "umt5" and plan.tokenizer:
-        raise ContractError(f"'{plan.source}' is of kind {kind}; --tokenizer belongs to a text encoder. Leave that out.")
-    if plan.stats and not plan.vae:
-        raise ContractError("A policy needs its VAE and its statistics. Add --vae VAE, or leave both out for bare weights.")
-    if (plan.text or plan.prompts) and not plan.vae:
-        raise ContractError("Instructions belong to a policy. Add --vae VAE and --stats dataset_stats.json.")
-    if plan.prompts and not plan.text:
-        raise ContractError("Only a text encoder can embed --prompt. Add --text with an encoder artifact or a cache directory.")
-
-
-def _refuse_to_overwrite(plan: Conversion) -> None:
-    """Writing replaces a directory: it must be an artifact or empty, and hold nothing that is read."""
-    from edgewam.core.artifacts import MANIFEST
-
-    out = plan.out.resolve()
-    inputs = (plan.source, plan.vae, plan.stats, plan.tokenizer, plan.config, plan.text if plan.text != "small" else None)
-    if inside := [str(path) for path in inputs if path is not None and Path(path).resolve().is_relative_to(out)]:
-        raise ContractError(f"'{plan.out}' would be replaced, but it holds '{inside[0]}'. Give another directory to write.")
-    if plan.out.is_dir() and any(plan.out.iterdir()) and not (plan.out / MANIFEST).exists():
-        raise ContractError(f"'{plan.out}' is a directory that is no artifact, and is not replaced. Give another to write.")
 
 
 def _recipe(plan: Conversion, found: Checkpoint, ready: Prepared) -> dict[str, Any]:
@@ -137,7 +104,8 @@ def _upstream(found: Checkpoint, dtype: str) -> tuple[dict[str, Any], list[str]]
     if DTYPES[dtype] and "torch_dtype" in extra:
         extra["torch_dtype"] = f"torch.{DTYPES[dtype]}"
     wrapper = next((name for name in WRAPPERS if name in found.file.layout), None)
-    layout = [name for name in found.file.layout if found.kind in POLICIES or name in extra or name == wrapper]
+    groups = {name.split(".", 1)[0] for name in found.tensors}
+    layout = [name for name in found.file.layout if name in groups or name in extra or name == wrapper]
     return {"layout": layout, "wrapper": wrapper, "extra": extra}, lost
 
 

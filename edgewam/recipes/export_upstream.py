@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgewam.core import plugins
 from edgewam.core.errors import ContractError
-from edgewam.recipes.convert import POLICIES
 
 # The order in which upstream writes a policy's file.
 _LAYOUT = (
@@ -33,17 +33,17 @@ def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
     stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
     upstream = checkpoints.upstream_of(artifact)
     extra = from_plain_json(upstream["extra"]) if upstream else _usual_extra(stored)
-    flat = stored.family not in POLICIES
+    flat = stored.family not in plugins.names("family")
     wrapper = upstream.get("wrapper")
     if flat and wrapper:
         tensors = {f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}
-    checkpoints.write_upstream(tensors, out, extra, upstream.get("layout", _LAYOUT), whole=flat and not wrapper)
+    checkpoints.write_upstream(tensors, out, extra, upstream.get("layout") or _LAYOUT, whole=flat and not wrapper)
     return {"artifact": str(artifact), "kind": manifest.kind, "out": str(out), "size_bytes": out.stat().st_size, "extra": extra}
 
 
 def _usual_extra(stored: Any) -> dict[str, Any]:
     """Plain values of a policy that was trained here: upstream reads the dtype and, of a student, its teacher's grid."""
-    if stored.family not in POLICIES:
+    if stored.family not in plugins.names("family"):
         return {}
     dtype = next(iter(stored.tensors.values())).dtype
     ode = stored.metadata.get("ode_metadata")

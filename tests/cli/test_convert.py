@@ -137,6 +137,8 @@ def test_lerobots_policy_folder_is_taken_with_its_sizes(by_layer, vae, stats, tm
     from edgewam.training.policy_artifact import load_policy
 
     folder = files.lerobot_folder(tmp_path / "lerobot", by_layer)
+    facts = here("inspect", folder, "--json").ok().json
+    assert (facts["family"], facts["policy_folder"], facts["unexpected"]) == ("fast_wam", "fastwam", [])
     done = here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats, "--json").ok()
     assert any("LeRobot turns actions [-1]" in note for note in done.json["notes"])
     loaded = load_policy(tmp_path / "out")
