@@ -78,7 +78,7 @@ def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: l
     for path, table in zip(data_paths, loaded, strict=True):
         tables.need(table, needed, path)
     columns = {
-        name: np.concatenate([tables.integers(table, name) for table in loaded])
+        name: np.concatenate([tables.integers(table, name, path) for path, table in zip(data_paths, loaded, strict=True)])
         for name in ("episode_index", "frame_index", "task_index")
     }
     wanted_steps = np.arange(counts[1]) - np.repeat(starts, lengths)

@@ -84,7 +84,7 @@ def open_video(path: Path) -> Any:
         raise ArtifactError(f"Video '{path}' is missing. Copy the dataset again or collect it again.")
     try:
         container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:  # the last where damaged tags are no text
         raise ArtifactError(
             f"Video '{path}' cannot be opened ({error}): it is truncated or no video. Copy or collect the dataset again."
         ) from error

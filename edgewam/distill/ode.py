@@ -30,12 +30,12 @@ from edgewam.models import checkpoints
 from edgewam.models.family import sizes, trainable
 from edgewam.models.flow_ode import Trajectory
 from edgewam.training.latents import LatentPlan
-from edgewam.training.loop import LoopConfig, Loss, Progress, train
+from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources
-from edgewam.training.weights import StoredDtype, with_weights
+from edgewam.training.weights import StoredDtype, rounded
 from edgewam.training.windows import Source, latent_plan
 
 
@@ -119,29 +119,27 @@ class OdeTask:
 
     def blocks(self) -> list[nn.Module]:
         """The family's layers."""
-        found: list[nn.Module] = self.family.BLOCKS(self.module)
-        return found
+        return list(self.family.BLOCKS(self.module))
 
     def loss(self, batch: int, generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Distance to the teacher's result: of jumps from a random anchor per chunk, and of the student's own steps."""
-        config, cache, family, student = self.config, self.cache, self.family, self.module
-        choice, states = cache.choice(batch), cache.batch(batch)
-        mine = share.rows(states.shape[1])
-        data = cache.source.batch(choice.rows(mine.start, mine.stop))
-        whole = data.widened(states.shape[1])
-        anchors = [
-            family.draw_anchors(whole, len(self._timesteps), generator)[mine].to(config.loop.device)
-            for _ in range(config.anchor_draws)
-        ]
-        data = data.to(config.loop.device)
-        trajectory = Trajectory(states[:, mine].to(config.loop.device), self._timesteps, cache.plan.captured)
+        device, choice = self.config.loop.device, self.cache.choice(batch)
+        size, rows = len(choice), share.rows(len(choice))
+        data = self.cache.source.batch(choice.rows(rows.start, rows.stop)).to(device)
+        states = self.cache.batch(batch)[:, rows].to(device)
+        trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
+        family, student = self.family, self.module
         conditioning = family.condition(student if family.OWN_CONDITIONING else self.teacher, data)
-        pad, huber, prefix = data.action_is_pad, config.huber, plan_prefix(data, cache.plan, batch, mine)
-        losses = [family.ode_loss(student, conditioning, trajectory, drawn, pad, huber, prefix) for drawn in anchors]
-        if config.rollout:
-            table = euler_table(config.num_action_steps, sizes(student).shift)
+        pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch, rows)
+        whole, count = data.widened(size), len(self._timesteps)
+        losses = [
+            family.ode_loss(student, conditioning, trajectory, anchors[rows], pad, huber, prefix)
+            for anchors in (family.draw_anchors(whole, count, generator) for _ in range(self.config.anchor_draws))
+        ]
+        if self.config.rollout:
+            table = euler_table(self.config.num_action_steps, sizes(student).shift)
             losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
-        return Loss(torch.stack(losses).mean(), {}, len(pad))
+        return Loss(torch.stack(losses).mean(), {}, rows.stop - rows.start)
 
     def describe(self, batch: int) -> str:
         """The windows behind a cached batch."""
@@ -170,12 +168,12 @@ def prepare(
     digest = teacher.manifest.parents["vae"]
     sources = _sources(config, work, dataset, teacher, say)
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
+    student, start = copy.deepcopy(teacher.model), teacher
     teacher.model.to(device)
     cache = build_trajectories(
-        work / "trajectories", teacher.family, teacher.model, sources.train, facts.layout, digests, config.trajectories,
+        work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
-    student, start = copy.deepcopy(teacher.model), teacher
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
@@ -209,7 +207,8 @@ def distill(
 ) -> dict[str, Any]:
     """Distil a teacher and write the artifact `out` (kind "student"); returns its measured fidelity.
 
-    The running state and the caches live in `<out>.training` beside it; a run that was cut goes on from there.
+    The running state and the caches live in `<out>.training` beside it; a run that was cut goes on from there.  With several
+    ranks all call it with the same arguments, and rank 0 measures and writes; the others return nothing.
 
     Raises:
         EdgewamError: what teacher, dataset, caches or loop refuse.
@@ -220,8 +219,8 @@ def distill(
     result = train(task, config.loop, work, progress=progress)
     if not result.ranks.is_main:
         return {}
-    sized = sizes(task.module)
-    student = with_weights(task.module, result.weights, config.weights_dtype, lambda: task.family.build(sized))
+    student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
+    student.load_state_dict(rounded(result.weights, config.weights_dtype))
     student = student.to(config.loop.device)
     names = action_names(Dataset.open(config.dataset))
     fixed = config.anchor_draws == 0

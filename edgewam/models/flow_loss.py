@@ -43,8 +43,8 @@ class LossBatch:
         return LossBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
     def widened(self, size: int) -> LossBatch:
-        """A batch of `size` rows whose shapes are right and whose content is not: to draw noise for the rows of all ranks."""
-        return LossBatch(*(t[:1].expand(size, *t.shape[1:]) for t in (getattr(self, f.name) for f in fields(self))))
+        """As if it had `size` samples, without memory: for draws that look at nothing but shapes."""
+        return LossBatch(*(getattr(self, f.name)[:1].expand(size, *getattr(self, f.name).shape[1:]) for f in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,14 @@ class Noise:
     prefix_rows: Tensor | None = None
 
     def rows(self, rows: slice) -> Noise:
-        """That of some samples."""
-        return Noise(*(part if part is None else part[rows] for part in (getattr(self, f.name) for f in fields(self))))
+        """That of some of the samples."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Noise(*(part if part is None else part[rows] for part in parts))
 
     def to(self, device: torch.device | str) -> Noise:
-        """The same noise on another device."""
-        return Noise(*(part if part is None else part.to(device) for part in (getattr(self, f.name) for f in fields(self))))
+        """The same draws on another device."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Noise(*(part if part is None else part.to(device) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,7 @@ def draw_noise(
         action_timestep=draw_timesteps((b, k, c), generator, shift),
         prefix_rows=draw_prefix_rows((b, k, c), max_prefix, generator) if max_prefix else None,
     )
-    parts = (getattr(noise, f.name) for f in fields(Noise))
-    return Noise(*(part if part is None else part.to(batch.actions.device) for part in parts))
+    return noise.to(batch.actions.device)
 
 
 def noisy_video(batch: LossBatch, noise: Noise) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,7 @@ from edgewam.core.errors import ContractError
 from edgewam.data.frame_windows import Canvas, FrameBatch, FrameLoader, FrameReader, Pixels
 from edgewam.data.sampler import WindowSampler
 from edgewam.data.stats import DatasetStats
-from edgewam.data.windows import WindowBatch
+from edgewam.data.windows import WindowBatch, WindowLayout
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text import TextEncoder
 from edgewam.models.wan_vae import WanVae
@@ -46,6 +46,10 @@ class FrameChoice:
         """The same rows of this batch and of those that will probably be asked for after it."""
         numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
         return (replace(self, index=number) for number in numbers)
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.last - self.first
 
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""
@@ -81,6 +85,11 @@ class FrameSource:
         self._loader = FrameLoader(FrameReader(dataset, self.canvas), self.num_workers, self.prefetch, pin)
         self._expected: FrameChoice | None = None
         self._stream: Iterator[FrameBatch] = iter(())
+
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+        return self.sampler.layout
 
     @property
     def num_windows(self) -> int:

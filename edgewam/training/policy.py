@@ -25,14 +25,14 @@ from edgewam.models.text import TextEncoder
 from edgewam.models.text_sources import SMALL, open_text
 from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import warm_start
-from edgewam.training.loop import Loss, Progress, train
+from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
 from edgewam.training.parallel import WHOLE, Share, join_ranks
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources, training_episodes
-from edgewam.training.weights import load_vae, with_weights
+from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
 
 __all__ = ["PolicyTask", "PolicyTraining", "measure_policy", "starting_policy", "train_policy"]
@@ -61,26 +61,26 @@ class PolicyTask:
         rates = {"muon_lr": config.muon_lr or 0.0, "adamw_lr": config.adamw_lr}
         return split_muon(named, matrices, **rates, weight_decay=config.weight_decay)
 
-    def blocks(self) -> list[nn.Module]:
-        """The family's layers."""
-        found: list[nn.Module] = self.family.BLOCKS(self.module)
-        return found
-
     def batch(self, index: int, generator: np.random.Generator) -> Any:
         """Windows of one history length."""
         return self.source.draw(self.config.batch_size, generator, index)
 
+    def blocks(self) -> list[nn.Module]:
+        """The family's layers."""
+        return list(self.family.BLOCKS(self.module))
+
     def loss(self, batch: Any, generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Weighted sum of both velocity errors; the state gets a little noise, as a real joint reading has."""
-        config = self.config
-        mine = share.rows(config.batch_size) if share.world > 1 else slice(None)
-        data = self.source.batch(batch.rows(mine.start, mine.stop) if share.world > 1 else batch)
-        whole = data.widened(config.batch_size) if share.world > 1 else data
-        shaken = torch.randn(whole.proprio.shape, generator=generator)[mine]
+        config, size = self.config, len(batch)
+        rows = share.rows(size)
+        data = self.source.batch(batch.rows(rows.start, rows.stop))
+        shaking = torch.randn((size, *data.proprio.shape[1:]), generator=generator)[rows]
+        data = replace(data, proprio=data.proprio + config.proprio_noise * shaking)
+        whole = data.widened(size)
         noise = self.family.draw_noise(whole, generator, config.action_draws, config.model.train_shift, config.max_prefix)
-        data = replace(data, proprio=data.proprio + config.proprio_noise * shaken).to(config.loop.device)
-        losses = self.family.training_loss(self.module, data, noise.rows(mine).to(config.loop.device))
-        return Loss(losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}, len(data.actions))
+        device = config.loop.device
+        losses = self.family.training_loss(self.module, data.to(device), noise.rows(rows).to(device))
+        return Loss(losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}, rows.stop - rows.start)
 
     def describe(self, batch: Any) -> str:
         """Episodes, starts and offsets."""
@@ -95,7 +95,8 @@ def train_policy(
 ) -> dict[str, Any]:
     """Train, measure on held-out episodes and write the artifact `out` (kind "policy").
 
-    The running state lives in `<out>.training` beside it; a run that was cut goes on from there.
+    The running state lives in `<out>.training` beside it; a run that was cut goes on from there.  With several ranks all call
+    it with the same arguments, and rank 0 measures and writes.
 
     Args:
         config: what to train on and how.
@@ -129,7 +130,8 @@ def train_policy(
     result = train(task, config.loop, work, progress=progress)
     if not result.ranks.is_main:
         return {}
-    task.module = with_weights(task.module, result.weights, config.weights_dtype, lambda: task.family.build(config.model))
+    task.module = whole_module(task.module, result, lambda: task.family.build(config.model))
+    task.module.load_state_dict(rounded(result.weights, config.weights_dtype))
     measured = measure_policy(config.family, task.module.to(config.loop.device), sources.held, config.loop.seed)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     write_policy(

@@ -6,19 +6,17 @@ float32, so that what was measured is what is shipped.  The files themselves are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgewam.core.artifacts import Manifest, read_manifest
 from edgewam.core.errors import ArtifactError
 from edgewam.models import checkpoints
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
-from edgewam.training.parallel import is_sharded
 
 VAE_FAMILY = "wan_vae"
 StoredDtype = Literal["float32", "float16", "bfloat16"]
@@ -28,22 +26,6 @@ def rounded(state: Mapping[str, Tensor], dtype: StoredDtype) -> dict[str, Tensor
     """The weights as they will be after storing them in `dtype`: float32 values on the CPU, rounded."""
     stored = checkpoints.STORAGE[dtype]
     return {name: t.detach().cpu().to(stored).float() if t.is_floating_point() else t.detach().cpu() for name, t in state.items()}
-
-
-def with_weights(
-    module: nn.Module, weights: Mapping[str, Tensor], dtype: StoredDtype, build: Callable[[], nn.Module]
-) -> nn.Module:
-    """What will be stored after a training: `module` with these weights rounded, or, when it is sharded, a whole network.
-
-    build: makes a network like it; nothing of its own weights is kept.
-    """
-    if is_sharded(module):
-        with torch.device("meta"):
-            module = build()
-        module.load_state_dict(rounded(weights, dtype), assign=True)
-    else:
-        module.load_state_dict(rounded(weights, dtype))
-    return module
 
 
 def save_vae(vae: WanVae, directory: Path, dtype: StoredDtype) -> None:

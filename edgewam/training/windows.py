@@ -29,6 +29,10 @@ Ints = npt.NDArray[np.int64]
 class Source(Protocol):
     """What a task reads: `draw` chooses windows (a choice is the source's own), `batch` makes them a loss batch."""
 
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+
     def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Any:
         """Windows of batch number `index`, or from `generator` where the source has no order; `choice.rows(first, last)` are
         some of them."""
@@ -48,8 +52,12 @@ class Choice:
     offsets: Ints
     spacing: int
 
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
     def rows(self, first: int, last: int) -> Choice:
-        """Some of them: what one rank takes of a choice that all ranks draw alike."""
+        """Some of these windows: what one rank takes of a choice that all ranks draw alike."""
         return Choice(self.windows[first:last], self.offsets[first:last], self.spacing)
 
 

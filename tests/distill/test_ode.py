@@ -16,7 +16,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
-from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
@@ -143,7 +143,7 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
     task, _, teacher = prepare(config(road), road[2] / "student.training")
     identity, source = {"teacher": teacher.manifest.digest}, task.cache.source
     plan = replace(PLAN, focused=3)
-    whole = build_trajectories(tmp_path / "whole", teacher.family, teacher.model, source, source.layout, identity, plan)
+    whole = build_trajectories(tmp_path / "whole", teacher.family, teacher.model, source, identity, plan)
     stopped = tmp_path / "stopped"
     seen: list[int] = []
     for stop_at in (2, 4):  # among the even batches, among the focused
@@ -154,9 +154,9 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            build_trajectories(stopped, teacher.family, teacher.model, source, source.layout, identity, plan, stop)
+            build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan, stop)
     cache = build_trajectories(
-        stopped, teacher.family, teacher.model, source, source.layout, identity, plan, lambda done, total, left: seen.append(done)
+        stopped, teacher.family, teacher.model, source, identity, plan, lambda done, total, left: seen.append(done)
     )
     assert seen == [1, 2, 3, 4, 5, 6]
     assert np.array_equal(cache.states, whole.states)
@@ -165,7 +165,7 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
         build_trajectories(stopped, teacher.family, teacher.model, source, {"teacher": "x"}, plan)
     (stopped / "states.f32").write_bytes(b"")
     with pytest.raises(ArtifactError, match="missing or truncated"):
-        build_trajectories(stopped, teacher.family, teacher.model, source, source.layout, identity, plan)
+        build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan)
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:
@@ -178,7 +178,6 @@ def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) 
             teacher.family,
             broken,
             task.cache.source,
-            task.cache.source.layout,
             {"teacher": teacher.manifest.digest},
             PLAN,
         )
