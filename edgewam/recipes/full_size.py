@@ -144,7 +144,7 @@ def find_recipe(name: str) -> PolicyRecipe | StudentRecipe:
     recipe = made()
     if not isinstance(recipe, PolicyRecipe | StudentRecipe):
         raise EdgewamError(
-            f"'{name}' returns a {type(recipe).__name__}; a recipe is a PolicyRecipe or a StudentRecipe of edgewam.recipes.full_size."
+            f"'{name}' returns a {type(recipe).__name__}; a recipe is one of the two classes of edgewam.recipes.full_size."
         )
     return recipe
 

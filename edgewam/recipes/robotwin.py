@@ -53,13 +53,13 @@ def robotwin_ahawam_offset() -> PolicyRecipe:
 def robotwin_fastwam() -> PolicyRecipe:
     """Fast-WAM: one planner frame, all 32 actions denoised together, no memory."""
     from edgewam.data.windows import WindowLayout
-    from edgewam.models.fast_wam import FastWamConfig
+    from edgewam.models.fast_wam import full
 
     # facts 9: 33 steps, every fourth a frame, 3 latents
     layout = WindowLayout(chunk=32, horizon=32, stride=4, max_offset=0, num_video_frames=9, num_history=0, history_spacings=())
     return PolicyRecipe(
         family="fast_wam",
-        model=FastWamConfig(),
+        model=full(),
         layout=layout,
         schedule=Schedule(batch_per_rank=16, lr=1e-4),
     )

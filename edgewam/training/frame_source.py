@@ -154,7 +154,9 @@ def canvas_for(vae: WanVae, height: int, width: int) -> Canvas:
     """
     dtype = vae.conv1.weight.dtype
     if dtype not in PIXELS:
-        raise ContractError(f"Frames are encoded in float32 or bfloat16, not in {dtype}. Convert the VAE with .to(torch.bfloat16).")
+        raise ContractError(
+            f"Frames are encoded in float32 or bfloat16, not in {dtype}. Convert the VAE with .to(torch.bfloat16)."
+        )
     return Canvas(height, width, PIXELS[dtype])
 
 
