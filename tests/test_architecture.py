@@ -26,6 +26,7 @@ SAME_ROW_ALLOWED = {("cli", "recipes")}
 OPTIONAL = {
     "torch", "onnx", "onnxscript", "onnxruntime", "safetensors", "pyarrow", "av", "mujoco", "gymnasium", "gym_aloha",
     "tensorboard", "modelopt", "tensorrt", "tensorrt_rtx", "triton", "cuda", "websockets", "msgpack", "zmq", "cyclonedds",
+    "tokenizers", "sentencepiece", "ftfy",
 }  # fmt: skip
 # Who may import torch (and safetensors, which comes with it in the extra `train`) at the top: packages written in it.
 TORCH_ROWS = {"flow", "kernels", "models", "training", "quantize", "distill", "compile"}

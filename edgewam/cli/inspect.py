@@ -13,14 +13,21 @@ from edgewam.cli._shipped import or_shipped
 
 def command(
     path: Annotated[
-        Path | None, typer.Argument(help="Artifact directory or .pt checkpoint; by default the shipped bundle.")
+        Path | None, typer.Argument(help="Artifact directory, weight file or folder of weights; by default the shipped bundle.")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Explain an artifact: kind, digests, parents, sizes, what was measured. Every file is checked against its digest."""
     path = or_shipped(path, "bundle")
-    facts = _checkpoint(path) if path.is_file() else _artifact(path)
-    emit(facts, as_json)
+    from edgewam.core.artifacts import MANIFEST
+
+    weights = path.is_file() or (path.is_dir() and not (path / MANIFEST).exists() and _holds_weights(path))
+    emit(_checkpoint(path) if weights else _artifact(path), as_json)
+
+
+def _holds_weights(folder: Path) -> bool:
+    """Whether a directory that is no artifact is a folder of weights, such as LeRobot's or Hugging Face's."""
+    return any(file.suffix in (".safetensors", ".pt", ".pth") for file in folder.iterdir())
 
 
 def _artifact(path: Path) -> dict[str, Any]:
@@ -67,17 +74,28 @@ def _bundle(config: dict[str, Any] | Any) -> None:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from edgewam.models.checkpoints import read_release
+    from edgewam.recipes.inspection import inspect_weights
 
-    release = read_release(path)
-    groups: dict[str, dict[str, int]] = {}
-    for name, tensor in release.tensors.items():
-        parts = name.split(".")
-        group = ".".join(parts[:3] if parts[1] == "mixtures" else parts[:2] if parts[0] == "mot" else parts[:1])
-        count = groups.setdefault(group, {"tensors": 0, "values": 0})
-        count["tensors"] += 1
-        count["values"] += tensor.numel()
-    extra = {name: value for name, value in release.extra.items() if name != "optimizer"}
-    say(f"{path}: released checkpoint, " + ", ".join(f"{name} {value}" for name, value in extra.items()))
-    table("parameters", ["group", "tensors", "values"], [[name, c["tensors"], c["values"]] for name, c in groups.items()])
-    return {"path": str(path), "kind": "released checkpoint", "extra": extra, "groups": groups}
+    facts = inspect_weights(path)
+    folder = f", LeRobot policy '{facts['policy_folder']}'" if facts["policy_folder"] else ""
+    say(f"{path}: {facts['family']} ({facts['format']}{folder}), {facts['values']:,} values, {facts['bytes'] / 1e9:.3f} GB")
+    if facts["sizes"]:
+        say("  sizes: " + ", ".join(f"{name} {size}" for name, size in facts["sizes"].items()))
+    for name, value in facts["extra"].items():
+        say(f"  {name}: {value}")
+    if facts["optimizer"]:
+        say(f"  optimizer: {facts['optimizer']['tensors']} tensors, {facts['optimizer']['bytes'] / 1e9:.3f} GB")
+    rows = [
+        [name, group["tensors"], group["values"], ", ".join(f"{count} {dtype}" for dtype, count in group["dtypes"].items())]
+        for name, group in facts["groups"].items()
+    ]
+    table("parameters", ["group", "tensors", "values", "dtypes"], rows)
+    for sentence in facts["renamed"]:
+        say(f"  renamed: {sentence}")
+    for sentence in facts["unexpected"][:20]:
+        say(f"  unexpected: {sentence}")
+    if facts["num_unexpected"] > 20:
+        say(f"  unexpected: and {facts['num_unexpected'] - 20} more (--json shows them)")
+    if not facts["num_unexpected"]:
+        say("  nothing unexpected")
+    return facts

@@ -1,4 +1,4 @@
-"""`edgewam prompt`: the named instructions of a bundle, and how to add one."""
+"""`edgewam prompt`: the instructions that bundles and policies know, how to add one, and caches of embeddings."""
 
 from __future__ import annotations
 
@@ -7,26 +7,50 @@ from typing import Annotated
 
 import typer
 
-from edgewam.cli._output import say
+from edgewam.cli._device import Device
+from edgewam.cli._output import progress, say
 
-app = typer.Typer(help="List or add the named instructions of a bundle.", no_args_is_help=True)
+app = typer.Typer(help="List or add the instructions of a bundle or a policy; embed those of a dataset.", no_args_is_help=True)
+
+Place = Annotated[Path, typer.Argument(help="Directory of a bundle or a policy.")]
 
 
 @app.command("list")
-def list_(bundle: Annotated[Path, typer.Argument(help="Bundle directory.")]) -> None:
-    """Print the instructions of a bundle, one a line."""
-    from edgewam.runtime.prompts import prompt_names
+def list_(place: Place) -> None:
+    """Print the instructions of a bundle or a policy, one a line."""
+    from edgewam.recipes.prompts import known_prompts
 
-    print("\n".join(prompt_names(bundle)))
+    print("\n".join(known_prompts(place)))
 
 
 @app.command()
 def add(
-    bundle: Annotated[Path, typer.Argument(help="Bundle directory.")],
-    instruction: Annotated[str, typer.Argument(help="What the robot is told to do.")],
+    place: Annotated[Path, typer.Argument(help="Directory of a bundle, a policy, or cached embeddings.")],
+    instructions: Annotated[list[str], typer.Argument(help="What the robot is told to do; several add several.")],
+    text: Annotated[
+        str | None,
+        typer.Option(help="Where embeddings come from: a text_encoder artifact, or a directory of cached ones. small: none."),
+    ] = None,
+    device: Device = "cpu",
 ) -> None:
-    """Embed an instruction with the policy's text encoder and store it in the bundle."""
-    from edgewam.recipes.deploy import add_prompt
+    """Embed an instruction with the policy's text encoder and store it."""
+    from edgewam.recipes.prompts import add_prompts
 
-    add_prompt(bundle, instruction)
-    say(f"{bundle} now knows '{instruction}'.")
+    add_prompts(place, instructions, text, device)
+    say(f"{place} now knows {', '.join(map(repr, instructions))}.")
+
+
+@app.command()
+def cache(
+    source: Annotated[Path, typer.Argument(help="Dataset directory, or a text file with one instruction a line.")],
+    out: Annotated[Path, typer.Argument(help="Directory to fill with one file an instruction, as upstream reads and writes.")],
+    text: Annotated[Path, typer.Option(help="text_encoder artifact that embeds them.")],
+    text_len: Annotated[int, typer.Option(help="Rows of an embedding, padding included.", min=1)] = 128,
+    device: Device = "cpu",
+) -> None:
+    """Embed every instruction of a dataset; what is there already is kept, so the same command goes on."""
+    from edgewam.recipes.prompts import fill_cache
+
+    with progress("embedding") as update:
+        filled = fill_cache(source, out, text, text_len, device, update)
+    say(f"{out}: {filled.written} embeddings written, {filled.already_there} were there.")

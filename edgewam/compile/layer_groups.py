@@ -13,7 +13,7 @@ from edgewam.core.errors import EdgewamError
 from edgewam.core.program import Call, Programs
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
-from edgewam.models.planner_stage import PlannerGroup, PlannerStage
+from edgewam.models.planner_stage import PlannerGroup, PlannerStage, PrefillStage
 from edgewam.models.stage_cost import make_stage
 
 PLANNER, CONTEXT = "planner", "context"
@@ -25,9 +25,15 @@ def in_layer_groups(stages: Mapping[str, Stage], programs: Programs, num_groups:
     Rewrites and quantisation come before: a group shares the layers it is given.
 
     Raises:
-        EdgewamError: a policy without a planner, or a number of groups that its layers do not have.
+        EdgewamError: a policy without a planner, one whose planner is part of `act`, or a number of groups that its layers do
+            not have.
     """
     planner = stages[PLANNER].function if PLANNER in stages else None
+    if isinstance(planner, PrefillStage):
+        raise EdgewamError(
+            "This family's planner runs inside every chunk, so there is no refresh beside them that groups could make way for. "
+            "Leave the layer groups out."
+        )
     if not isinstance(planner, PlannerStage):
         raise EdgewamError(f"There is no planner to split among the stages {', '.join(stages)}. Leave the layer groups out.")
     num_layers = len(planner.qkv)

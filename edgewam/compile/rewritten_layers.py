@@ -6,6 +6,8 @@ changes all their writers and readers together; every other rewrite here leaves 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,9 +24,9 @@ from edgewam.compile.rewritten_stage import (
 )
 from edgewam.core.stage import Stage
 from edgewam.models.dit_block import NORM_EPS
-from edgewam.models.planner_stage import PlannerStage
+from edgewam.models.planner_stage import PlannerLayers
 from edgewam.models.stage_layers import CrossAttention, KeyValues, QueryKeyValue, apply, attention, rms, split_heads
-from edgewam.models.wam_stages import DenoiseStage, StateStage, TextStage
+from edgewam.models.wam_stages import DenoiseStage, StatesStage, StateStage, TextStage
 
 
 class FoldedCross(nn.Module):
@@ -72,14 +74,15 @@ class PairTurn(nn.Module):
         return (split * cos + torch.stack([-b, a], -1).flatten(-2) * sin).flatten(-2)
 
 
-_READERS = {"planner": PlannerStage, "denoise": DenoiseStage}
+_READERS = {"planner": PlannerLayers, "denoise": DenoiseStage}
+_TEXT_BUFFERS = ("planner_text", "planner_cross", "cross")  # what readers of one family or another attend to
 
 
-def _reader(stages: Stages, name: str) -> PlannerStage | DenoiseStage:
+def _reader(stages: Stages, name: str) -> PlannerLayers | DenoiseStage:
     return module_of(stages, name, _READERS[name])
 
 
-def _cross_layers(stage: PlannerStage | DenoiseStage) -> list[FoldedCross]:
+def _cross_layers(stage: PlannerLayers | DenoiseStage) -> list[FoldedCross]:
     return [layer if isinstance(layer, FoldedCross) else FoldedCross(layer) for layer in stage.cross]
 
 
@@ -99,7 +102,7 @@ def fold_cross_norms(stages: Stages) -> dict[str, Stage]:
 
 def fold_cross_gains(stages: Stages) -> dict[str, Stage]:
     """(q g).k = q.(k g): the query's RMS gain and the softmax scale go into the text keys, once per prompt and state."""
-    text, state = module_of(stages, "text", TextStage), module_of(stages, "state", StateStage)
+    text, state = module_of(stages, "text", TextStage), module_of(stages, "state", StateStage, StatesStage)
     modules: dict[str, nn.Module] = {}
     gains: dict[str, list[Tensor]] = {}
     for name in _READERS:
@@ -113,8 +116,24 @@ def fold_cross_gains(stages: Stages) -> dict[str, Stage]:
     modules["text"] = changed(
         text, planner=_with_gains(text.planner, gains["planner"]), executor=_with_gains(text.executor, gains["denoise"])
     )
-    modules["state"] = changed(state, key_values=_with_gains(state.key_values, gains["denoise"]))
+    read_by = {"planner": gains["planner"], "executor": gains["denoise"]}
+    modules["state"] = _with_each_state(
+        state, lambda expert, part: changed(part, key_values=_with_gains(part.key_values, read_by[expert]))
+    )
     return with_modules(stages, modules)
+
+
+def _state_parts(stage: StateStage | StatesStage) -> dict[str, StateStage]:
+    """The state's keys and values of each expert that has them."""
+    return {"executor": stage} if isinstance(stage, StateStage) else {"planner": stage.planner, "executor": stage.executor}
+
+
+def _with_each_state(
+    stage: StateStage | StatesStage, change: Callable[[str, StateStage], StateStage]
+) -> StateStage | StatesStage:
+    """The stage with each expert's part, of which `change` is given the expert's name, exchanged."""
+    parts = {expert: change(expert, part) for expert, part in _state_parts(stage).items()}
+    return parts["executor"] if isinstance(stage, StateStage) else changed(stage, **parts)
 
 
 def _with_gains(layer: KeyValues, gains: list[Tensor]) -> KeyValues:
@@ -153,7 +172,8 @@ def scale_cross_logits(stages: Stages) -> dict[str, Stage]:
 
 def _num_keys(stage: Stage) -> int:
     """Cross-attention keys of a reader: its text buffer [layers, 2, keys, A]."""
-    return stage.input("cross" if stage.name == "denoise" else "planner_text").shape[2]
+    (text,) = (spec for spec in stage.inputs if spec.name in _TEXT_BUFFERS)
+    return text.shape[2]
 
 
 def rotate_pairs(stages: Stages) -> dict[str, Stage]:
@@ -189,7 +209,7 @@ class LastKeyValue(nn.Module):
 
 def drop_last_query(stages: Stages) -> dict[str, Stage]:
     """The planner ends with the keys and values of its last layer: the queries of that layer are not computed."""
-    planner = module_of(stages, "planner", PlannerStage)
+    planner = module_of(stages, "planner", PlannerLayers)
     *before, last = planner.qkv
     if isinstance(last, LastKeyValue):
         raise RewriteRefused("the queries of the planner's last layer are dropped already")
@@ -199,10 +219,14 @@ def drop_last_query(stages: Stages) -> dict[str, Stage]:
 
 def fold_state(stages: Stages) -> dict[str, Stage]:
     """Linear behind linear: encoder and first embedding layer; last embedding layer and all keys and values."""
-    state = module_of(stages, "state", StateStage)
-    if len(state.embedding) == 1:
+    state = module_of(stages, "state", StateStage, StatesStage)
+    if any(len(part.embedding) == 1 for part in _state_parts(state).values()):
         raise RewriteRefused("the layers of stage 'state' are folded already")
-    first, activation, last = state.embedding
-    key_values = changed(state.key_values, project=fold_chain(last, state.key_values.project))
-    parts = {"encoder": fold_chain(state.encoder, first), "embedding": nn.ModuleList([activation]), "key_values": key_values}
-    return with_modules(stages, {"state": changed(state, **parts)})
+    return with_modules(stages, {"state": _with_each_state(state, lambda _, part: _folded_state(part))})
+
+
+def _folded_state(part: StateStage) -> StateStage:
+    first, activation, last = part.embedding
+    key_values = changed(part.key_values, project=fold_chain(last, part.key_values.project))
+    encoder = fold_chain(part.encoder, first)  # type: ignore[arg-type]
+    return changed(part, encoder=encoder, embedding=nn.ModuleList([activation]), key_values=key_values)

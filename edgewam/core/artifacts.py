@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -117,6 +117,19 @@ def write_artifact(
             "digest": _digest(kind, config, parents, files),
         }
         write_json(temporary / MANIFEST, manifest)
+
+
+def keep_files(old: Path, new: Path, names: Iterable[str]) -> None:
+    """Take files of an artifact over into the directory that will replace it: as hard links, or copies where none can be.
+
+    Files that are kept are one file in both places: whoever changes one in `new` must leave it out and write it anew.
+    """
+    for name in names:
+        (new / name).parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link((old / name).resolve(), new / name)
+        except OSError:  # another file system behind a link, or one without hard links
+            shutil.copyfile(old / name, new / name)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Camera composition and z-score normalisation as the released policies see them at run time (facts/aha_wam.md 4.3, 4.4)."""
+"""Camera composition and normalisation as the released policies see them at run time (facts/aha_wam.md 4.3, 4.4)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from edgewam.core.errors import ContractError
 from edgewam.core.records import CAMERAS
 
 _EPSILON = np.float32(1e-8)
+_LEAST_RANGE = np.float32(1e-4)  # released min/max normalisation leaves dimensions of a smaller range unscaled
 CLAMP = 5.0  # released policies clamp normalised values to +-5 on the way in, never on the way out
 
 
@@ -106,20 +107,38 @@ def _resize(image: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArra
 
 @dataclass(frozen=True)
 class Normalizer:
-    """z-score per dimension: forward clamps to +-5, backward does not.  mean, std: float32 [D] in the robot's units."""
+    """A linear map per dimension; forward clamps to +-5, backward does not.  Vectors are float32 [D] in the robot's units.
+
+    The plain form is z-score by mean and std.  With `limits` it maps [low, high] to [-1, 1] (`from_min_max`); mean is then
+    their middle and std half their distance, so that std is one normalised unit in either form.
+    """
 
     mean: npt.NDArray[np.float32]
     std: npt.NDArray[np.float32]
+    limits: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]] | None = None
+
+    @staticmethod
+    def from_min_max(low: npt.NDArray[np.float32], high: npt.NDArray[np.float32]) -> Normalizer:
+        """The min/max form; dimensions that move less than 1e-4 are only shifted, by -low."""
+        still = high - low < _LEAST_RANGE
+        half = np.where(still, np.float32(1.0), (high - low) / np.float32(2.0))
+        return Normalizer(np.where(still, low, low + half), half, (low, high))
 
     @property
     def scale(self) -> npt.NDArray[np.float32]:
-        """1 / (std + 1e-8), the released form, in float32."""
-        return np.float32(1.0) / (self.std + _EPSILON)
+        """1 / (std + 1e-8) or 2 / (high - low), the released forms, in float32."""
+        if self.limits is None:
+            return np.float32(1.0) / (self.std + _EPSILON)
+        low, high = self.limits
+        return np.float32(2.0) / np.where(high - low < _LEAST_RANGE, np.float32(2.0), high - low)
 
     @property
     def offset(self) -> npt.NDArray[np.float32]:
-        """-mean * scale in float32."""
-        return -self.mean / (self.std + _EPSILON)
+        """-mean * scale, or what brings low to -1, in float32."""
+        if self.limits is None:
+            return -self.mean / (self.std + _EPSILON)
+        low, high = self.limits
+        return np.where(high - low < _LEAST_RANGE, -low, np.float32(-1.0) - self.scale * low)
 
     def forward(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Robot units [..., D] -> normalised [..., D] within +-5."""

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from edgewam.core.errors import ContractError, EdgewamError, require
-from edgewam.core.observation import compose_images
-from edgewam.core.records import CAMERAS
-from edgewam.data.compose import RELEASED_CAMERA_SIZE, compose_training
+from edgewam.core.errors import EdgewamError, require
+from edgewam.core.observation import compose_images, composition_named
+from edgewam.data.compose import compose_training
 from edgewam.data.dataset import Dataset
 from edgewam.data.windows import Ints, WindowBatch
 
@@ -55,13 +54,14 @@ class Canvas:
 
     pixels: "float32" is released training's road to the VAE, antialiased and never rounded to bytes; "bfloat16" is the same
     rounded once, which for a VAE of that type changes nothing and halves the memory; "uint8" is the run-time road (PIL).
-    camera_size: what the training road first resizes every camera to, None: nothing.
+    camera_size: what the training road first resizes every camera to, None: nothing.  composition: see `COMPOSITIONS`.
     """
 
     height: int
     width: int
     pixels: Pixels = "float32"
-    camera_size: tuple[int, int] | None = RELEASED_CAMERA_SIZE
+    camera_size: tuple[int, int] | Literal["released"] | None = "released"
+    composition: str = "three_cameras"
 
     @property
     def num_bytes(self) -> int:
@@ -110,20 +110,17 @@ class FrameReader:
     def _fill(self, target: Tensor, episode: int, steps: Ints) -> None:
         torch = require("torch", extra="train")
         canvas = self.canvas
-        if missing := [name for name in CAMERAS if name not in self.dataset.cameras]:
-            raise ContractError(f"Cannot compose without cameras {missing}. Needed: {', '.join(CAMERAS)}.")
-        views = {camera: self.dataset.frames(episode, camera, steps) for camera in CAMERAS}
+        cameras = composition_named(canvas.composition).chosen(self.dataset.cameras).values()
+        views = {camera: self.dataset.frames(episode, camera, steps) for camera in cameras}
         for begin in range(0, len(steps), FRAMES_AT_ONCE):
             some = slice(begin, begin + FRAMES_AT_ONCE)
             if canvas.pixels == "uint8":
-                shown = [
-                    compose_images({name: view[i] for name, view in views.items()}, canvas.height, canvas.width)
-                    for i in range(len(steps))[some]
-                ]
+                each = [{name: view[i] for name, view in views.items()} for i in range(len(steps))[some]]
+                shown = [compose_images(images, canvas.height, canvas.width, canvas.composition) for images in each]
                 target[some] = torch.from_numpy(np.stack(shown)).permute(0, 3, 1, 2)
             else:
                 images = {name: torch.from_numpy(view[some]).permute(0, 3, 1, 2) for name, view in views.items()}
-                target[some] = compose_training(images, canvas.height, canvas.width, canvas.camera_size)
+                target[some] = compose_training(images, canvas.height, canvas.width, canvas.camera_size, canvas.composition)
 
 
 class FrameLoader:

@@ -52,7 +52,7 @@ def read_index(root: Path, info: Mapping[str, Any], keys: KeyMap) -> Index:
     )
     # before the videos: they are counted against lengths that the rows have confirmed
     pairs = [(path, int(length)) for paths in videos.values() for path, length in zip(paths, lengths, strict=True)]
-    side_by_side(lambda pair: check_num_frames(*pair), pairs)
+    side_by_side(lambda pair: check_num_frames(*pair, int(info["fps"])), pairs)
     return Index(
         info={**info, "features": found.features(info["features"])},
         lengths=lengths,
@@ -74,9 +74,9 @@ def side_by_side(work: Callable[[T], R], items: Iterable[T]) -> list[R]:
             raise
 
 
-def check_num_frames(path: Path, length: int) -> None:
-    """Raise ArtifactError when a video holds another number of frames than its episode has steps."""
-    if (have := num_video_frames(path)) != length:
+def check_num_frames(path: Path, length: int, fps: int) -> None:
+    """Raise ArtifactError when a video holds another number of frames than its episode has steps, or is of another rate."""
+    if (have := num_video_frames(path, fps)) != length:
         raise ArtifactError(
             f"Video '{path}' has {have} frames, its episode {length} steps. Copy the dataset again, or remove that episode."
         )

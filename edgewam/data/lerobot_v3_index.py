@@ -102,7 +102,7 @@ def _locate_videos(root: Path, info: Mapping[str, Any], key: str, episodes: list
     for path, first, row in zip(files, firsts, episodes, strict=True):
         needed[path] = max(needed.get(path, 0), first + row["length"])
     for path, count in needed.items():
-        if (have := num_video_frames(path)) < count:
+        if (have := num_video_frames(path, int(info["fps"]))) < count:
             raise ArtifactError(
                 f"Video '{path}' has {have} frames, the metadata needs {count}. Copy or collect the dataset again."
             )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from edgewam.data.schema import ENCODER, PIX_FMT, Images
 GROUP_OF_PICTURES = 2
 QUALITY = 15  # x264 constant rate factor: 38..50 dB on the simulator's pictures; x264's default is 23, lower is better
 SEEK_GAP = 8  # decoding this many frames is cheaper than a seek
+# a stream's duration may lack or repeat its last frame, and time bases round
+_RATE_SLACK_FRAMES, _RATE_SLACK = 1.5, 0.01
 
 
 def encode_video(path: Path, frames: Images, fps: int) -> None:
@@ -93,10 +96,22 @@ def open_video(path: Path) -> Any:
     return container
 
 
-def num_video_frames(path: Path) -> int:
-    """Frames that the file's index declares (a truncated mp4 has no index and is refused)."""
+def num_video_frames(path: Path, fps: int) -> int:
+    """Frames that the file's index declares (a truncated mp4 has no index and is refused).
+
+    Raises:
+        ArtifactError: missing, truncated, no video, or of another rate than `fps`.
+    """
     with open_video(path) as container:
-        return int(container.streams.video[0].frames)
+        stream = container.streams.video[0]
+        count = int(stream.frames) or sum(packet.size > 0 for packet in container.demux(stream))  # fragmented files do not say
+        seconds = float(stream.duration * stream.time_base) if stream.duration else count / fps
+    if abs(seconds * fps - count) > max(_RATE_SLACK_FRAMES, _RATE_SLACK * count):
+        raise ArtifactError(
+            f"Video '{path}' shows {count} frames in {seconds:.2f} s ({count / seconds:.1f} a second), the dataset has {fps} "
+            "steps a second. Encode the video again at the dataset's rate."
+        )
+    return count
 
 
 def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
@@ -105,7 +120,6 @@ def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
     Raises:
         ArtifactError: the file is damaged or has no such frame.
     """
-    wanted = sorted(set(int(n) for n in numbers))
     found: dict[int, Images] = {}
     av = require("av", extra="train")
     try:
@@ -113,10 +127,9 @@ def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
             stream = container.streams.video[0]
             decoder: Iterator[tuple[int, Any]] = iter(())
             position, frame = None, None
-            for number in wanted:
-                if position is None or number > position + SEEK_GAP:
-                    container.seek(round(number / fps / stream.time_base), stream=stream, backward=True)
-                    decoder, position = _numbered_frames(container, stream, fps), None
+            for number in sorted(set(int(n) for n in numbers)):
+                if position is None or (number > position + SEEK_GAP and _key_frame(stream, number, fps) > position):
+                    decoder, position = _from(container, stream, number, fps), None
                 while position is None or position < number:
                     position, frame = next(decoder, (number + 1, None))
                 if frame is None or position != number:
@@ -127,6 +140,26 @@ def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
     return np.stack([found[int(n)] for n in numbers])
 
 
+def _key_frame(stream: Any, number: int, fps: int) -> int:
+    """Number of the key frame that a seek to frame `number` would go back to (by file order, which display order follows)."""
+    entries = getattr(stream, "index_entries", None)  # a newer PyAV's; without it every far frame is sought
+    return number if entries is None else int(entries.search_timestamp(round(number / fps / stream.time_base), backward=True))
+
+
+def _from(container: Any, stream: Any, number: int, fps: int) -> Iterator[tuple[int, Any]]:
+    """(number, frame) from a key frame at or before `number` on."""
+    container.seek(round(number / fps / stream.time_base), stream=stream, backward=True)
+    frames = _numbered_frames(container, stream, fps)
+    first = next(frames, None)
+    if first is not None and first[0] > number:  # a group that shows frames before its key frame: go through the file
+        container.seek(0, stream=stream, backward=True)
+        frames = _numbered_frames(container, stream, fps)
+        first = next(frames, None)
+    return frames if first is None else chain([first], frames)
+
+
 def _numbered_frames(container: Any, stream: Any, fps: int) -> Iterator[tuple[int, Any]]:
     for frame in container.decode(stream):
+        if frame.is_corrupt:  # decoders paint over what they cannot read and go on
+            raise ArtifactError(f"Video '{container.name}' is damaged at {frame.time:.2f} s. Copy or collect the dataset again.")
         yield round(float(frame.pts * stream.time_base) * fps), frame

@@ -67,8 +67,23 @@ class WindowLayout:
 
 
 def released_layout() -> WindowLayout:
-    """The layout of the released weights: 65 steps, 4 chunks, no offset, history at the planner's horizon."""
+    """AHA-WAM's released weights: 65 steps, 4 chunks, no offset, history at the planner's horizon."""
     return WindowLayout(horizon=64, max_offset=0, num_video_frames=9, history_spacings=(64,))
+
+
+def offset_layout() -> WindowLayout:
+    """AHA-WAM's offset training: 97 steps, 5 chunks that begin up to 15 steps late, history at the planner's horizon."""
+    return WindowLayout(horizon=80, max_offset=15, num_video_frames=13, history_spacings=(96,))
+
+
+def fast_wam_layout() -> WindowLayout:
+    """Fast-WAM's, for RoboTwin and LIBERO alike: 33 steps, a frame every 4, one chunk of 32, no history (facts/aha_wam.md 9)."""
+    return WindowLayout(chunk=32, horizon=32, stride=4, max_offset=0, num_video_frames=9, num_history=0, history_spacings=())
+
+
+def libero_layout() -> WindowLayout:
+    """Fast-WAM's on LIBERO: the same sizes as its RoboTwin form."""
+    return fast_wam_layout()
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,8 @@ from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_prefix
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
-from edgewam.models.aha_wam_ode import Trajectory
 from edgewam.models.family import sizes, trainable
+from edgewam.models.flow_ode import Trajectory
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
 from edgewam.training.loop import LoopConfig, Progress, train

@@ -26,9 +26,9 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
 from edgewam.flow.solver import euler_table
-from edgewam.models.aha_wam_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
+from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
 from edgewam.training.windows import Choice, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"

@@ -101,13 +101,25 @@ def policy_text(policy: Path, encoder: str, config: TextSizes, given: str | Path
     Raises:
         EdgewamError: a source that does not belong to this policy, or that cannot be opened.
     """
+    check_belongs(policy, encoder, given)
     if encoder == SMALL:
-        if given is not None and str(given) != SMALL:
-            raise EdgewamError(f"'{policy}' was trained with the text encoder 'small'; '{given}' would mean nothing to it.")
         return SmallTextEncoder(config.text_dim, config.text_len)
-    if given is not None and str(given) == SMALL:
-        raise EdgewamError(
-            f"'{policy}' was trained with the text encoder '{encoder}'; the encoder 'small' would mean nothing to it. "
-            "Give a directory of cached embeddings or a text_encoder artifact with --text."
-        )
     return stored_text(policy, config, None if given is None else open_text(given, config))
+
+
+def check_belongs(policy: Path, encoder: str, given: str | Path | None) -> None:
+    """Refuse a source that makes embeddings of another kind than a policy (or a bundle) was trained with.
+
+    Raises:
+        EdgewamError: "small" for a policy of another encoder, or another one for a policy of "small".
+    """
+    if given is None or (encoder == SMALL) == (str(given) == SMALL):
+        return
+    hint = (
+        "Leave --text out."
+        if encoder == SMALL
+        else "Give a directory of cached embeddings or a text_encoder artifact with --text."
+    )
+    raise EdgewamError(
+        f"'{policy}' was trained with the text encoder '{encoder}'; embeddings of '{given}' would mean nothing to it. {hint}"
+    )

@@ -84,7 +84,8 @@ class Umt5Tokenizer:
             raise ContractError("The text is empty. Describe the task in words.")
         found = self.pieces(cleaned)
         if len(found) > length - 1:
-            warnings.warn(f"The text has {len(found) + 1} tokens; the last {len(found) + 1 - length} are cut off.", stacklevel=2)
+            cut = len(found) + 1 - length
+            warnings.warn(f"'{text}' has {len(found) + 1} tokens; the last {cut} before its end are cut off.", stacklevel=2)
         tokens = [*found[: length - 1], END]
         ids, mask = np.full(length, PAD, np.int64), np.arange(length) < len(tokens)
         ids[mask] = tokens

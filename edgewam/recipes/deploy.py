@@ -1,4 +1,4 @@
-"""From a trained policy on disk to a bundle: what `compile` and `edgewam prompt add` need to know of the family."""
+"""From a trained policy on disk to a bundle: what `compile` needs to know of the family."""
 
 from __future__ import annotations
 
@@ -183,26 +183,3 @@ def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, target: str | N
     if target is not None:
         for name in sorted({rule.format.split("_")[0] for rule in plan.rules} - {"none"}):
             load_device(target).require_format(name)
-
-
-def add_prompt(bundle: Path, instruction: str) -> None:
-    """Embed an instruction and rewrite the bundle with it; everything else stays as it was proved.
-
-    Raises:
-        EdgewamError: the instruction is known already, or the bundle's text encoder is not part of edgewam.
-    """
-    from edgewam.core.artifacts import read_manifest
-    from edgewam.models.text import SmallTextEncoder, pack_context
-    from edgewam.runtime.bundle import KIND
-    from edgewam.runtime.prompts import prompt_names, store_prompt
-
-    host = read_manifest(bundle, kind=KIND).config["host"]
-    if instruction in prompt_names(bundle):
-        raise EdgewamError(f"'{bundle}' knows '{instruction}' already.")
-    if host.get("text_encoder") != TEXT_ENCODER:
-        raise EdgewamError(
-            f"The text encoder of '{bundle}' is not part of edgewam; compile it again with this prompt's embedding."
-        )
-    embedding = SmallTextEncoder(host["text_dim"], host["text_len"]).encode(instruction)
-    rows, bias = pack_context(embedding, host["text_bucket"])
-    store_prompt(bundle, instruction, {"text_rows": rows, "text_bias": bias})

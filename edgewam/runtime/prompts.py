@@ -1,15 +1,14 @@
 """The named instructions of a bundle: per prompt, the ready inputs of its program `prompt`.
 
-The text encoder never goes to the robot; whoever has it adds prompts with `store_prompt`, which writes the bundle anew.
+The text encoder never goes to the robot; whoever has it adds prompts with `store_prompts`, which writes the bundle anew.
 """
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgewam.core.artifacts import read_manifest, write_artifact
+from edgewam.core.artifacts import keep_files, read_manifest, write_artifact
 from edgewam.core.errors import ContractError
 from edgewam.core.program import Programs
 from edgewam.runtime.memory import Array
@@ -43,8 +42,8 @@ def prompt_names(bundle: Path | str) -> list[str]:
     return sorted(load_prompts(Path(bundle) / PROMPTS))
 
 
-def store_prompt(bundle: Path | str, prompt: str, inputs: Mapping[str, Array]) -> None:
-    """Add a prompt to a bundle, or replace it; the bundle is written anew beside the old one and swapped in.
+def store_prompts(bundle: Path | str, prompts: Mapping[str, Mapping[str, Array]]) -> None:
+    """Add prompts to a bundle, or replace them; the bundle is written anew beside the old one and swapped in.
 
     Raises:
         ArtifactError: no bundle, or a damaged one.
@@ -54,13 +53,12 @@ def store_prompt(bundle: Path | str, prompt: str, inputs: Mapping[str, Array]) -
     manifest = read_manifest(bundle, kind=KIND)
     programs = Programs.from_json({**manifest.config["programs"], "constants": []}, {})
     specs = {spec.name: spec for spec in programs.programs["prompt"].inputs}
-    if inputs.keys() != specs.keys():
-        raise ContractError(f"The program 'prompt' of '{bundle}' takes {sorted(specs)}, got {sorted(inputs)}.")
-    for name, spec in specs.items():
-        spec.check(inputs[name])
+    for inputs in prompts.values():
+        if inputs.keys() != specs.keys():
+            raise ContractError(f"The program 'prompt' of '{bundle}' takes {sorted(specs)}, got {sorted(inputs)}.")
+        for name, spec in specs.items():
+            spec.check(inputs[name])
     measured = dict(manifest.measured)
     with write_artifact(bundle, KIND, config=manifest.config, parents=manifest.parents, measured=measured) as directory:
-        for name in manifest.files:
-            (directory / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(bundle / name, directory / name)
-        save_prompts(directory / PROMPTS, load_prompts(bundle / PROMPTS) | {prompt: dict(inputs)})
+        keep_files(bundle, directory, manifest.files.keys() - {PROMPTS})
+        save_prompts(directory / PROMPTS, load_prompts(bundle / PROMPTS) | {name: dict(i) for name, i in prompts.items()})

@@ -77,7 +77,8 @@ class FrameSource:
 
     def identity(self) -> dict[str, Any]:
         """Plain JSON: what its batches depend on besides VAE, statistics and text."""
-        return {"order": self.sampler.identity(), "canvas": vars(self.canvas), "chunk_images": self.chunk_images}
+        canvas = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.canvas).items()}
+        return {"order": self.sampler.identity(), "canvas": canvas, "chunk_images": self.chunk_images}
 
     def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> FrameChoice:
         """`size` rows of batch number `index`; without a number, of one of the first epoch drawn from `generator`.
@@ -146,7 +147,7 @@ class FrameSource:
         )
 
 
-def canvas_for(vae: WanVae, height: int, width: int) -> Canvas:
+def canvas_for(vae: WanVae, height: int, width: int, composition: str = "three_cameras") -> Canvas:
     """The released training road for a VAE: pixels reach it in its own type.
 
     Raises:
@@ -157,7 +158,7 @@ def canvas_for(vae: WanVae, height: int, width: int) -> Canvas:
         raise ContractError(
             f"Frames are encoded in float32 or bfloat16, not in {dtype}. Convert the VAE with .to(torch.bfloat16)."
         )
-    return Canvas(height, width, PIXELS[dtype])
+    return Canvas(height, width, PIXELS[dtype], composition=composition)
 
 
 @torch.no_grad()
@@ -180,8 +181,9 @@ def encode_frames(
         video = torch.cat([vae.encode(_clip(pixels[torch.from_numpy(rows)])) for rows in clip])
         used, places = np.unique(np.concatenate([rows.reshape(-1) for rows in images]), return_inverse=True)
         single = video.new_empty(len(used), video.shape[1], *video.shape[3:])
-        for some in torch.arange(len(used)).split(IMAGES_AT_ONCE):
-            single[some] = vae.encode_image(pixels[torch.from_numpy(used)[some]])
+        for begin in range(0, len(used), IMAGES_AT_ONCE):
+            some = slice(begin, begin + IMAGES_AT_ONCE)
+            single[some] = vae.encode_image(pixels[torch.from_numpy(used[some])])
     ends = np.cumsum([rows.size for rows in images])[:-1]
     found = [torch.from_numpy(part.reshape(rows.shape)) for part, rows in zip(np.split(places, ends), images, strict=True)]
     return video, tuple(single[rows.to(device)] for rows in found)

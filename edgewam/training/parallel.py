@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from edgewam.core.errors import EdgewamError
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may be writing or measuring meanwhile
-_STORE_TIMEOUT = timedelta(seconds=10)  # to learn who failed; the store may have gone with its host
+LAST_WORDS_S = 5.0  # how long ranks that fail wait for each other
 _STARTED_BY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
@@ -159,12 +160,7 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
     except Exception as error:
         if ranks.store is None:
             raise
-        try:
-            ranks.store.set_timeout(_STORE_TIMEOUT)
-            first = ranks.store.add("failed", 1) == 1
-        except RuntimeError:  # the store went with rank 0
-            first = ranks.share.rank == 1
-        if not first:
+        if not _is_first(ranks, ranks.store):
             sys.exit(1)
         if isinstance(error, RuntimeError) and not isinstance(error, EdgewamError) and _is_lost_connection(error):
             raise EdgewamError(
@@ -172,6 +168,19 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
                 "Run the same command again to go on from the last checkpoint."
             ) from error
         raise
+
+
+def _is_first(ranks: Ranks, store: dist.Store) -> bool:
+    """Whether no other rank has failed before.  Rank 0, whose process may hold the store, lets the others ask first."""
+    try:
+        store.set_timeout(timedelta(seconds=LAST_WORDS_S))
+        first = store.add("failed", 1) == 1
+        end = time.monotonic() + LAST_WORDS_S
+        while ranks.is_main and store.add("failed", 0) < ranks.world and time.monotonic() < end:
+            time.sleep(0.05)
+    except RuntimeError:  # rank 0 was killed
+        return ranks.share.rank == 1
+    return first
 
 
 def _is_lost_connection(error: RuntimeError) -> bool:

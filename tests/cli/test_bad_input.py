@@ -90,11 +90,13 @@ def test_a_truncated_or_foreign_checkpoint_file_is_refused(content, tmp_path):
     refused(here("inspect", path), "truncated or no plain tensor checkpoint")
 
 
-def test_a_checkpoint_of_another_model_is_refused(tmp_path):
+def test_a_checkpoint_of_another_model_is_called_unknown_and_not_converted(tmp_path):
     import torch
 
     torch.save({"state_dict": {"weight": torch.zeros(3)}}, tmp_path / "other.pt")
-    refused(here("inspect", tmp_path / "other.pt"), "holds the keys .*state_dict.*has a group 'mot'")
+    assert here("inspect", tmp_path / "other.pt", "--json").ok().json["family"] == "unknown"
+    refused(here("convert", tmp_path / "other.pt", tmp_path / "out"), "holds state_dict.weight", "edgewam inspect")
+    assert not (tmp_path / "out").exists() and not leftovers(tmp_path)
 
 
 def test_weights_of_other_shapes_are_refused_by_name(dataset, shipped, tmp_path):
@@ -181,8 +183,8 @@ WRONG_KIND = {
     "compile {bundle} {out}": ("is a bundle, but a policy is needed",),
     "validate {bundle} {vae} {dataset}": ("was not compiled from", "Give the policy that it was compiled from"),
     "validate {bundle} {student} {nothing}": ("nothing", "edgewam collect"),
-    "prompt list {student}": ("is a student, but a bundle is needed",),
-    "prompt add {student} again": ("is a student, but a bundle is needed",),
+    "prompt list {vae}": ("is a vae, but a bundle or a policy is needed",),
+    "prompt add {vae} again": ("is a vae, but a bundle or a policy is needed",),
     "evaluate --compare {nothing} {nothing}": ("Cannot read results", "Run edgewam evaluate"),
 }  # fmt: skip
 

@@ -16,13 +16,14 @@ from edgewam.core.program import Programs
 from edgewam.core.rope import axis_rope, frame_rope
 from edgewam.core.stage import Stage
 from edgewam.flow.solver import euler_table
-from edgewam.models import aha_wam, toy_three
+from edgewam.models import aha_wam, fast_wam, toy_three
 from edgewam.models.aha_wam import host_config, programs, stages
 from edgewam.models.aha_wam_stream import sample_chunk
 from edgewam.models.wan_vae_image import image_encoder
 from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.pipeline import Pipeline
 from tests.models import aha_wam_golden as golden
+from tests.models import fast_wam_golden as fast
 
 
 @dataclass(frozen=True)
@@ -39,12 +40,19 @@ def aha_wam_case() -> Case:
     return Case(built, lambda steps: programs(model, steps, text_bucket=BUCKET))
 
 
+def fast_wam_case() -> Case:
+    model = fast.model().requires_grad_(False)
+    bucket = fast.config().text_len
+    built = fast_wam.stages(model, image_encoder(golden.vae()), STATES, ACTIONS, bucket)
+    return Case(built, lambda steps: fast_wam.programs(model, steps, text_bucket=bucket))
+
+
 def toy_three_case() -> Case:
     model = toy_three.build()
     return Case(toy_three.stages(model), lambda steps: toy_three.programs(model, steps))
 
 
-CASES = {"aha_wam": aha_wam_case, "toy_three": toy_three_case}
+CASES = {"aha_wam": aha_wam_case, "fast_wam": fast_wam_case, "toy_three": toy_three_case}
 
 
 def _normalizer(size: int, seed: int) -> Normalizer:

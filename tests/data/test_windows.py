@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edgewam.core.errors import ContractError
-from edgewam.data.windows import WindowLayout, make_windows, released_layout
+from edgewam.data.windows import WindowLayout, fast_wam_layout, libero_layout, make_windows, offset_layout, released_layout
 from tests.data.synthetic import numbers_only
 
 LAYOUT = WindowLayout()
@@ -32,6 +32,28 @@ def test_released_window_has_65_steps_and_no_offset():
     # chunk observations are then the clip's own frames 0, 2, 4, 6
     assert batch.video_steps[0, [0, 2, 4, 6]].tolist() == batch.chunk_steps[0].tolist()
     assert batch.video_temporal_ids.tolist() == [[1, 5, 9]]
+
+
+def test_offset_layout_has_history_at_the_planners_horizon():
+    layout = offset_layout()
+    assert (layout.num_steps, layout.num_chunks, layout.max_offset, layout.history_spacings) == (97, 5, 15, (96,))
+    assert window(numbers_only([300]), layout, start=200, spacing=96).history_steps.tolist() == [[0, 0, 0, 0, 8, 104]]
+
+
+def test_fast_wam_window_has_one_chunk_a_frame_every_four_steps_and_no_history():
+    layout = fast_wam_layout()
+    assert layout == libero_layout()
+    assert (layout.num_steps, layout.num_chunks, layout.num_latents) == (33, 1, 3)
+    batch = window(numbers_only([50]), layout, start=10, spacing=1)
+    assert batch.video_steps.tolist() == [list(range(10, 43, 4))]
+    assert batch.action_steps.tolist() == [list(range(10, 42))]
+    assert batch.chunk_steps.tolist() == [[10]]
+    assert (batch.history_steps.shape, batch.history_temporal_ids.shape, batch.valid_len) == ((1, 0), (1, 0), 0)
+    assert batch.video_temporal_ids.tolist() == [[2, 6, 10]]
+    late = window(numbers_only([50]), layout, start=40, spacing=1)
+    assert late.image_is_pad.tolist() == [[False] * 3 + [True] * 6]
+    assert late.latent_is_pad.tolist() == [[False, False, True]]
+    assert np.flatnonzero(~late.action_is_pad[0]).tolist() == list(range(10))
 
 
 def test_offset_moves_actions_and_chunks_but_not_the_clip():

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 
 from edgewam.models.umt5 import Umt5, Umt5Config
+from edgewam.models.umt5_encoder import save_text_encoder
 
 SENTENCES = (
     "pick up the red cube with the left hand",
@@ -40,3 +43,12 @@ def make_network(seed: int = 0) -> Umt5:
     for name, parameter in net.named_parameters():
         parameter.copy_(float("norm" in name) + 0.4 * torch.randn(parameter.shape, generator=generator))
     return net.bfloat16()
+
+
+def make_artifact(out: Path, network: Umt5 | None = None) -> Path:
+    """A text_encoder artifact of `make_network` and `make_tokenizer`."""
+    network = network or make_network()
+    tokenizer = make_tokenizer(out.parent / f"{out.name}.tokenizer")
+    save_text_encoder(out, CONFIG, tokenizer, lambda folder: save_file(network.state_dict(), folder / "model.safetensors"))
+    shutil.rmtree(tokenizer)
+    return out

@@ -7,7 +7,7 @@ from edgewam.compile.compile import compile_bundle
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import ContractError
 from edgewam.runtime.bundle import Bundle
-from edgewam.runtime.prompts import prompt_names, store_prompt
+from edgewam.runtime.prompts import prompt_names, store_prompts
 from tests.compile.toy import toy_plan
 
 TEXT = np.full((3, 8), 0.5, np.float32)
@@ -20,7 +20,7 @@ def path(tmp_path):
 
 def test_a_stored_prompt_is_known_after_opening_and_the_rest_is_unchanged(path):
     before = read_manifest(path)
-    store_prompt(path, "hand over / fast", {"text": TEXT})
+    store_prompts(path, {"hand over / fast": {"text": TEXT}})
     assert prompt_names(path) == ["hand over / fast", "wave"]
     np.testing.assert_array_equal(Bundle.open(path, threads=1).prompt("hand over / fast")["text"], TEXT)
     after = read_manifest(path)
@@ -31,7 +31,7 @@ def test_a_stored_prompt_is_known_after_opening_and_the_rest_is_unchanged(path):
 def test_inputs_that_do_not_fit_are_refused_and_change_nothing(path):
     before = read_manifest(path).digest
     with pytest.raises(ContractError, match="'text' must be"):
-        store_prompt(path, "dance", {"text": TEXT[:2]})
+        store_prompts(path, {"dance": {"text": TEXT[:2]}})
     with pytest.raises(ContractError, match=r"takes \['text'\], got \['words'\]"):
-        store_prompt(path, "dance", {"words": TEXT})
+        store_prompts(path, {"dance": {"words": TEXT}})
     assert read_manifest(path).digest == before and prompt_names(path) == ["wave"]

@@ -47,18 +47,19 @@ class ToyTask:
 class RankToy(ToyTask):
     """The same regression by blocks, without statistics over the batch, so that its rows may lie on several ranks.
 
-    7 does not divide by two or four; a block is also entered by another way than forward.
+    7 rows and widths of 7 and 13 divide by neither two nor four; a block is also entered by another way than forward.
+    bad_row: (batch, row) whose input is NaN.  matrices: train them with Muon, else everything with AdamW.
     """
 
-    def __init__(self, bad_batch: int | None = None, rows: int = 7) -> None:
-        super().__init__(bad_batch)
+    def __init__(self, rows: int = 7, bad_row: tuple[int, int] | None = None, matrices: bool = True) -> None:
+        super().__init__()
         torch.manual_seed(0)
         self.module = nn.Sequential(nn.Linear(2, 7), nn.ModuleList(_Block() for _ in range(2)), nn.Linear(7, 1))
-        self.rows = rows
+        self.rows, self.bad_row, self.matrices = rows, bad_row, matrices
 
     def parameter_groups(self) -> list[ParameterGroup]:
         named = list(self.module.named_parameters())
-        matrices = [name for name, _ in named if name.startswith("1.")]
+        matrices = [name for name, _ in named if self.matrices and name.startswith("1.")]
         return split_muon(named, matrices, muon_lr=0.02, adamw_lr=1e-2, weight_decay=1e-2)
 
     def blocks(self) -> list[nn.Module]:
@@ -66,7 +67,9 @@ class RankToy(ToyTask):
 
     def batch(self, index: int, generator: np.random.Generator) -> tuple[int, Tensor]:
         x = torch.from_numpy(generator.standard_normal((self.rows, 2), dtype=np.float32))
-        return index, x * float("nan") if index == self.bad_batch else x
+        if self.bad_row is not None and self.bad_row[0] == index:
+            x[self.bad_row[1]] = float("nan")
+        return index, x
 
     def loss(self, batch: tuple[int, Tensor], generator: torch.Generator, share: Share = WHOLE) -> Loss:
         _, x = batch

@@ -1,0 +1,255 @@
+"""`edgewam convert`: every released file becomes an artifact with the same tensors, goes back as it was, or is refused whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="needs edgewam[train]")
+
+from edgewam.core.artifacts import read_manifest  # noqa: E402
+from edgewam.models import checkpoints  # noqa: E402
+from tests.cli.command import apart, here, leftovers, started  # noqa: E402
+from tests.cli.test_bad_input import refused  # noqa: E402
+from tests.models import weight_files as files  # noqa: E402
+
+AHA = ("--config", files.CONFIG)
+GIB = 1 << 30
+
+
+@pytest.fixture(scope="module")
+def vae(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vae") / "vae"
+    here("convert", files.VAE, out).ok()
+    return out
+
+
+@pytest.fixture
+def stats(tmp_path) -> Path:
+    return write_stats(tmp_path / "dataset_stats.json", 6, 5)
+
+
+def write_stats(path: Path, state: int, action: int) -> Path:
+    form = {name: {"default": {"global_mean": [0.1] * size, "global_std": [0.5] * size}}
+            for name, size in (("state", state), ("action", action))}  # fmt: skip
+    path.write_text(json.dumps(form))
+    return path
+
+
+def same(found, expected) -> None:
+    """Nested dicts of tensors and plain values: keys in order, dtypes, values."""
+    assert list(found) == list(expected)
+    for key, value in expected.items():
+        if isinstance(value, dict):
+            same(found[key], value)
+        elif isinstance(value, torch.Tensor):
+            assert found[key].dtype == value.dtype and torch.equal(found[key], value), key
+        else:
+            assert found[key] == value and type(found[key]) is type(value), key
+
+
+@pytest.mark.parametrize("source", [files.AHA_WAM, files.STUDENT, files.VAE], ids=["policy", "student", "vae"])
+def test_a_file_comes_back_equal_in_tensors_values_order_and_dtypes(source, tmp_path):
+    content = files.loaded(source)
+    if source == files.STUDENT:  # mixed dtypes, and values that JSON has no form for
+        content["mot"] = {k: v.bfloat16() if v.ndim > 1 else v for k, v in content["mot"].items()}
+        content["more"] = {"pair": (1, 2.5), "by_number": {3: "c"}, "none": None, "nan_is_no_json": float("inf")}
+    torch.save(content, tmp_path / "before.pt")
+    options = () if source == files.VAE else AHA
+    here("convert", tmp_path / "before.pt", tmp_path / "artifact", *options, "--shard-gb", 0.0005).ok()
+    assert len(list((tmp_path / "artifact").glob("model-0*.safetensors"))) > 2
+    here("convert", tmp_path / "artifact", tmp_path / "after.pt", "--format", "upstream").ok()
+    same(files.loaded(tmp_path / "after.pt"), content)
+
+
+def test_a_policy_artifact_is_what_train_writes(vae, stats, tmp_path):
+    from edgewam.models import aha_wam
+    from edgewam.training.policy_artifact import load_policy
+    from tests.models import aha_wam_golden as golden
+
+    for source, kind, steps in ((files.AHA_WAM, "policy", 10), (files.STUDENT, "student", 2)):
+        out = tmp_path / kind
+        done = here("convert", source, out, "--vae", vae, "--stats", stats, *AHA, "--text", "small", "--prompt", "lift", "--json").ok()
+        assert done.json["kind"] == kind and not done.json["skipped"]
+        loaded = load_policy(out)
+        assert loaded.facts.num_action_steps == steps and loaded.facts.sampler_tables == "bf16"
+        assert loaded.facts.tasks == ("lift",) and not loaded.facts.steps_are_fixed
+        layout = loaded.facts.layout
+        assert (layout.num_steps, layout.horizon, layout.max_offset, layout.stride) == (17, 16, 0, 2)
+        expected = aha_wam.load(source, golden.config()).state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
+        if kind == "student":
+            assert loaded.facts.ode_metadata["teacher_num_inference_steps"] == 16
+
+
+def test_released_sizes_give_the_released_windows():
+    from edgewam.data.windows import WindowLayout, released_layout
+    from edgewam.models.aha_wam_config import full
+    from edgewam.recipes.convert import _layout
+
+    assert _layout(full(), {}, 0) == released_layout()
+    assert _layout(full(80), {}, 15) == WindowLayout(history_spacings=(96,))
+
+
+def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
+    pytest.importorskip("edgewam.models.fast_wam")
+    source = files.fast_wam(tmp_path / "fast.pt", action_branch_embedding=torch.zeros(2, 40))
+    done = here("convert", source, tmp_path / "out", "--head-dim", 20, "--json").ok()
+    assert done.json["family"] == "fast_wam" and done.json["skipped"] == ["'mot.action_branch_embedding' is not read by a fast_wam"]
+    assert "mot.action_branch_embedding" not in checkpoints.read(tmp_path / "out").tensors
+
+
+@pytest.mark.parametrize("by_layer", [True, False])
+def test_lerobots_policy_folder_is_taken_with_its_sizes(by_layer, vae, stats, tmp_path):
+    pytest.importorskip("edgewam.models.fast_wam")
+    from edgewam.training.policy_artifact import load_policy
+
+    folder = files.lerobot_folder(tmp_path / "lerobot", by_layer)
+    done = here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats, "--json").ok()
+    assert any("LeRobot turns actions [-1]" in note for note in done.json["notes"])
+    loaded = load_policy(tmp_path / "out")
+    config = loaded.model.config
+    assert (config.horizon, config.head_dim, config.image_height, config.image_width, config.text_len) == (16, 20, 64, 96, 7)
+    assert loaded.facts.composition == "side_by_side" and loaded.facts.layout.stride == 2
+
+
+def test_one_row_of_the_branch_embedding_becomes_row_one_and_queries_are_interpolated(tmp_path):
+    content = files.loaded(files.AHA_WAM)
+    branch, queries = content["mot"]["action_branch_embedding"], content["chunk_obs_query_encoder"]["base_queries"]
+    content["mot"]["action_branch_embedding"] = branch[1:]
+    content["chunk_obs_query_encoder"]["base_queries"] = queries.repeat_interleave(2, dim=2)
+    torch.save(content, tmp_path / "file.pt")
+    done = here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA, "--json").ok()
+    tensors = checkpoints.read(tmp_path / "out").tensors
+    assert len(done.json["repaired"]) == 2
+    assert torch.equal(tensors["mot.action_branch_embedding"][1], branch[1])
+    torch.testing.assert_close(tensors["chunk_obs_query_encoder.base_queries"], queries)  # halves of pairs of equal rows
+
+
+def test_dtypes_are_kept_or_converted(tmp_path):
+    here("convert", files.AHA_WAM, tmp_path / "half", *AHA, "--dtype", "bf16").ok()
+    exact = files.loaded(files.AHA_WAM)
+    half = checkpoints.read(tmp_path / "half").tensors
+    assert all(torch.equal(half[f"mot.{name}"], tensor.bfloat16()) for name, tensor in exact["mot"].items())
+    here("convert", tmp_path / "half", tmp_path / "half.pt", "--format", "upstream").ok()
+    assert files.loaded(tmp_path / "half.pt")["torch_dtype"] == "torch.bfloat16"
+    refused(here("convert", files.AHA_WAM, tmp_path / "x", *AHA, "--dtype", "int4"), "Unknown dtype 'int4'", "Available: keep, bf16")
+
+
+def test_a_vae_artifact_reconstructs_as_the_file_did(vae, tmp_path):
+    from edgewam.models.wan_vae import WanVae, WanVaeConfig
+    from edgewam.training.weights import load_vae
+
+    network, _ = load_vae(vae)
+    expected = WanVae(WanVaeConfig(dim=8, dec_dim=4))
+    expected.load_state_dict(files.loaded(files.VAE))
+    video = torch.rand(1, 3, 5, 32, 32) * 2 - 1
+    assert torch.equal(network.encode(video), expected.encode(video))
+
+
+def test_a_text_encoder_goes_with_its_tokenizer(tmp_path):
+    from edgewam.models.umt5_encoder import load_text_encoder
+    from tests.models import tiny_umt5
+
+    network, tokenizer = tiny_umt5.weights_and_tokenizer(tmp_path)
+    torch.save(network.state_dict(), tmp_path / "t5.pth")
+    refused(here("convert", tmp_path / "t5.pth", tmp_path / "text"), "Add --tokenizer")
+    assert here("convert", tmp_path / "t5.pth", tmp_path / "text", "--tokenizer", tokenizer, "--json").ok().json["kind"] == "text_encoder"
+    again = load_text_encoder(tmp_path / "text", text_len=16)
+    assert all(torch.equal(t, network.state_dict()[name]) for name, t in again.network.state_dict().items())
+
+
+def test_transformers_alone_become_weights(tmp_path):
+    video = {k[15:]: v for k, v in files.loaded(files.AHA_WAM)["mot"].items() if k.startswith("mixtures.video.")}
+    torch.save({"dit": video, "step": 5}, tmp_path / "dit.pt")
+    here("convert", tmp_path / "dit.pt", tmp_path / "out").ok()
+    assert read_manifest(tmp_path / "out").kind == "weights"
+    stored = checkpoints.read(tmp_path / "out", "video_dit")
+    assert stored.config["video_dim"] == 60 and stored.config["num_layers"] == 3
+    here("convert", tmp_path / "out", tmp_path / "again.pt", "--format", "upstream").ok()
+    same(files.loaded(tmp_path / "again.pt"), {"dit": video, "step": 5})
+
+
+def test_keys_that_do_not_belong_are_refused_or_left_out_and_named(tmp_path):
+    content = files.loaded(files.AHA_WAM)
+    content["mot"]["lora.weight"] = torch.zeros(2)
+    content["proprio_encoder"]["bias"] = content["proprio_encoder"]["bias"].double()
+    content["optimizer"] = {"state": {0: torch.zeros(2)}}
+    torch.save(content, tmp_path / "file.pt")
+    refused(here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA), "'mot.lora.weight' is not part of", "float64", "Give --lenient")
+    assert not (tmp_path / "out").exists()
+    done = here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA, "--lenient", "--json").ok()
+    assert done.json["skipped"] == ["'mot.lora.weight' is not part of a aha_wam", "the optimizer's state (1 tensors)"]
+    assert done.json["repaired"] == ["'proprio_encoder.bias' was float64 and is now float32"]
+    assert checkpoints.read(tmp_path / "out").tensors["proprio_encoder.bias"].dtype == torch.float32
+
+
+def broken(content: dict, what: str) -> tuple[str, ...]:
+    mot = content["mot"]
+    if what == "missing":
+        del mot["mixtures.action.head.bias"]
+        return ("'mot.mixtures.action.head.bias' is missing", "Download it again")
+    if what == "shape":
+        mot["mixtures.video.blocks.1.ffn.0.weight"] = mot["mixtures.video.blocks.1.ffn.0.weight"][:, :-1]
+        return (r"'mot.mixtures.video.blocks.1.ffn.0.weight' is \[112, 59\] where the others ask for \[112, 60\]",)
+    mot["mixtures.action.head.weight"] = mot["mixtures.action.head.weight"].to(torch.int8)
+    return ("'mot.mixtures.action.head.weight' has dtype int8",)
+
+
+@pytest.mark.parametrize("strictness", ["--strict", "--lenient"])
+@pytest.mark.parametrize("what", ["missing", "shape", "dtype"])
+def test_a_network_with_holes_is_refused_by_key(what, strictness, tmp_path):
+    content = files.loaded(files.AHA_WAM)
+    phrases = broken(content, what)
+    torch.save(content, tmp_path / "file.pt")
+    refused(here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA, strictness), r"file\.pt", *phrases)
+    assert not (tmp_path / "out").exists() and not leftovers(tmp_path)
+
+
+def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
+    out = tmp_path / "out"
+    wrong = write_stats(tmp_path / "wrong.json", 6, 14)
+    policy = ("convert", files.AHA_WAM, out, *AHA)
+    refused(here(*policy, "--vae", vae, "--stats", wrong), r"wrong.json' has 'action' of 14 values, but the checkpoint takes 5")
+    refused(here(*policy, "--vae", vae), "Add --stats")
+    refused(here(*policy, "--stats", stats), "Add --vae")
+    refused(here(*policy, "--prompt", "lift"), "Add --vae VAE and --stats")
+    refused(here(*policy, "--vae", vae, "--stats", stats, "--prompt", "lift"), "Add --text")
+    refused(here(*policy, "--vae", files.VAE.parent, "--stats", stats), "no edgewam artifact")
+    refused(here(*policy, "--tokenizer", tmp_path), "--tokenizer belongs to a text encoder")
+    refused(here("convert", files.VAE, out, "--stats", stats), "takes no --stats")
+    refused(here("convert", files.AHA_WAM, out), "head", "--head-dim")
+    refused(here(*policy, "--image-size", "wide"), "no image size", "384x320")
+    refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
+    assert not out.exists() and not leftovers(tmp_path)
+
+
+def test_no_space_leaves_what_was_there(vae, tmp_path):
+    out = shutil.copytree(vae, tmp_path / "out")
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    for arguments in (("convert", files.AHA_WAM, out, *AHA), ("convert", vae, tmp_path / "file.pt", "--format", "upstream")):
+        done = apart(*arguments, file_limit=300_000)
+        assert done.code == 1 and "Free some space" in done.err and "Traceback" not in done.err, done.err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    assert not leftovers(tmp_path) and not (tmp_path / "file.pt").exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_killed_in_the_middle_nothing_half_written_is_left_in_place(tmp_path):
+    import signal
+
+    big = tmp_path / "dit.pt"
+    video = {k[15:]: v for k, v in files.loaded(files.AHA_WAM)["mot"].items() if k.startswith("mixtures.video.")}
+    video["patch_embedding.weight"] = video["patch_embedding.weight"].repeat(1, 1, 1, 1, 1)
+    torch.save({"dit": video}, big)
+    partial = tmp_path / ".out.partial"
+    with started("convert", big, tmp_path / "out", "--shard-gb", 0.00002) as command:
+        command.wait_until(partial.exists)
+        command.cut(signal.SIGKILL)
+    assert not (tmp_path / "out").exists() or read_manifest(tmp_path / "out").kind == "weights"
+    here("convert", big, tmp_path / "out").ok()  # the leftover does not stand in the way
+    assert not leftovers(tmp_path)
