@@ -198,9 +198,7 @@ def _check_same(path: Path, state: Mapping[str, Tensor], stored: Mapping[str, Te
         raise ArtifactError(f"'{path}' holds another model: {names[:4]} differ. Use another output directory.")
     for name, tensor in state.items():
         if stored[name].size != tensor.shape:
-            raise ArtifactError(
-                f"'{path}' holds '{name}' of shape {list(stored[name].size)}, the model has {list(tensor.shape)}."
-            )
+            raise ArtifactError(f"'{path}' holds '{name}' of shape {list(stored[name].size)}, the model has {list(tensor.shape)}.")
 
 
 def _stored(path: Path) -> Mapping[str, TensorStorageMetadata]:
