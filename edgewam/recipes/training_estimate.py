@@ -6,13 +6,16 @@ matrix rate a training reaches (`UTILISATION`), until `make gpu` has measured it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewam.core import plugins
 from edgewam.core.errors import require
-from edgewam.recipes.full_size import PolicyRecipe, Schedule, StudentRecipe
+from edgewam.core.estimate import Duration, StepPlan
+from edgewam.recipes.full_size import Cluster, PolicyRecipe, Schedule, StudentRecipe
 
 if TYPE_CHECKING:
     from edgewam.profiles.device import Device
@@ -65,6 +68,32 @@ class FullSize:
         """Whether that is less than what tensors can have of the device; None without one."""
         return None if self.device_bytes is None else self.peak_bytes <= (1 - RESERVED) * self.device_bytes
 
+    @property
+    def step_seconds(self) -> float | None:
+        """Of one optimiser step; None without a device."""
+        return sum(self.seconds.values()) if self.seconds else None
+
+    def sentences(self, recompute: bool, device: Device | None) -> list[str]:
+        """What the tables do not say, for people."""
+        kept = f"{self.kept_otherwise / 1e9:.1f} GB"
+        found = [
+            f"Activations without computing layers again: {kept}."
+            if recompute
+            else f"Activations when layers are computed again (recompute): {kept}.",
+            f"Operations of one optimiser step on one rank: {self.model_flops / 1e12:.1f} TFLOP forward and backward, "
+            f"{self.recomputed_flops / 1e12:.1f} again in the backward pass, {self.picture_flops / 1e12:.1f} for pictures.",
+        ]
+        if device is not None and self.step_seconds is not None:
+            parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in self.seconds.items() if seconds)
+            found += [
+                f"A step on {device.title}: about {self.step_seconds:.2g} s ({parts}), if it reaches {UTILISATION:.0%} of its bf16 "
+                "rate: an assumption until `make gpu` has measured it there. Traffic between ranks is not counted.",
+                f"{'Fits' if self.fits else 'Does NOT fit'}: {self.peak_bytes / 1e9:.1f} GB of {device.memory_gb.value:g} GB, of "
+                f"which {RESERVED:.0%} are left to CUDA, NCCL and the allocator."
+                + ("" if self.fits else " Use more ranks, a smaller batch_per_rank with more accumulate, or reshard."),
+            ]
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Plain-JSON form."""
         trained, total = (sum(getattr(part, name) for part in self.parts) for name in ("trained", "parameters"))
@@ -78,7 +107,8 @@ class FullSize:
             "model_flops_per_step_and_rank": self.model_flops,
             "recomputed_flops_per_step_and_rank": self.recomputed_flops,
             "picture_flops_per_step_and_rank": self.picture_flops,
-            "seconds_per_step": dict(self.seconds),
+            "parts_of_a_step_s": dict(self.seconds),
+            "step_s": self.step_seconds,
             "assumed_utilisation": UTILISATION,
             "fits": self.fits,
         }
@@ -236,7 +266,7 @@ def _full_size(
     again = passes * (counts[True].flops - plain.flops) if recompute else 0.0
     seconds: dict[str, float] = {}
     if device is not None:
-        rate = UTILISATION * device.peak_tflops[device.plain_format].value * 1e12
+        rate = _rate(device)
         traffic = ADAMW_TRAFFIC * network.trained / ranks
         seconds = {
             "model": passes * plain.flops / rate,
@@ -254,3 +284,73 @@ def _full_size(
         seconds,
         None if device is None else round(device.memory_gb.value * 1e9),
     )
+
+
+def plan_steps(
+    recipe: PolicyRecipe | StudentRecipe, cluster: Cluster, dataset: Path, out: Path, steps: int | None, device: Device | None
+) -> tuple[FullSize, list[StepPlan]]:
+    """The plan of a recipe: what a rank needs, and the steps of the command with their time, memory and disk.
+
+    Args:
+        recipe: of a policy or of a student.
+        cluster: ranks, and windows of an epoch; 0 where the dataset is not there yet.
+        dataset: that it is trained on.
+        out: artifact directory.
+        steps: optimiser steps instead of the recipe's epochs.
+        device: of every rank; None: nothing is said of time.
+    """
+    is_policy = isinstance(recipe, PolicyRecipe)
+    full_size, rollout = (
+        (estimate_policy(recipe, cluster.ranks, device), 0.0) if is_policy else estimate_student(recipe, cluster.ranks, device)
+    )
+    schedule, todo = recipe.schedule, steps
+    if todo is None and cluster.num_windows:
+        todo = schedule.steps(cluster)
+    each = full_size.step_seconds
+    trained = sum(part.trained for part in full_size.parts)
+    training = StepPlan(
+        name="train" if is_policy else "distill",
+        inputs=(str(dataset),),
+        outputs=(str(out), f"{out}.training"),
+        work=_work(schedule, cluster, todo),
+        duration=Duration(None if each is None or todo is None else each * todo, _source(each, device)),
+        memory=full_size.memory,
+        # a student's file holds what differs from its teacher's
+        disk={"checkpoint": 3 * FLOAT32 * trained, "policy" if is_policy else "student": BFLOAT16 * trained},
+        disk_extra=3 * FLOAT32 * trained,
+        notes=("memory is of one rank's device; its host holds the whole network in float32 while it is built",),
+    )
+    if is_policy or not cluster.num_windows:
+        return full_size, [training]
+    windows = schedule.batch_per_rank * cluster.ranks * math.ceil(cluster.num_windows / (schedule.batch_per_rank * cluster.ranks))
+    sizes = recipe.teacher.model
+    states = FLOAT32 * windows * len(recipe.captured) * sizes.horizon * sizes.action_dim
+    seconds = None if device is None else windows * rollout / cluster.ranks / _rate(device)
+    rolling = StepPlan(
+        name="trajectories",
+        inputs=(str(dataset),),
+        outputs=(f"{out}.training/trajectories",),
+        work=f"{windows:,} windows, {recipe.teacher_steps} teacher steps each",
+        duration=Duration(seconds, _source(seconds, device)),
+        disk={"trajectories": states},
+    )
+    return full_size, [rolling, training]
+
+
+def _work(schedule: Schedule, cluster: Cluster, steps: int | None) -> str:
+    together = f"{schedule.windows_per_step(cluster.ranks)} windows each ({schedule.batch_per_rank} a rank and pass"
+    together += f", {schedule.accumulate} passes)" if schedule.accumulate > 1 else ")"
+    if steps is None:
+        return f"{schedule.epochs} epochs of a dataset that is not there yet, {together}"
+    return f"{steps:,} optimiser steps of {together}"
+
+
+def _rate(device: Device) -> float:
+    """Operations per second that a training is assumed to reach there."""
+    return UTILISATION * device.peak_tflops[device.plain_format].value * 1e12
+
+
+def _source(seconds: float | None, device: Device | None) -> str:
+    if device is None:
+        return "name a device to have it estimated: --on h200"
+    return f"{UTILISATION:.0%} of the bf16 rate of {device.title}, assumed" if seconds is not None else "unknown"

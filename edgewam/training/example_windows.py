@@ -21,7 +21,7 @@ class ExampleWindows:
     layout: WindowLayout
     size: int
 
-    def draw(self, size: int, generator: np.random.Generator) -> Choice:
+    def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Choice:
         """`self.size` windows, whatever is asked for."""
         rows = np.arange(self.size)
         return Choice(rows, np.zeros_like(rows), (*self.layout.history_spacings, 1)[0])

@@ -56,8 +56,11 @@ class WindowSource:
         """Windows to draw from."""
         return len(self._pool)
 
-    def draw(self, size: int, generator: np.random.Generator) -> Choice:
-        """One history spacing, one history length (as often as it occurs), then windows of that length and their offsets."""
+    def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Choice:
+        """One history spacing, one history length (as often as it occurs), then windows of that length and their offsets.
+
+        The number of the batch does not matter here; sources that follow epochs go by it.
+        """
         # without history no spacing matters, and nothing is drawn
         spacing = int(generator.choice(self.layout.history_spacings)) if self.layout.history_spacings else 1
         steps = self.cache.window_step[self._pool]
