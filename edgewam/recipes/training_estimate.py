@@ -86,8 +86,8 @@ class FullSize:
         if device is not None and self.step_seconds is not None:
             parts = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in self.seconds.items() if seconds)
             found += [
-                f"A step on {device.title}: about {self.step_seconds:.2g} s ({parts}), if it reaches {UTILISATION:.0%} of its bf16 "
-                "rate: an assumption until `make gpu` has measured it there. Traffic between ranks is not counted.",
+                f"A step on {device.title}: about {self.step_seconds:.2g} s ({parts}), if it reaches {UTILISATION:.0%} of its "
+                "bf16 rate: an assumption until `make gpu` has measured it there. Traffic between ranks is not counted.",
                 f"{'Fits' if self.fits else 'Does NOT fit'}: {self.peak_bytes / 1e9:.1f} GB of {device.memory_gb.value:g} GB, of "
                 f"which {RESERVED:.0%} are left to CUDA, NCCL and the allocator."
                 + ("" if self.fits else " Use more ranks, a smaller batch_per_rank with more accumulate, or reshard."),
