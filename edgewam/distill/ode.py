@@ -32,8 +32,9 @@ from edgewam.models.family import sizes, trainable
 from edgewam.models.flow_ode import Trajectory
 from edgewam.training.frames import held_out
 from edgewam.training.latents import build_cache
-from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
+from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.weights import StoredDtype, rounded
 from edgewam.training.windows import WindowSource, latent_plan
@@ -114,23 +115,29 @@ class OdeTask:
         order = np.random.default_rng([self.config.loop.seed, index // count]).permutation(count)
         return int(order[index % count])
 
-    def loss(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    def blocks(self) -> list[nn.Module]:
+        """The family's layers."""
+        return list(self.family.BLOCKS(self.module))
+
+    def loss(self, batch: int, generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Distance to the teacher's result: of jumps from a random anchor per chunk, and of the student's own steps."""
-        device = self.config.loop.device
-        data = self.cache.source.batch(self.cache.choice(batch)).to(device)
-        states = self.cache.batch(batch).to(device)
+        device, choice = self.config.loop.device, self.cache.choice(batch)
+        size, rows = len(choice), share.rows(len(choice))
+        data = self.cache.source.batch(choice.rows(rows.start, rows.stop)).to(device)
+        states = self.cache.batch(batch)[:, rows].to(device)
         trajectory = Trajectory(states, self._timesteps, self.cache.plan.captured)
         family, student = self.family, self.module
         conditioning = family.condition(student if family.OWN_CONDITIONING else self.teacher, data)
-        pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch)
+        pad, huber, prefix = data.action_is_pad, self.config.huber, plan_prefix(data, self.cache.plan, batch, rows)
+        whole, count = data.widened(size), len(self._timesteps)
         losses = [
-            family.ode_loss(student, conditioning, trajectory, anchors, pad, huber, prefix)
-            for anchors in (family.draw_anchors(data, len(self._timesteps), generator) for _ in range(self.config.anchor_draws))
+            family.ode_loss(student, conditioning, trajectory, anchors[rows], pad, huber, prefix)
+            for anchors in (family.draw_anchors(whole, count, generator) for _ in range(self.config.anchor_draws))
         ]
         if self.config.rollout:
             table = euler_table(self.config.num_action_steps, sizes(student).shift)
             losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
-        return torch.stack(losses).mean(), {}
+        return Loss(torch.stack(losses).mean(), {}, rows.stop - rows.start)
 
     def describe(self, batch: int) -> str:
         """The windows behind a cached batch."""
@@ -169,12 +176,12 @@ def prepare(
         for episodes in (range(split), range(split, dataset.num_episodes))
     )
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
+    student, start = copy.deepcopy(teacher.model), teacher
     teacher.model.to(device)
     cache = build_trajectories(
         work / "trajectories", teacher.family, teacher.model, source, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
-    student, start = copy.deepcopy(teacher.model), teacher
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
@@ -191,7 +198,8 @@ def distill(
 ) -> dict[str, Any]:
     """Distil a teacher and write the artifact `out` (kind "student"); returns its measured fidelity.
 
-    The running state and the caches live in `<out>.training` beside it; a run that was cut goes on from there.
+    The running state and the caches live in `<out>.training` beside it; a run that was cut goes on from there.  With several
+    ranks all call it with the same arguments, and rank 0 measures and writes; the others return nothing.
 
     Raises:
         EdgewamError: what teacher, dataset, caches or loop refuse.
@@ -200,8 +208,10 @@ def distill(
     work = out.parent / f"{out.name}.training"
     task, held, teacher = prepare(config, work, report)
     result = train(task, config.loop, work, progress=progress)
-    student = task.module.cpu()
-    student.load_state_dict(rounded(result.average or student.state_dict(), config.weights_dtype))
+    if not result.ranks.is_main:
+        return {}
+    student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
+    student.load_state_dict(rounded(result.weights, config.weights_dtype))
     names = held.dataset.features[ACTION]["names"]
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]

@@ -8,7 +8,6 @@ keys and values, fifteen times larger) is recomputed, which costs one planner pa
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -29,6 +28,8 @@ from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
+from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Choice, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
@@ -100,13 +101,16 @@ def plan_noise(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Tensor:
     return torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed))
 
 
-def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int) -> Prefix | None:
-    """The rows that are given in batch `index`, of the demonstration's own actions; None without prefixes."""
+def plan_prefix(batch: LossBatch, plan: TrajectoryPlan, index: int, part: slice) -> Prefix | None:
+    """The rows that are given in batch `index`, of the demonstration's own actions; None without prefixes.
+
+    `batch` holds only that `part` of its contexts.
+    """
     if not plan.max_prefix:
         return None
     seed = int(np.random.SeedSequence([plan.seed, index, 6]).generate_state(1)[0])
-    rows = draw_prefix_rows(tuple(batch.proprio.shape[:2]), plan.max_prefix, torch.Generator().manual_seed(seed))
-    return Prefix(batch.actions, rows.to(batch.actions.device))
+    rows = draw_prefix_rows((plan.batch_size, batch.proprio.shape[1]), plan.max_prefix, torch.Generator().manual_seed(seed))
+    return Prefix(batch.actions, rows[part].to(batch.actions.device))
 
 
 def trajectory_shape(plan: TrajectoryPlan, config: Sizes) -> tuple[int, int, int, int, int]:
@@ -130,6 +134,8 @@ def build_trajectories(
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
 
+    Several ranks take batches in turn, in a directory that they share.
+
     Args:
         out: directory; made, continued or only opened.
         family: name of the teacher's family.
@@ -143,13 +149,29 @@ def build_trajectories(
         ArtifactError: `out` was made from something else.
         EdgewamError: the disk is full.
     """
-    out, plan = Path(out), plan or TrajectoryPlan()
+    ranks = join_ranks(str(next(teacher.parameters()).device))
+    with one_voice(ranks):
+        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress)
+
+
+def _build(
+    out: Path,
+    family: str,
+    teacher: nn.Module,
+    source: WindowSource,
+    identity: Mapping[str, str],
+    plan: TrajectoryPlan,
+    ranks: Ranks,
+    progress: Callable[[int, int, float], None] | None,
+) -> TrajectoryCache:
     shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
     header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / HEADER).exists():
-        write_json(out / HEADER, header)
+    if ranks.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        if not (out / HEADER).exists():
+            write_json(out / HEADER, header)
+    ranks.wait()
     found = _read(out / HEADER)
     if differ := [name for name in header if found.get(name) != header[name]]:
         raise ArtifactError(
@@ -159,7 +181,7 @@ def build_trajectories(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, path, shape, done, family, teacher, source, plan, progress)
+            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -173,36 +195,45 @@ def build_trajectories(
 @torch.inference_mode()
 def _roll_out(
     out: Path,
-    path: Path,
     shape: tuple[int, ...],
     done: int,
     family: str,
     teacher: nn.Module,
     source: WindowSource,
     plan: TrajectoryPlan,
+    ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
 ) -> None:
-    size = 4 * int(np.prod(shape))
-    if not path.exists() or path.stat().st_size != size:
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)
-    states = np.memmap(path, np.float32, "r+", shape=shape)
-    cache = TrajectoryCache(states, plan, source, sizes(teacher).shift)
+    """In rounds of a batch per rank; focused batches begin in a round of their own, as they look at all the others."""
+    path = out / STATES
+    if ranks.is_main:
+        allocate(path, 4 * int(np.prod(shape)))
+    ranks.wait()
     module, device = trainable(family), next(teacher.parameters()).device
-    began = time.monotonic()
-    for index in range(done, plan.num_batches):
-        batch = source.batch(cache.choice(index)).to(device)
-        noise = plan_noise(batch, plan, index).to(device)
-        conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index)
-        trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
-        if not trajectory.states.isfinite().all():
-            raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
-        states[index] = trajectory.states.cpu().numpy()
-        states.flush()
-        write_json(out / DONE, {"batches": index + 1})
-        if progress is not None:
-            left = (time.monotonic() - began) / (index + 1 - done) * (plan.num_batches - index - 1)
-            progress(index + 1, plan.num_batches, left)
+    began, even = time.monotonic(), plan.num_batches - plan.focused
+    rounds = [
+        (first, min(first + ranks.world, end))
+        for start, end in ((done, even), (max(done, even), plan.num_batches))
+        for first in range(start, end, ranks.world)
+    ]
+    for first, end in rounds:
+        if first in (done, even):  # opened again for what looks at all the others, which other machines wrote to
+            cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
+        index = first + ranks.share.rank
+        if index < end:
+            batch = source.batch(cache.choice(index)).to(device)
+            noise = plan_noise(batch, plan, index).to(device)
+            conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, slice(None))
+            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
+            if not trajectory.states.isfinite().all():
+                raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
+            write_rows(path, index, trajectory.states.cpu().numpy()[None])
+        ranks.wait()
+        if ranks.is_main:
+            write_json(out / DONE, {"batches": end})
+            if progress is not None:
+                left = (time.monotonic() - began) / (end - done) * (plan.num_batches - end)
+                progress(end, plan.num_batches, left)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -91,6 +91,8 @@ class Attention(nn.Module):
 class DitBlock(nn.Module):
     """One layer.  The self-attention may see keys and values of others (memory, history, planner) before its own."""
 
+    ENTRIES = ("own_key_value", "text_key_value")  # methods that a caller uses beside forward
+
     def __init__(self, dim: int, ffn_dim: int, attention_dim: int, num_heads: int) -> None:
         super().__init__()
         self.modulation = nn.Parameter(torch.randn(1, 6, dim) / dim**0.5)
@@ -107,6 +109,10 @@ class DitBlock(nn.Module):
         """Keys and values of the tokens themselves: all that a context pass needs of its last layer."""
         shift, scale, *_ = self.modulations(time)
         return self.self_attn.key_value(modulate(layer_norm(x), shift, scale), table)
+
+    def text_key_value(self, text: Tensor) -> KeyValue:
+        """Cross-attention keys and values, each [B, Lt, A], of embedded text [B, Lt, D]."""
+        return self.cross_attn.key_value(text)
 
     def forward(
         self,

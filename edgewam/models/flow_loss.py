@@ -42,6 +42,10 @@ class LossBatch:
         """The same batch on another device."""
         return LossBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def widened(self, size: int) -> LossBatch:
+        """As if it had `size` samples, without memory: for draws that look at nothing but shapes."""
+        return LossBatch(*(getattr(self, f.name)[:1].expand(size, *getattr(self, f.name).shape[1:]) for f in fields(self)))
+
 
 @dataclass(frozen=True)
 class Noise:
@@ -56,6 +60,16 @@ class Noise:
     action: Tensor
     action_timestep: Tensor
     prefix_rows: Tensor | None = None
+
+    def rows(self, rows: slice) -> Noise:
+        """That of some of the samples."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Noise(*(part if part is None else part[rows] for part in parts))
+
+    def to(self, device: torch.device | str) -> Noise:
+        """The same draws on another device."""
+        parts = (getattr(self, f.name) for f in fields(self))
+        return Noise(*(part if part is None else part.to(device) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -110,8 +124,7 @@ def draw_noise(
         action_timestep=draw_timesteps((b, k, c), generator, shift),
         prefix_rows=draw_prefix_rows((b, k, c), max_prefix, generator) if max_prefix else None,
     )
-    parts = (getattr(noise, f.name) for f in fields(Noise))
-    return Noise(*(part if part is None else part.to(batch.actions.device) for part in parts))
+    return noise.to(batch.actions.device)
 
 
 def noisy_video(batch: LossBatch, noise: Noise) -> tuple[Tensor, Tensor]:

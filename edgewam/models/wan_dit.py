@@ -44,7 +44,7 @@ class DitStack(nn.Module):
     def text_key_values(self, context: Tensor) -> list[KeyValue]:
         """Cross-attention keys and values of every layer, each [B, Lt, A], from text context [B, Lt, text_dim]."""
         embedded = self.text_embedding(context)
-        return [block.cross_attn.key_value(embedded) for block in self.blocks]
+        return [block.text_key_value(embedded) for block in self.blocks]
 
 
 class VideoHead(nn.Module):

@@ -77,7 +77,7 @@ def clear_stale_training(plan: Shrink) -> None:
     if differing(situations, before):
         shutil.rmtree(training, ignore_errors=True)
     elif differing(inputs, before):
-        (training / "checkpoint.safetensors").unlink(missing_ok=True)
+        (training / "checkpoint.json").unlink(missing_ok=True)
     write_json(note, inputs)
 
 

@@ -35,6 +35,10 @@ class FrameChoice:
     first: int
     last: int
 
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.last - self.first
+
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""
         assert 0 <= first < last <= self.last - self.first, "rows of a choice"

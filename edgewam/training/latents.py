@@ -8,7 +8,6 @@ predict).  The header ties the cache to the VAE's and the dataset's digests; a c
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +26,8 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.models.wan_vae import FRAMES_PER_LATENT, WanVae
 from edgewam.training.frames import compose_episode
+from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.rows_on_disk import allocate, write_rows
 
 HEADER, DONE = "header.json", "done.json"
 _FORMAT = 1
@@ -83,6 +84,8 @@ def build_cache(
 ) -> LatentCache:
     """Encode what is missing in the cache directory `out` and open it.
 
+    Several ranks take episodes in turn, in a directory that they share.
+
     Args:
         out: directory; made, continued or, when complete, only opened.
         dataset: its frames.
@@ -98,20 +101,24 @@ def build_cache(
     """
     out, plan = Path(out), plan or LatentPlan()
     header = cache_header(dataset, vae, vae_digest, plan)
-    out.mkdir(parents=True, exist_ok=True)
-    if not (out / HEADER).exists():
-        write_json(out / HEADER, header)
-    check_header(out, header)
-    done = episodes_done(out)
-    if done < dataset.num_episodes:
-        try:
-            _encode(out, dataset, vae.to(device), plan, header, done, device, progress)
-        except OSError as error:
-            raise EdgewamError(
-                f"Cannot write latents to '{out}': {error}. The cache needs {cache_bytes(header) / 1e9:.1f} GB; free some space "
-                "and run the same command again: finished episodes are kept."
-            ) from error
-    return _open(out, dataset, plan, header)
+    ranks = join_ranks(device)
+    with one_voice(ranks):
+        if ranks.is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            if not (out / HEADER).exists():
+                write_json(out / HEADER, header)
+        ranks.wait()
+        check_header(out, header)
+        done = episodes_done(out)
+        if done < dataset.num_episodes:
+            try:
+                _encode(out, dataset, vae.to(device), plan, header, done, device, ranks, progress)
+            except OSError as error:
+                raise EdgewamError(
+                    f"Cannot write latents to '{out}': {error}. The cache needs {cache_bytes(header) / 1e9:.1f} GB; free some space "
+                    "and run the same command again: finished episodes are kept."
+                ) from error
+        return _open(out, dataset, plan, header)
 
 
 def open_cache(out: Path | str, dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan | None = None) -> LatentCache:
@@ -186,15 +193,15 @@ def cache_bytes(header: dict[str, Any]) -> int:
     return 2 * int(np.prod(header["images"]) + np.prod(header["clips"]))
 
 
-def _map(out: Path, name: str, shape: list[int], write: bool) -> npt.NDArray[np.float16]:
-    path = out / f"{name}.f16"
-    size = 2 * int(np.prod(shape))
-    if write and (not path.exists() or path.stat().st_size != size):
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk fails here, not as a bus error in a mapped write
-    if not path.exists() or path.stat().st_size != size:
+def _file(out: Path, name: str) -> Path:
+    return out / f"{name}.f16"
+
+
+def _map(out: Path, name: str, shape: list[int]) -> npt.NDArray[np.float16]:
+    path = _file(out, name)
+    if not path.exists() or path.stat().st_size != 2 * int(np.prod(shape)):
         raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and build it again.")
-    return np.memmap(path, np.float16, "r+" if write else "r", shape=tuple(shape))
+    return np.memmap(path, np.float16, "r", shape=tuple(shape))
 
 
 def _open(out: Path, dataset: Dataset, plan: LatentPlan, header: dict[str, Any]) -> LatentCache:
@@ -202,7 +209,7 @@ def _open(out: Path, dataset: Dataset, plan: LatentPlan, header: dict[str, Any])
     counts = -(-dataset.lengths // hold)
     episode, step = window_starts(dataset, plan)
     frame_starts = np.cumsum(counts) - counts
-    images, clips = (_map(out, name, header[name], write=False) for name in ("images", "clips"))
+    images, clips = (_map(out, name, header[name]) for name in ("images", "clips"))
     return LatentCache(images, clips, frame_starts, episode, step, hold, plan)
 
 
@@ -214,11 +221,19 @@ def _encode(
     header: dict[str, Any],
     done: int,
     device: str,
+    ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
 ) -> None:
-    """Episodes side by side, one thread each: a small VAE's layers are too small to share among threads."""
+    """In rounds of an episode per rank, each episode by one thread: a small VAE's layers are too small to share among threads.
+
+    A rank works ahead of its round.
+    """
     hold = dataset.fps // dataset.camera_hz
-    images, clips = (_map(out, name, header[name], write=True) for name in ("images", "clips"))
+    images, clips = (_file(out, name) for name in ("images", "clips"))
+    if ranks.is_main:
+        for name in ("images", "clips"):
+            allocate(_file(out, name), 2 * int(np.prod(header[name])))
+    ranks.wait()
     episode_of, step_of = window_starts(dataset, plan)
     frame_starts = np.cumsum(-(-dataset.lengths // hold)) - -(-dataset.lengths // hold)
     windows = [np.flatnonzero(episode_of == episode) for episode in range(dataset.num_episodes)]
@@ -228,19 +243,21 @@ def _encode(
     try:
         with ThreadPoolExecutor(threads if torch.device(device).type == "cpu" else 1) as pool:
             waiting: deque[Future[tuple[_Half, _Half]]] = deque()
-            for episode in range(done, dataset.num_episodes):
-                while len(waiting) < threads + 1 and (following := episode + len(waiting)) < dataset.num_episodes:
+            for first in range(done, dataset.num_episodes, ranks.world):
+                episode, end = first + ranks.share.rank, min(first + ranks.world, dataset.num_episodes)
+                while len(waiting) <= threads and (following := episode + len(waiting) * ranks.world) < dataset.num_episodes:
                     starts = step_of[windows[following]]
                     waiting.append(pool.submit(_encode_episode, dataset, following, starts, vae, plan, device))
-                found, later = waiting.popleft().result()
-                images[frame_starts[episode] : frame_starts[episode] + len(found)] = found
-                clips[windows[episode]] = later
-                for array in (images, clips):
-                    array.flush()  # type: ignore[attr-defined]
-                write_json(out / DONE, {"episodes": episode + 1})
-                if progress is not None:
-                    each = (time.monotonic() - began) / (episode + 1 - done)
-                    progress(episode + 1, dataset.num_episodes, each * (dataset.num_episodes - episode - 1))
+                if episode < end:
+                    found, later = waiting.popleft().result()
+                    write_rows(images, frame_starts[episode], found)
+                    write_rows(clips, windows[episode][0], later)
+                ranks.wait()
+                if ranks.is_main:
+                    write_json(out / DONE, {"episodes": end})
+                    if progress is not None:
+                        each = (time.monotonic() - began) / (end - done)
+                        progress(end, dataset.num_episodes, each * (dataset.num_episodes - end))
     finally:
         torch.set_num_threads(threads)
 

@@ -143,7 +143,7 @@ def train(
     Every rank calls it with an equal task and, on a disk that all share, the same `out_dir`; rank 0 logs and reports progress.
 
     Args:
-        task: model, batches and loss, on `config.device` already; with several ranks the module may still be on the CPU.
+        task: model, batches and loss; the module may still be on the CPU.
         config: limits, schedule, precision.
         out_dir: working directory; with `resume`, a checkpoint found there is continued, otherwise it is replaced.
         resume: continue when there is a checkpoint.
@@ -176,6 +176,8 @@ def _train(
         parallel.checkpoint_activations(task.blocks())
     if ranks.world > 1:
         parallel.shard(task.module, task.blocks(), ranks, config.autocast, config.reshard)
+    else:
+        task.module.to(config.device)
     groups = task.parameter_groups()
     trained = [p for group in groups for p in group.parameters.values()]
     assert len({id(p) for p in trained}) == len(trained), "a parameter is in two groups"
@@ -232,6 +234,11 @@ def _train(
     if ranks.world > 1:
         weights = parallel.gathered(weights, ranks)
     return Result(step, clock() - start, average_state, scalars, weights, ranks)
+
+
+def whole_module(module: nn.Module, result: Result, build: Callable[[], nn.Module]) -> nn.Module:
+    """A module on the CPU that takes `result.weights` whole: the trained one, or where that is sharded a new one like it."""
+    return module.cpu() if result.ranks.world == 1 else build().cpu()
 
 
 def _step(

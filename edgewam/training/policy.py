@@ -30,8 +30,9 @@ from edgewam.models.flow_loss import LossBatch
 from edgewam.models.text_sources import SMALL, open_text
 from edgewam.models.warm_start import warm_start
 from edgewam.training.frames import held_out
-from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
+from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.policy_artifact import THREE_CAMERAS, LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_source import MEASURED_TOGETHER, Source, open_sources
 from edgewam.training.weights import StoredDtype, load_vae, rounded
@@ -138,15 +139,22 @@ class PolicyTask:
         """Windows of one history length."""
         return self.source.draw(self.config.batch_size, generator, index)
 
-    def loss(self, batch: Choice, generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    def blocks(self) -> list[nn.Module]:
+        """The family's layers."""
+        return list(self.family.BLOCKS(self.module))
+
+    def loss(self, batch: Choice, generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Weighted sum of both velocity errors; the state gets a little noise, as a real joint reading has."""
-        data = self.source.batch(batch)
-        noisy = data.proprio + self.config.proprio_noise * torch.randn(data.proprio.shape, generator=generator)
-        data = replace(data, proprio=noisy).to(self.config.loop.device)
-        config = self.config
-        noise = self.family.draw_noise(data, generator, config.action_draws, config.model.train_shift, config.max_prefix)
-        losses = self.family.training_loss(self.module, data, noise)
-        return losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}
+        config, size = self.config, len(batch)
+        rows = share.rows(size)
+        data = self.source.batch(batch.rows(rows.start, rows.stop))
+        shaking = torch.randn((size, *data.proprio.shape[1:]), generator=generator)[rows]
+        data = replace(data, proprio=data.proprio + config.proprio_noise * shaking)
+        whole = data.widened(size)
+        noise = self.family.draw_noise(whole, generator, config.action_draws, config.model.train_shift, config.max_prefix)
+        device = config.loop.device
+        losses = self.family.training_loss(self.module, data.to(device), noise.rows(rows).to(device))
+        return Loss(losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}, rows.stop - rows.start)
 
     def describe(self, batch: Choice) -> str:
         """Episodes, starts and offsets."""
@@ -161,7 +169,8 @@ def train_policy(
 ) -> dict[str, Any]:
     """Cache latents, train, measure on held-out episodes and write the artifact `out` (kind "policy").
 
-    The running state lives in `<out>.training` beside it; a run that was cut goes on from there.
+    The running state lives in `<out>.training` beside it; a run that was cut goes on from there.  With several ranks all call
+    it with the same arguments, and rank 0 measures and writes.
 
     Args:
         config: what to train on and how.
@@ -170,7 +179,7 @@ def train_policy(
         report: gets a line of text per encoded episode.
 
     Returns:
-        What was measured on the held-out episodes, as in the manifest.
+        What was measured on the held-out episodes, as in the manifest; nothing on other ranks than 0.
 
     Raises:
         EdgewamError: what dataset, VAE, cache or loop refuse.
@@ -193,8 +202,10 @@ def train_policy(
     if start:
         checkpoints.fit(task.module, start.model.state_dict(), f"'{config.init_from}'")
     result = train(task, config.loop, work, progress=progress)
-    model = task.module.cpu()
-    model.load_state_dict(rounded(result.average or model.state_dict(), config.weights_dtype))
+    if not result.ranks.is_main:
+        return {}
+    model = whole_module(task.module, result, lambda: task.family.build(config.model))
+    model.load_state_dict(rounded(result.weights, config.weights_dtype))
     how = {"device": config.loop.device, "autocast": config.loop.autocast} if config.frames else {}
     measured = measure_policy(config.family, model, held, config.loop.seed, **how)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}

@@ -26,8 +26,9 @@ from edgewam.models import checkpoints
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.training.frames import FrameSet, held_out
 from edgewam.training.log import LOG
-from edgewam.training.loop import LoopConfig, Progress, train
+from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
+from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.vae_measure import latent_constants, latent_distance, pixel_errors, probe_error_cm, to_video, write_picture
 from edgewam.training.vae_reproduction import LatentReference
 from edgewam.training.weights import StoredDtype, load_vae, rounded, save_vae, with_latent_constants
@@ -64,6 +65,14 @@ class VaeTraining:
     weights_dtype: StoredDtype = "float32"
 
 
+class VaeAndProbe(nn.Module):
+    """What is trained together."""
+
+    def __init__(self, vae: WanVae, probe: nn.Module) -> None:
+        super().__init__()
+        self.vae, self.probe = vae, probe
+
+
 class VaeTask:
     """VAE and probe as one module; a batch is ("image" or "clip", rows, frames)."""
 
@@ -73,7 +82,7 @@ class VaeTask:
         self.reference = LatentReference(config.reproduce, config.loop.device) if config.reproduce else None
         latent_size = config.vae.z_dim * (config.height // 16) * (config.width // 16)
         outputs = 0 if target is None else target.shape[1]
-        self.module: nn.Module = nn.ModuleDict({"vae": WanVae(config.vae), "probe": _probe(latent_size, outputs)})
+        self.module: nn.Module = VaeAndProbe(WanVae(config.vae), _probe(latent_size, outputs))
         self.module.to(config.loop.device)
         names = (
             "batch_images",
@@ -99,12 +108,12 @@ class VaeTask:
     @property
     def vae(self) -> WanVae:
         """The network that is kept."""
-        return self.module["vae"]  # type: ignore[index, return-value]
+        return self.module.vae  # type: ignore[return-value]
 
     def probed(self, video: Tensor) -> Tensor:
         """What the probe says of images [B, 3, 1, H, W]: standardised columns [B, n] on the CPU."""
         mean, _ = self.vae.encode_moments(video.to(self.config.loop.device))
-        return self.module["probe"](mean.flatten(1)).cpu()  # type: ignore[index, no-any-return]
+        return self.module.probe(mean.flatten(1)).cpu()  # type: ignore[operator, no-any-return]
 
     def parameter_groups(self) -> list[ParameterGroup]:
         """Everything, AdamW."""
@@ -119,29 +128,35 @@ class VaeTask:
             return starts[:, None] + np.arange(frames)
         return generator.choice(len(self.data.images), (config.batch_images, 1), replace=False)
 
-    def loss(self, batch: npt.NDArray[np.int64], generator: torch.Generator) -> tuple[Tensor, Mapping[str, Tensor | float]]:
+    def blocks(self) -> list[nn.Module]:
+        """None: it is small."""
+        return []
+
+    def loss(self, batch: npt.NDArray[np.int64], generator: torch.Generator, share: Share = WHOLE) -> Loss:
         """Pixels + probe + latent size."""
         config, device = self.config, self.config.loop.device
+        size, rows = len(batch), share.rows(len(batch))
+        batch = batch[rows]
         video = to_video(self.data.images[batch]).to(device)
         mean, _ = self.vae.encode_moments(video)
-        noise = config.latent_noise * torch.randn(mean.shape, generator=generator).to(device)
+        noise = config.latent_noise * torch.randn((size, *mean.shape[1:]), generator=generator)[rows].to(device)
         noisy = mean + noise
         # constants are 0 and 1 while training: raw and normalised latents are the same
         pixels = (self.vae.decode(noisy, clamp=False).float() - video).square().mean()
-        size = mean.float().square().mean()
-        loss = pixels + config.latent_weight * size
+        square = mean.float().square().mean()
+        loss = pixels + config.latent_weight * square
         kind = "clip" if batch.shape[1] > 1 else "image"
-        details: dict[str, Tensor | float] = {f"pixel_mse_{kind}": pixels.detach(), "latent_square": size.detach()}
+        details: dict[str, Tensor | float] = {f"pixel_mse_{kind}": pixels.detach(), "latent_square": square.detach()}
         if self.reference is not None:
             distance = self.reference.distance(mean, video)
             loss = loss + config.reproduce_weight * distance
             details["latent_distance"] = distance.detach()
         if self.target is not None:
-            found = self.module["probe"](noisy[:, :, 0].flatten(1)).float()  # type: ignore[index]
+            found = self.module.probe(noisy[:, :, 0].flatten(1)).float()  # type: ignore[operator]
             probe = (found - torch.from_numpy(self.target[batch[:, 0]]).to(device)).square().mean()
             loss = loss + config.probe_weight * probe
             details["probe_mse"] = probe.detach()
-        return loss, details
+        return Loss(loss, details, len(batch))
 
     def describe(self, batch: npt.NDArray[np.int64]) -> str:
         """Episodes and control steps of the first frames."""
@@ -181,8 +196,10 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
         task.reference.start(task.vae)
         parents["reproduce"] = task.reference.digest
     result = train(task, config.loop, work, progress=progress)
-    if result.average is not None:
-        task.module.load_state_dict(dict(result.average))
+    if not result.ranks.is_main:
+        return {}
+    task.module = whole_module(task.module, result, lambda: VaeTask(config, data, target, dataset.digest).module)
+    task.module.load_state_dict(dict(result.weights))
     state = rounded(task.vae.state_dict(), config.weights_dtype)
     task.vae.load_state_dict(state)
     task.module.eval()

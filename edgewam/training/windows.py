@@ -33,6 +33,14 @@ class Choice:
     offsets: Ints
     spacing: int
 
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
+    def rows(self, first: int, last: int) -> Choice:
+        """Some of these windows: what one rank takes of a choice that all ranks draw alike."""
+        return Choice(self.windows[first:last], self.offsets[first:last], self.spacing)
+
 
 @dataclass
 class WindowSource:

@@ -70,7 +70,7 @@ def test_a_cut_training_goes_on_and_its_policy_is_whole(dataset, shipped, tmp_pa
     assert not out.exists()
     log = tmp_path / "teacher.training/log.jsonl"
     cut(arguments, signal.SIGINT, lambda: log.exists() and log.stat().st_size > 0)
-    assert not out.exists() and (tmp_path / "teacher.training/checkpoint.safetensors").exists()
+    assert not out.exists() and (tmp_path / "teacher.training/checkpoint.json").exists()
     measured = here(*arguments).ok().json
     manifest = read_manifest(out, kind="policy")
     assert measured["steps"] == manifest.measured["steps"] == 2

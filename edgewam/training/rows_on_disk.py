@@ -1,0 +1,28 @@
+"""Large arrays that several processes fill, each its rows, in one file on a disk that they share.
+
+Rows are written through the file, not through a memory map: maps of several machines would write each other's pages.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+
+def allocate(path: Path, size_bytes: int) -> None:
+    """Make the file unless it is there in that size.  OSError when the disk is too small: here, not in the middle."""
+    if not path.exists() or path.stat().st_size != size_bytes:
+        with open(path, "wb") as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+
+
+def write_rows(path: Path, first: int, rows: npt.NDArray[np.generic]) -> None:
+    """Put rows [N, ...] at index `first` of the array and flush them to disk."""
+    with open(path, "rb+") as file:
+        file.seek(first * rows[:1].nbytes)
+        file.write(np.ascontiguousarray(rows).data)
+        file.flush()
+        os.fsync(file.fileno())
