@@ -152,7 +152,7 @@ def test_training_may_go_on_with_the_statistics_of_other_tasks(
 ) -> None:
     before = load_policy(trained, road[1]).stats
     action = replace(before.action, std=7.0 * before.action.std)
-    monkeypatch.setattr("edgewam.training.policy.measure_stats", lambda *_: replace(before, action=action))
+    monkeypatch.setattr("edgewam.training.policy.measure_stats", lambda *_, **__: replace(before, action=action))
     config = tiny.policy_training(road[0], road[1], road[2] / "latents", init_from=trained)
     for new_stats, expected in ((False, before.action.std), (True, action.std)):
         train_policy(replace(config, new_stats=new_stats), tmp_path / str(new_stats))
