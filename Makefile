@@ -27,7 +27,7 @@ gpu:
 	$(or $(GPU_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
 .venv/ready: EXTRAS = train,onnx,sim,quant,serve,telemetry
-.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,serve,ros2,telemetry,dev
+.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,serve,ros2,telemetry,text,dev
 %/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "edgewam needs Python >= 3.11. Install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $*

@@ -27,8 +27,8 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # The order of the road, so that --help reads like it; a new command is a new file and its place here.
 ORDER = (
-    "demo", "collect", "join", "convert", "train", "distill", "quantize", "compile", "validate", "profile", "shrink", "inspect",
-    "doctor", "evaluate", "run", "control", "serve", "replay", "report", "prompt",
+    "demo", "collect", "data", "join", "convert", "train", "distill", "quantize", "compile", "validate", "profile", "shrink",
+    "inspect", "doctor", "evaluate", "run", "control", "serve", "replay", "report", "prompt",
 )  # fmt: skip
 
 

@@ -23,7 +23,9 @@ def command(
     robot: Annotated[str, typer.Option(help="A simulator's plugin name, or a dotted module.")] = "aloha_sim",
     task: Task = None,
     latency_ticks: Annotated[int, typer.Option(help="Declared inference latency in control ticks.", min=0)] = 0,
-    execute_ticks: Annotated[int, typer.Option(help="Actions executed per chunk.", min=1)] = 16,
+    execute_ticks: Annotated[
+        int | None, typer.Option(help="Actions executed per chunk; by default what the bundle is meant for, else 16.", min=1)
+    ] = None,
     schedule: Annotated[str, typer.Option(help="How a chunk takes over: replace, ensemble, crossfade, rtc.")] = "replace",
     refresh_ticks: Annotated[
         int | None, typer.Option(help="Control ticks between refreshes of the context; by default the bundle's.", min=1)
@@ -43,8 +45,10 @@ def command(
     from edgewam.robot_bridge.robot import with_task
 
     spec, _ = with_task(robot, task)
-    settings = LockstepSettings(spec.episode_ticks, latency_ticks, execute_ticks, schedule)
     path = or_shipped(bundle, "bundle")
+    manifest = read_manifest(path, kind="bundle", verify=False)
+    execute = execute_ticks or int(manifest.config["host"].get("execute_steps", 16))
+    settings = LockstepSettings(spec.episode_ticks, latency_ticks, execute, schedule)
     with progress("evaluate") as update:
         won = 0
 
@@ -61,7 +65,7 @@ def command(
             task=task,
             settings=settings,
             ablate=ablate or (),
-            identity={"bundle": read_manifest(path, kind="bundle", verify=False).digest},
+            identity={"bundle": manifest.digest},
             results=results,
             workers=workers,
             on_episode=report,

@@ -20,7 +20,10 @@ def list_(place: Place) -> None:
     """Print the instructions of a bundle or a policy, one a line."""
     from edgewam.recipes.prompts import known_prompts
 
-    print("\n".join(known_prompts(place)))
+    if known := known_prompts(place):
+        print("\n".join(known))
+    else:
+        say(f'{place} knows no instruction. Add one with: edgewam prompt add {place} "..." --text ENCODER')
 
 
 @app.command()
@@ -29,15 +32,19 @@ def add(
     instructions: Annotated[list[str], typer.Argument(help="What the robot is told to do; several add several.")],
     text: Annotated[
         str | None,
-        typer.Option(help="Where embeddings come from: a text_encoder artifact, or a directory of cached ones. small: none."),
+        typer.Option(help="Where embeddings come from: a text_encoder artifact, or cached ones. The encoder small needs none."),
     ] = None,
     device: Device = "cpu",
 ) -> None:
     """Embed an instruction with the policy's text encoder and store it."""
-    from edgewam.recipes.prompts import add_prompts
+    from edgewam.recipes.prompts import POLICIES, add_prompts
 
-    add_prompts(place, instructions, text, device)
+    kind = add_prompts(place, instructions, text, device)
     say(f"{place} now knows {', '.join(map(repr, instructions))}.")
+    if kind in POLICIES:
+        say(
+            f"What was made from this {kind} before does not: shrink would make it again. A finished bundle takes prompts itself."
+        )
 
 
 @app.command()

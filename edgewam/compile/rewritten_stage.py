@@ -34,7 +34,7 @@ def module_of(stages: Stages, name: str, *kinds: type[Module]) -> Module:
     """
     if name not in stages:
         raise RewriteRefused(
-            f"there is no stage '{name}' among {', '.join(stages)}; this family has none, or its planner is split into groups"
+            f"there is no stage '{name}' among {', '.join(stages)}; rewrite a family that has it, before its planner is split"
         )
     stage = stages[name]
     if not isinstance(stage.function, kinds):

@@ -82,6 +82,14 @@ def composition_named(name: str) -> Composition:
     return COMPOSITIONS[name]
 
 
+def composition_of(cameras: Iterable[str]) -> str | None:
+    """Name of the first composition that these cameras can fill, None where there is none."""
+    found = set(cameras)
+    return next(
+        (name for name, form in COMPOSITIONS.items() if set(form.boxes) <= found or len(found) == len(form.boxes) == 1), None
+    )
+
+
 def compose_images(
     images: Mapping[str, npt.NDArray[np.uint8]], height: int, width: int, composition: str = "three_cameras"
 ) -> npt.NDArray[np.uint8]:
@@ -130,7 +138,8 @@ class Normalizer:
         if self.limits is None:
             return np.float32(1.0) / (self.std + _EPSILON)
         low, high = self.limits
-        return np.float32(2.0) / np.where(high - low < _LEAST_RANGE, np.float32(2.0), high - low)
+        ranges: npt.NDArray[np.float32] = np.where(high - low < _LEAST_RANGE, np.float32(2.0), high - low)
+        return np.float32(2.0) / ranges
 
     @property
     def offset(self) -> npt.NDArray[np.float32]:

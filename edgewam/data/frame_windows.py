@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -53,7 +54,8 @@ class Canvas:
     """How a canvas is made of the cameras, in pixels.
 
     pixels: "float32" is released training's road to the VAE, antialiased and never rounded to bytes; "bfloat16" is the same
-    rounded once, which for a VAE of that type changes nothing and halves the memory; "uint8" is the run-time road (PIL).
+    rounded once, which for a VAE of that type changes nothing and halves the memory (by way of float16, 6 % of the values would
+    end up elsewhere, by way of bytes 73 %); "uint8" is the run-time road (PIL).
     camera_size: what the training road first resizes every camera to, None: nothing.  composition: see `COMPOSITIONS`.
     """
 
@@ -131,23 +133,15 @@ class FrameLoader:
     """
 
     def __init__(self, reader: FrameReader, num_workers: int = 0, prefetch: int = 2, pin: bool = False) -> None:
-        torch = require("torch", extra="train")
         # workers only look at videos: numbers of all episodes may be gigabytes, and every worker would get a copy
         lean = replace(reader.dataset, index=replace(reader.dataset.index, vectors={}))
-        self._order = _Order()
-        self._loader = require("torch.utils.data", extra="train").DataLoader(
-            replace(reader, dataset=lean),
-            batch_size=None,
-            sampler=self._order,
-            num_workers=num_workers,
-            prefetch_factor=prefetch if num_workers else None,
-            persistent_workers=num_workers > 0,
+        self._reader, self._order = replace(reader, dataset=lean), _Order()
+        self._loader: Any = None
+        self._options: dict[str, Any] = {"num_workers": num_workers, "pin_memory": pin}
+        if num_workers:
             # a forked child of a process that uses CUDA and threads may hang
-            multiprocessing_context="spawn" if num_workers else None,
-            worker_init_fn=_start_worker if num_workers else None,
-            pin_memory=pin,
-            generator=torch.Generator(),  # else every start would take a number from the global one
-        )
+            options = {"multiprocessing_context": "spawn", "worker_init_fn": _start_worker, "persistent_workers": True}
+            self._options |= {**options, "prefetch_factor": prefetch}
 
     def stream(self, windows: Iterable[WindowBatch]) -> Iterator[FrameBatch]:
         """The batches of `windows` in their order.  A stream ends the one before it, whose batches in work are dropped.
@@ -155,17 +149,38 @@ class FrameLoader:
         Raises:
             EdgewamError: what `FrameReader.read` refuses, when its turn comes, or a worker process was killed.
         """
+        try:
+            batches = self._begin(windows)
+            while (batch := next(batches, None)) is not None:
+                if isinstance(batch, EdgewamError):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            self._rest.detach()
+            self._loader = None  # it would wait for the dead; the next stream starts a new one
+            raise EdgewamError(
+                f"A process that loads frames was killed ({error}). Mostly memory ran out: use fewer workers or a smaller "
+                "prefetch, or give /dev/shm more room, and run again."
+            ) from error
+
+    def _begin(self, windows: Iterable[WindowBatch]) -> Iterator[FrameBatch | EdgewamError]:
+        torch = require("torch", extra="train")
+        if self._loader is None:
+            loader = require("torch.utils.data", extra="train").DataLoader
+            # without a generator of its own every start would take a number from the global one
+            self._loader = loader(
+                self._reader, batch_size=None, sampler=self._order, generator=torch.Generator(), **self._options
+            )
+            self._rest = weakref.finalize(self, _let_rest, self._loader, self._order)
         self._order.windows = windows
-        with _sigchld_kept(), _death_explained():
-            batches = iter(self._loader)
-        while True:
-            with _death_explained():
-                batch = next(batches, None)
-            if batch is None:
-                return
-            if isinstance(batch, EdgewamError):
-                raise batch
-            yield batch
+        before = signal.getsignal(signal.SIGCHLD)
+        batches: Iterator[FrameBatch | EdgewamError] = iter(self._loader)
+        if threading.current_thread() is threading.main_thread() and before is not None:
+            # DataLoader's own handler would raise in the middle of a training step; it also looks when it is asked
+            signal.signal(signal.SIGCHLD, before)
+        return batches
 
 
 class _Order:
@@ -177,26 +192,12 @@ class _Order:
         return iter(self.windows)
 
 
-@contextmanager
-def _death_explained() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker (pid" not in str(error):
-            raise
-        raise EdgewamError(
-            f"A process that loads frames was killed ({error}). Mostly memory ran out: use fewer workers or a smaller prefetch, "
-            "or give /dev/shm more room, and run again."
-        ) from error
-
-
-@contextmanager
-def _sigchld_kept() -> Iterator[None]:
-    """Take back DataLoader's signal handler, which would raise in the middle of a training step; it also looks by itself."""
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if threading.current_thread() is threading.main_thread() and before is not None:
-        signal.signal(signal.SIGCHLD, before)
+def _let_rest(loader: Any, order: _Order) -> None:
+    """Have the workers finish what they do: one that ends while it sends a batch aborts, with a message of the C++ runtime."""
+    if loader.num_workers:
+        order.windows = ()
+        with suppress(RuntimeError):  # a worker was killed and nobody asked since
+            iter(loader)
 
 
 def _start_worker(worker: int) -> None:

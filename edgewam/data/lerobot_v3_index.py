@@ -38,6 +38,26 @@ def read_index(root: Path, info: Mapping[str, Any], keys: KeyMap) -> Index:
         ) from None
 
 
+def problems(root: Path, info: Mapping[str, Any], keys: KeyMap) -> list[str]:
+    """What `read_index` would refuse, with every file that cannot be read and not only the first."""
+    found = []
+    for path in sorted(root.glob("data/*/*.parquet")):
+        try:
+            tables.read_table(path)
+        except ArtifactError as error:
+            found.append(str(error))
+    for path in sorted(root.glob("videos/*/*/*.mp4")):
+        try:
+            num_video_frames(path, int(info["fps"]))
+        except ArtifactError as error:
+            found.append(str(error))
+    try:
+        read_index(root, info, keys)
+    except ArtifactError as error:
+        found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
 def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: list[dict[str, Any]]) -> Index:
     keys = resolve(root, info["features"], given)
     lengths = np.array([row["length"] for row in episodes], np.int64)
@@ -53,13 +73,12 @@ def _build_index(root: Path, info: Mapping[str, Any], given: KeyMap, episodes: l
         )
     template = info.get("data_path") or DATA_PATH
     data_paths = list(dict.fromkeys(root / template.format(**_row_place(row, "data")) for row in episodes))
-    loaded = [tables.read_table(path) for path in data_paths]
+    needed = (*keys.vectors.values(), "episode_index", "frame_index", "task_index")
+    loaded = [tables.read_table(path, needed) for path in data_paths]
     for path, table in zip(data_paths, loaded, strict=True):
-        needed = (*keys.vectors.values(), "episode_index", "frame_index", "task_index")
-        if missing := [name for name in needed if name not in table.column_names]:
-            raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy or collect the dataset again.")
+        tables.need(table, needed, path)
     columns = {
-        name: np.concatenate([tables.integers(table, name) for table in loaded])
+        name: np.concatenate([tables.integers(table, name, path) for path, table in zip(data_paths, loaded, strict=True)])
         for name in ("episode_index", "frame_index", "task_index")
     }
     wanted_steps = np.arange(counts[1]) - np.repeat(starts, lengths)

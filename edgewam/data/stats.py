@@ -33,17 +33,9 @@ class DatasetStats:
     state: Normalizer
     action: Normalizer
 
-    def check(self, dataset: Dataset, origin: str) -> None:
-        """Raise ContractError unless states and actions of `dataset` are as wide as these; `origin` says where these are from."""
-        for what, here, there in (
-            ("states", len(self.state.mean), dataset.state_dim),
-            ("actions", len(self.action.mean), dataset.action_dim),
-        ):
-            if here != there:
-                raise ContractError(
-                    f"The {what} of '{dataset.path}' have {there} numbers, the statistics of {origin} {here}. "
-                    "Give the statistics of this robot's data, or measure them: edgewam data stats DATASET OUT.json"
-                )
+    def check(self, dataset: Dataset, whose: str = "the statistics") -> None:
+        """Raise ContractError unless states and actions of `dataset` are as wide as these."""
+        dataset.check_fits(whose, len(self.state.mean), len(self.action.mean))
 
 
 def measure_stats(

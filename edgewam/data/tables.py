@@ -5,6 +5,7 @@ Both layouts store numbers alike; this module knows columns, not layouts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +16,31 @@ from edgewam.core.errors import ArtifactError, require
 from edgewam.data.schema import Floats
 
 
-def read_table(path: Path, columns: list[str] | None = None) -> Any:
-    """A pyarrow table of one file.
+def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
+    """A pyarrow table of one file: all columns, or those of `columns` that it has.
 
     Raises:
-        ArtifactError: missing, truncated, no parquet file, or without these columns.
+        ArtifactError: missing, truncated or no parquet file.
     """
     pa, pq = require("pyarrow", extra="train"), require("pyarrow.parquet", extra="train")
     if not path.is_file():
         raise ArtifactError(f"'{path}' is missing. Copy or collect the dataset again.")
     try:
         # one thread a file: callers read files side by side
-        table = pq.read_table(path, partitioning=None, columns=columns, use_threads=False)
+        return pq.read_table(path, partitioning=None, columns=None if columns is None else list(columns), use_threads=False)
     except (pa.ArrowException, OSError) as error:
         raise ArtifactError(
             f"Cannot read '{path}' ({error}): it is truncated or no parquet file. Copy or collect the dataset again."
         ) from error
-    if missing := [name for name in columns or () if name not in table.column_names]:
-        raise ArtifactError(f"'{path}' has no column {', '.join(missing)}. Copy or collect the dataset again.")
-    return table
+
+
+def need(table: Any, columns: Sequence[str], path: Path) -> None:
+    """Raise ArtifactError where the table of a file lacks a column."""
+    if missing := [name for name in columns if name not in table.column_names]:
+        raise ArtifactError(
+            f"'{path}' has no column {', '.join(missing)}; it has {', '.join(table.column_names)}. "
+            "Copy or collect the dataset again."
+        )
 
 
 def vectors(table: Any, name: str, width: int, where: Path) -> Floats:
@@ -60,12 +67,23 @@ def vectors(table: Any, name: str, width: int, where: Path) -> Floats:
     return values.reshape(-1, width)
 
 
-def integers(table: Any, name: str) -> npt.NDArray[np.int64]:
-    """Column `name` as int64 [rows]; some writers keep single numbers as lists of one."""
+def integers(table: Any, name: str, where: Path) -> npt.NDArray[np.int64]:
+    """Column `name` as int64 [rows]; some writers keep single numbers as lists of one.
+
+    Raises:
+        ArtifactError: the column holds something else.
+    """
     pa = require("pyarrow", extra="train")
     column = table[name].combine_chunks()
-    nested = not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
-    return np.asarray((column.flatten() if nested else column).to_numpy(zero_copy_only=False), np.int64)
+    try:
+        flat = column if pa.types.is_integer(column.type) else column.flatten()
+        if not pa.types.is_integer(flat.type) or flat.null_count or len(flat) != len(table):
+            raise ValueError(f"{column.type}, {flat.null_count} empty")
+        return np.asarray(flat.to_numpy(zero_copy_only=False), np.int64)
+    except (pa.ArrowException, AttributeError, ValueError) as error:
+        raise ArtifactError(
+            f"'{where}', column '{name}' does not hold a whole number in every row ({error}). Copy or collect the dataset again."
+        ) from error
 
 
 def check_finite(values: Floats, column: str, where: Path, episodes: npt.NDArray[np.int64]) -> None:

@@ -84,7 +84,7 @@ def open_video(path: Path) -> Any:
         raise ArtifactError(f"Video '{path}' is missing. Copy the dataset again or collect it again.")
     try:
         container = av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
+    except (av.FFmpegError, OSError, UnicodeDecodeError) as error:  # the last where damaged tags are no text
         raise ArtifactError(
             f"Video '{path}' cannot be opened ({error}): it is truncated or no video. Copy or collect the dataset again."
         ) from error
@@ -138,6 +138,29 @@ def decode_frames(path: Path, numbers: Sequence[int], fps: int) -> Images:
     except av.FFmpegError as error:
         raise ArtifactError(f"Video '{path}' is damaged ({error}). Copy or collect the dataset again.") from error
     return np.stack([found[int(n)] for n in numbers])
+
+
+def check_frames(path: Path, count: int, fps: int) -> None:
+    """Decode a whole video, without turning it into pictures.
+
+    Raises:
+        ArtifactError: the file is damaged, or its frames are not numbers 0 to `count` - 1 (or more) at `fps`.
+    """
+    av = require("av", extra="train")
+    expected = 0
+    try:
+        with open_video(path) as container:
+            for number, _ in _numbered_frames(container, container.streams.video[0], fps):
+                if number != expected:
+                    raise ArtifactError(
+                        f"Video '{path}' has a frame at {number / fps:.3f} s where {expected / fps:.3f} s was due: frames were "
+                        "dropped or its rate varies. Encode it again at a constant rate."
+                    )
+                expected += 1
+    except av.FFmpegError as error:
+        raise ArtifactError(f"Video '{path}' is damaged ({error}). Copy or collect the dataset again.") from error
+    if expected < count:
+        raise ArtifactError(f"Video '{path}' decodes to {expected} frames of {count}. Copy or collect the dataset again.")
 
 
 def _key_frame(stream: Any, number: int, fps: int) -> int:

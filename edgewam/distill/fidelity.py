@@ -9,11 +9,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from edgewam.data.dataset import Dataset
+from edgewam.data.schema import ACTION
+from edgewam.data.stats import DatasetStats
 from edgewam.flow.solver import euler_table
 from edgewam.models.family import sizes, trainable
-from edgewam.training.windows import WindowSource
+from edgewam.training.windows import Source
 
 JUDGED_STEPS = (1, 2, 4)  # of a student that may be sampled with any number
+
+
+def action_names(dataset: Dataset) -> list[str]:
+    """What a dataset calls the dimensions of its actions; numbers where it does not say."""
+    names = dataset.features[ACTION].get("names")
+    if isinstance(names, dict) and len(names) == 1:  # as other programs write it: {"motors": [...]}
+        (names,) = names.values()
+    if not isinstance(names, list) or len(names) != dataset.action_dim:
+        return [f"action_{number}" for number in range(dataset.action_dim)]
+    return [str(name) for name in names]
 
 
 @torch.inference_mode()
@@ -21,7 +34,8 @@ def fidelity(
     family: str,
     teacher: nn.Module,
     student: nn.Module,
-    held: WindowSource,
+    held: Source,
+    stats: DatasetStats,
     arm: list[str],
     names: list[str],
     steps: Sequence[int] = JUDGED_STEPS,
@@ -35,12 +49,13 @@ def fidelity(
     normalised units, and over the joints `arm` in rad.  Padded actions do not count.
     """
     module = trainable(family)
+    device = next(teacher.parameters()).device
     columns = [names.index(name) for name in arm]
-    radian = torch.from_numpy(held.stats.action.std)[columns]
+    radian = torch.from_numpy(stats.action.std)[columns].to(device)
     squares: dict[str, list[float]] = {}
     for index in range(num_batches):
-        batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6])))
-        noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index))
+        batch = held.batch(held.draw(size, np.random.default_rng([seed, index, 6]))).to(device)
+        noise = torch.randn(batch.actions.shape, generator=torch.Generator().manual_seed(seed * 1000 + index)).to(device)
         of_teacher = module.condition(teacher, batch)
         of_student = module.condition(student, batch) if module.OWN_CONDITIONING else of_teacher
         valid = ~batch.action_is_pad

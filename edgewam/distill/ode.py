@@ -18,26 +18,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
-from edgewam.data.schema import ACTION
-from edgewam.distill.fidelity import JUDGED_STEPS, fidelity
+from edgewam.distill.fidelity import JUDGED_STEPS, action_names, fidelity
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, build_trajectories, plan_prefix
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.family import sizes, trainable
 from edgewam.models.flow_ode import Trajectory
-from edgewam.training.frames import held_out
-from edgewam.training.latents import build_cache
+from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.parallel import WHOLE, Share
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
+from edgewam.training.policy_source import Sources, cached_sources, frame_sources
 from edgewam.training.weights import StoredDtype, rounded
-from edgewam.training.windows import WindowSource, latent_plan
+from edgewam.training.windows import Source, latent_plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,8 @@ class OdeDistillation:
     anchor_draws: int = 2  # per context and chunk; they share one planner pass
     rollout: bool = False  # also run the student's own num_action_steps from the noise, and learn through all of them
     huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
+    frames: bool = False  # decode and encode pictures again and again, where latents of all would not fit on a disk
+    num_workers: int = 2  # that decode ahead
     text: str | None = None  # a source of embeddings for instructions that the teacher does not hold (`models.text_sources`)
     num_action_steps: int = 2  # what the student is meant to be sampled with
     shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)
@@ -74,7 +75,8 @@ class OdeDistillation:
         """What, beside teacher, data, trajectories and loop, decides the student."""
         rollout_steps = self.num_action_steps if self.rollout else 0
         names = ("lr", "weight_decay", "anchor_draws", "huber", "shift")
-        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps}
+        frames = {"frames": True} if self.frames else {}  # without them a run is what it was before there was a choice
+        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps} | frames
 
 
 Config = OdeDistillation
@@ -146,7 +148,7 @@ class OdeTask:
 
 def prepare(
     config: OdeDistillation, work: Path, report: Callable[[str], None] | None = None
-) -> tuple[OdeTask, WindowSource, LoadedPolicy]:
+) -> tuple[OdeTask, Source, LoadedPolicy]:
     """Load the teacher, fill the caches in `work`, and return the task, the held-out windows and the teacher.
 
     Args:
@@ -157,29 +159,19 @@ def prepare(
     say = report or (lambda line: None)
     dataset = Dataset.open(config.dataset)
     teacher = load_policy(config.teacher, config.vae)
-    facts = teacher.facts
+    facts, device = teacher.facts, config.loop.device
     if config.trajectories.max_prefix > facts.max_prefix:
         raise EdgewamError(
             f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "
             f"{config.trajectories.max_prefix} from it. Train the teacher with max_prefix, or distil with less."
         )
-    plan = latent_plan(facts.layout, teacher.sizes, facts.start_stride, facts.latent_seed)
     digest = teacher.manifest.parents["vae"]
-    device = config.loop.device
-    latents = build_cache(
-        config.latents or work / "latents", dataset, teacher.vae, digest, plan, device,
-        lambda done, total, left: say(f"latents: episode {done}/{total}, {left:.0f} s left"),
-    )  # fmt: skip
-    split = dataset.num_episodes - held_out(dataset.num_episodes)
-    source, held = (
-        WindowSource(dataset, latents, teacher.stats, teacher.text(config.text), facts.layout, episodes)
-        for episodes in (range(split), range(split, dataset.num_episodes))
-    )
+    sources = _sources(config, work, dataset, teacher, say)
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
     student, start = copy.deepcopy(teacher.model), teacher
     teacher.model.to(device)
     cache = build_trajectories(
-        work / "trajectories", teacher.family, teacher.model, source, digests, config.trajectories,
+        work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
     if config.init_from is not None:
@@ -187,7 +179,24 @@ def prepare(
         checkpoints.fit(student, start.model.state_dict(), f"'{config.init_from}'")
         digests["init_from"] = start.manifest.digest
     student.config = replace(student.config, shift=config.shift or start.sizes.shift)  # type: ignore[arg-type,type-var]
-    return OdeTask(config, teacher.family, teacher.model, student, cache, digests), held, teacher
+    return OdeTask(config, teacher.family, teacher.model, student, cache, digests), sources.held, teacher
+
+
+def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
+    plan, device, layout, text = policy_latents(teacher), config.loop.device, teacher.facts.layout, teacher.text(config.text)
+    if not config.frames:
+        out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
+        return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
+    return frame_sources(
+        dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
+        num_workers=config.num_workers, bfloat16=config.loop.autocast,
+    )  # fmt: skip
+
+
+def policy_latents(policy: LoadedPolicy) -> LatentPlan:
+    """The latents that a policy's windows need."""
+    facts = policy.facts
+    return latent_plan(facts.layout, policy.sizes, facts.start_stride, facts.latent_seed, facts.composition)
 
 
 def distill(
@@ -212,11 +221,12 @@ def distill(
         return {}
     student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
     student.load_state_dict(rounded(result.weights, config.weights_dtype))
-    names = held.dataset.features[ACTION]["names"]
+    student = student.to(config.loop.device)
+    names = action_names(Dataset.open(config.dataset))
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    measured: dict[str, Any] = fidelity(teacher.family, teacher.model.cpu(), student, held, arm, names, steps)
+    measured: dict[str, Any] = fidelity(teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps)
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,
@@ -228,7 +238,7 @@ def distill(
         out,
         "student",
         teacher.family,
-        student,
+        student.cpu(),
         teacher.stats,
         teacher.vae_path,
         replace(

@@ -12,7 +12,7 @@ import torch
 
 from edgewam.core.estimate import Duration, Line, StepPlan, timed_at, timed_here
 from edgewam.data.dataset import Dataset
-from edgewam.distill.ode import OdeDistillation, OdeTask
+from edgewam.distill.ode import OdeDistillation, OdeTask, policy_latents
 from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, batches_done, trajectory_shape
 from edgewam.models import checkpoints
 from edgewam.models.family import Sizes, sizes, trainable
@@ -21,7 +21,6 @@ from edgewam.training.estimate_latents import estimate_latents
 from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.memory import run_memory
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy
-from edgewam.training.windows import latent_plan
 
 _COUNTED = (1, 2)  # contexts of the trajectories whose memory is counted
 
@@ -38,24 +37,19 @@ def estimate_ode(config: OdeDistillation, out: Path) -> list[StepPlan]:
     dataset = Dataset.open(config.dataset)
     before = process_parts(dataset)
     teacher = load_policy(config.teacher, config.vae)
-    facts, device = teacher.facts, config.loop.device
+    device = config.loop.device
     teacher.model.to(device)
     latents = config.latents or work / "latents"
-    plan = latent_plan(facts.layout, teacher.sizes, facts.start_stride, facts.latent_seed)
-    digest = teacher.manifest.parents["vae"]
     places = (str(config.teacher), str(config.dataset))
+    cached: list[StepPlan] = []
+    if not config.frames:
+        digest, inputs = teacher.manifest.parents["vae"], (str(config.dataset), str(teacher.vae_path))
+        plan = policy_latents(teacher)
+        cached = [estimate_latents(latents, dataset, teacher.vae, digest, plan, device, before=before, inputs=inputs)]
+    seen = places if config.frames else (*places, str(latents))
     return [
-        estimate_latents(
-            latents,
-            dataset,
-            teacher.vae,
-            digest,
-            plan,
-            device,
-            before=before,
-            inputs=(str(config.dataset), str(teacher.vae_path)),
-        ),
-        _trajectories(config, before, teacher, work / "trajectories", (*places, str(latents))),
+        *cached,
+        _trajectories(config, before, teacher, work / "trajectories", seen),
         _training(config, before, teacher, out, work, (*places, str(work / "trajectories"))),
     ]
 

@@ -30,7 +30,7 @@ from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
 from edgewam.training.parallel import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
-from edgewam.training.windows import Choice, WindowSource
+from edgewam.training.windows import Source, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
 
@@ -72,19 +72,19 @@ class TrajectoryCache:
 
     states: npt.NDArray[np.float32]
     plan: TrajectoryPlan
-    source: WindowSource
+    source: Source
     shift: float  # of the teacher's grid
 
     def batch(self, index: int) -> Tensor:
         """States [kept steps, B, horizon, action_dim] of one batch."""
         return torch.from_numpy(np.array(self.states[index]))
 
-    def choice(self, index: int) -> Choice:
+    def choice(self, index: int) -> Any:
         """The windows of batch `index`; of a focused one only after the batches that are not."""
         draws = np.random.default_rng([self.plan.seed, index, 3])
         size = self.plan.batch_size
         even = self.plan.num_batches - self.plan.focused
-        return self.source.draw(size, draws) if index < even else self._focus.draw(size, draws)
+        return self.source.draw(size, draws, index) if index < even else self._focus.draw(size, draws)
 
     @cached_property
     def _focus(self) -> Focus:
@@ -92,6 +92,8 @@ class TrajectoryCache:
         first_step = -float(euler_table(self.plan.num_steps, self.shift).velocity[0])
         second = self.plan.captured.index(1)
         weights = [spread(states[0], states[second], states[-1], first_step) for states in (self.states[i] for i in even)]
+        if not isinstance(self.source, WindowSource):
+            raise EdgewamError("Focused batches need cached latents. Distil without frames, or with focused=0.")
         return Focus.of(self.source, [self.choice(i) for i in even], np.concatenate(weights))
 
 
@@ -127,7 +129,7 @@ def build_trajectories(
     out: Path | str,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
@@ -199,7 +201,7 @@ def _roll_out(
     done: int,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,

@@ -1,7 +1,7 @@
 """The AHA-WAM family: configuration, construction, loading, stages and programs (DESIGN section 4, "family").
 
 The pieces live in their own files: `aha_wam_config`, `aha_wam_model`, `aha_wam_stages`, `aha_wam_programs`; training uses
-`aha_wam_loss` and `aha_wam_ode`, and `aha_wam_stream` is the plain inference that programs are compared with.
+`aha_wam_loss`, and `aha_wam_stream` is the plain inference that programs are compared with.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from torch import nn
 from edgewam.core.errors import ContractError
 from edgewam.models import checkpoints
 from edgewam.models.aha_wam_config import AhaWamConfig, full, small
-from edgewam.models.aha_wam_loss import training_loss
+from edgewam.models.aha_wam_loss import condition, training_loss
 from edgewam.models.aha_wam_model import AhaWam
-from edgewam.models.aha_wam_ode import condition, draw_anchors, ode_loss, rollout_loss, sample_horizon, teacher_trajectory
 from edgewam.models.aha_wam_programs import host_config, programs, prompt_inputs, stages
 from edgewam.models.flow_loss import draw_noise
+from edgewam.models.flow_ode import draw_anchors, ode_loss, rollout_loss, sample_horizon, teacher_trajectory
 from edgewam.models.wam_files import load_network
 from edgewam.models.wan_sizes import Shapes, transformer_sizes
 

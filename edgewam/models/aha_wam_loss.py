@@ -1,4 +1,5 @@
-"""The joint training loss on latents: video velocity of the planner, action velocity of the executor.
+"""The joint training loss on latents: video velocity of the planner, action velocity of the executor; and the conditioning
+that sampling and distillation start from.
 
 The action branch reads the planner's keys and values of the current (clean) frame from the same pass, without
 detaching, so the action loss trains the planner and the router too.  History is context only: no gradient enters it.
@@ -14,6 +15,7 @@ from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.chunks import chunk_text, chunk_velocity
 from edgewam.models.dit_block import KeyValue
 from edgewam.models.flow_loss import LossBatch, Losses, Noise, Predictions, joint_losses, noisy_actions, noisy_video
+from edgewam.models.flow_ode import Conditioning
 from edgewam.models.masks import bias_of, frame_causal, history_frames
 
 
@@ -39,6 +41,20 @@ def predict(model: AhaWam, batch: LossBatch, noise: Noise) -> Predictions:
 def training_loss(model: AhaWam, batch: LossBatch, noise: Noise) -> Losses:
     """Joint loss of one batch."""
     return joint_losses(predict(model, batch, noise), batch, noise, model.config)
+
+
+@torch.no_grad()
+def condition(model: AhaWam, batch: LossBatch) -> Conditioning:
+    """Conditioning from the current image, history and chunk images of a batch; the future frames are not needed."""
+    text = model.planner.text_key_values(batch.context)
+    history, history_bias = history_context(model, batch, text)
+    if history_bias is not None:  # own tokens come after the history and see each other
+        own = torch.zeros(*history_bias.shape[:-1], model.config.frame_tokens, device=history_bias.device)
+        history_bias = torch.cat([history_bias, own], -1)
+    table = model.video_rope(batch.video_frame_ids[:, :1])
+    current = model.planner.context(batch.video_latents[:, :, :1], table, text, history, history_bias)
+    routed = route_chunks(model, batch.chunk_latents, current)
+    return Conditioning(routed, batch.context, model.proprio_encoder(batch.proprio))
 
 
 def history_context(model: AhaWam, batch: LossBatch, text: list[KeyValue]) -> tuple[list[KeyValue] | None, Tensor | None]:

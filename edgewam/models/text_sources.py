@@ -6,6 +6,7 @@ or the prompts that a policy carries.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -86,7 +87,23 @@ def stored_text(policy: Path, config: TextSizes, others: TextEncoder | None = No
     return StoredText(path, read_prompts(path), config.text_len, config.text_dim, others)
 
 
-def policy_text(policy: Path, encoder: str, config: TextSizes, given: str | Path | None = None) -> TextEncoder:
+def embedded_now(text: TextEncoder, instructions: Iterable[str]) -> TextEncoder:
+    """The same answers for these instructions, without the encoder that made them: 11 GB need not stay for a whole training.
+
+    Raises:
+        EdgewamError: what the source refuses.
+    """
+    from edgewam.models.text_store import StoredText
+
+    if isinstance(text, SmallTextEncoder):
+        return text
+    prompts = {instruction: text.encode(instruction) for instruction in instructions}
+    return StoredText(Path("embedded"), prompts, text.text_len, text.text_dim)
+
+
+def policy_text(
+    policy: Path, encoder: str, config: TextSizes, given: str | Path | None = None, device: str = "cpu"
+) -> TextEncoder:
     """The source that a policy needs.
 
     Args:
@@ -94,6 +111,7 @@ def policy_text(policy: Path, encoder: str, config: TextSizes, given: str | Path
         encoder: its fact `text_encoder`.
         config: its sizes.
         given: what the user named, if anything.
+        device: where a text_encoder artifact computes.
 
     Returns:
         The small encoder for policies that were trained with it; for others their stored prompts, then the source given.
@@ -104,7 +122,7 @@ def policy_text(policy: Path, encoder: str, config: TextSizes, given: str | Path
     check_belongs(policy, encoder, given)
     if encoder == SMALL:
         return SmallTextEncoder(config.text_dim, config.text_len)
-    return stored_text(policy, config, None if given is None else open_text(given, config))
+    return stored_text(policy, config, None if given is None else open_text(given, config, device))
 
 
 def check_belongs(policy: Path, encoder: str, given: str | Path | None) -> None:

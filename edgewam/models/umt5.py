@@ -8,15 +8,13 @@ Letters: B batch, L tokens, D width, A attention width, N heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from edgewam.core.errors import ContractError
+from edgewam.models.dit_block import RmsNorm
 
-NORM_EPS = 1e-6
 MAX_DISTANCE = 128  # tokens; all that are further away share the last bucket
 
 
@@ -31,39 +29,6 @@ class Umt5Config:
     num_heads: int = 64
     num_layers: int = 24
     num_buckets: int = 32
-
-
-def config_of(shapes: Mapping[str, tuple[int, ...]]) -> Umt5Config:
-    """Sizes from a checkpoint's tensor shapes; all of them can be seen there.
-
-    Raises:
-        ContractError: tensors that tell the sizes are missing, so it is no UMT5 encoder of Wan.
-    """
-    try:
-        vocab_size, dim = shapes["token_embedding.weight"]
-        num_buckets, num_heads = shapes["blocks.0.pos_embedding.embedding.weight"]
-        attention_dim, ffn_dim = shapes["blocks.0.attn.q.weight"][0], shapes["blocks.0.ffn.fc1.weight"][0]
-    except (KeyError, ValueError, IndexError) as error:
-        raise ContractError(
-            f"These tensors are no UMT5 encoder in Wan's layout ({error} is not as there). "
-            "Give the file models_t5_umt5-xxl-enc-bf16.pth of Wan2.2."
-        ) from error
-    num_layers = 1 + max(int(name.split(".")[1]) for name in shapes if name.startswith("blocks."))
-    return Umt5Config(vocab_size, dim, attention_dim, ffn_dim, num_heads, num_layers, num_buckets)
-
-
-class T5Norm(nn.Module):
-    """RMS norm computed in float32, cast to the weight's dtype, then scaled."""
-
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., D] -> same shape, dtype of the weight."""
-        wide = x.float()
-        scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + NORM_EPS)
-        return (wide * scale).to(self.weight.dtype) * self.weight
 
 
 class Attention(nn.Module):
@@ -137,9 +102,9 @@ class Block(nn.Module):
 
     def __init__(self, config: Umt5Config) -> None:
         super().__init__()
-        self.norm1 = T5Norm(config.dim)
+        self.norm1 = RmsNorm(config.dim)
         self.attn = Attention(config.dim, config.attention_dim, config.num_heads)
-        self.norm2 = T5Norm(config.dim)
+        self.norm2 = RmsNorm(config.dim)
         self.ffn = GatedFfn(config.dim, config.ffn_dim)
         self.pos_embedding = RelativePositions(config.num_buckets, config.num_heads)
 
@@ -158,7 +123,7 @@ class Umt5(nn.Module):
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
-        self.norm = T5Norm(config.dim)
+        self.norm = RmsNorm(config.dim)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """ids int64 [B, L], mask bool [B, L] (True: a token, at least one per row) -> [B, L, D] in the weights' dtype.

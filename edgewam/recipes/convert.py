@@ -253,11 +253,11 @@ def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
     from edgewam.models.checkpoints.plain import from_plain_json
 
     manifest = read_manifest(artifact)
-    stored = checkpoints.read(artifact)
+    stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
     upstream = checkpoints.upstream_of(artifact)
     extra = from_plain_json(upstream["extra"]) if upstream else _usual_extra(stored)
     flat = stored.family not in POLICIES
-    tensors, wrapper = dict(stored.tensors), upstream.get("wrapper")
+    wrapper = upstream.get("wrapper")
     if flat and wrapper:
         tensors = {f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}
     checkpoints.write_upstream(tensors, out, extra, upstream.get("layout", _LAYOUT), whole=flat and not wrapper)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgewam.models.text import TextEncoder
     from edgewam.models.umt5_encoder import Umt5TextEncoder
 
-BUNDLE, CACHE, POLICIES = "bundle", "cache", ("policy", "student", "weights")
+BUNDLE, CACHE, POLICIES = "bundle", "cache", ("policy", "student")
 RELEASED_LEN = 128  # rows of an embedding of AHA-WAM and Fast-WAM
 
 
@@ -55,8 +55,10 @@ def known_prompts(place: Path) -> list[str]:
     return sorted(tasks if encoder == SMALL else read_prompts(place / PROMPTS))
 
 
-def add_prompts(place: Path, instructions: Sequence[str], text: str | None = None, device: str = "cpu") -> None:
+def add_prompts(place: Path, instructions: Sequence[str], text: str | None = None, device: str = "cpu") -> str:
     """Embed instructions and store them in a bundle, a policy or a cache; the artifact is written anew and swapped in.
+
+    A policy gets another digest by it: what was made from it before still names the old one.
 
     Args:
         place: where to store them.
@@ -64,12 +66,17 @@ def add_prompts(place: Path, instructions: Sequence[str], text: str | None = Non
         text: where embeddings come from (`models.text_sources`); a bundle whose policy has the encoder "small" needs none.
         device: where a text_encoder artifact computes.
 
+    Returns:
+        What `place` is: "bundle", "cache" or the kind of the policy.
+
     Raises:
         EdgewamError: an instruction is known already, is too long for the bundle or has no embedding, or the source is missing
             or belongs to another policy.
     """
-    add = {BUNDLE: _add_to_bundle, CACHE: _add_to_cache}.get(_kind(place), _add_to_policy)
+    kind = _kind(place)
+    add = {BUNDLE: _add_to_bundle, CACHE: _add_to_cache}.get(kind, _add_to_policy)
     add(place, list(dict.fromkeys(instructions)), text, device)
+    return kind
 
 
 def fill_cache(

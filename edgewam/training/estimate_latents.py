@@ -40,7 +40,7 @@ def estimate_latents(
     vae = vae.to(device)
 
     def images() -> None:
-        canvases = torch.from_numpy(compose_episode(dataset, longest, few, plan.height, plan.width))
+        canvases = torch.from_numpy(compose_episode(dataset, longest, few, plan.height, plan.width, plan.composition))
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):
             vae.encode_image(canvases.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0).cpu()
 

@@ -50,22 +50,17 @@ def estimate_policy(config: PolicyTraining, out: Path) -> list[StepPlan]:
     cost = training_cost(task, config.loop, [BatchKind(1.0, config.batch_size, example)], [vae])
     time, work_text = duration(cost, config.loop, work)
     places = [config.dataset, config.vae, *([config.init_from] if config.init_from else [])]
-    plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
     latents = config.latents or work / "latents"
+    cached: list[StepPlan] = []
+    if not config.frames:
+        plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed, config.composition)
+        device, inputs = config.loop.device, (str(config.dataset), str(config.vae))
+        cached = [estimate_latents(latents, dataset, vae, manifest.digest, plan, device, before=before, inputs=inputs)]
     return [
-        estimate_latents(
-            latents,
-            dataset,
-            vae,
-            manifest.digest,
-            plan,
-            config.loop.device,
-            before=before,
-            inputs=(str(config.dataset), str(config.vae)),
-        ),
+        *cached,
         StepPlan(
             name="train",
-            inputs=(*map(str, places), str(latents)),
+            inputs=(*map(str, places), *([] if config.frames else [str(latents)])),
             outputs=(str(out), str(work)),
             work=f"{work_text}, {config.batch_size} windows a batch",
             duration=time,

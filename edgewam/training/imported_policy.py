@@ -17,8 +17,8 @@ from edgewam.data.windows import WindowLayout
 from edgewam.models import checkpoints
 from edgewam.models.checkpoints.shards import SHARD_BYTES, Source
 from edgewam.models.text import Array
-from edgewam.models.text_store import PROMPTS, write_prompts
 from edgewam.models.text_sources import SMALL
+from edgewam.models.text_store import PROMPTS, write_prompts
 from edgewam.training.policy_artifact import STATS, PolicyFacts, facts_json
 from edgewam.training.weights import VAE_FAMILY
 

@@ -51,6 +51,12 @@ class LatentPlan:
     start_stride: int = 24
     seed: int = 0
     bfloat16: bool = True
+    composition: str = "three_cameras"  # of the cameras on the canvas, by name
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the usual composition as before there were others, so that caches stay good."""
+        data = vars(self)
+        return data if self.composition != "three_cameras" else {k: v for k, v in data.items() if k != "composition"}
 
 
 @dataclass(frozen=True)
@@ -158,7 +164,7 @@ def cache_header(dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPla
         "format": _FORMAT,
         "vae": vae_digest,
         "dataset": dataset.digest,
-        "plan": vars(plan),
+        "plan": plan.to_json(),
         "images": [num_images, *cell],
         "clips": [len(window_starts(dataset, plan)[0]), cell[0], num_later, *cell[1:]],
     }
@@ -269,7 +275,7 @@ def _encode_episode(
     """Latents [n, C, h, w] of an episode's delivered frames, and [W, C, F, h, w] of the clips that begin at `starts`."""
     hold = dataset.fps // dataset.camera_hz
     steps = np.arange(0, dataset.lengths[episode], hold, dtype=np.int64)
-    pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width))
+    pixels = torch.from_numpy(compose_episode(dataset, episode, steps, plan.height, plan.width, plan.composition))
     frames = pixels.permute(0, 3, 1, 2).to(device).float() * (2.0 / 255.0) - 1.0  # channels-last: four times faster on a CPU
     later = []
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=plan.bfloat16):

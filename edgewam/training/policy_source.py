@@ -1,72 +1,80 @@
-"""Where a policy's training gets its batches from: latents that are cached once, or pictures that are encoded when needed."""
+"""Where a policy's windows come from: latents that are cached first, or pictures that are decoded and encoded while it trains.
+
+Both have the small interface of `windows.Source`; a task does not know which one it reads.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
 from edgewam.data.dataset import Dataset
 from edgewam.data.sampler import WindowSampler
 from edgewam.data.stats import DatasetStats
+from edgewam.data.windows import WindowLayout
 from edgewam.models.text import TextEncoder
 from edgewam.models.wan_vae import WanVae
 from edgewam.training.frame_source import FrameSource, canvas_for
-from edgewam.training.latents import build_cache
-from edgewam.training.windows import WindowSource, latent_plan
+from edgewam.training.frames import held_out
+from edgewam.training.latents import LatentPlan, build_cache
+from edgewam.training.windows import Source, WindowSource
 
-if TYPE_CHECKING:
-    from edgewam.training.policy import PolicyTraining
-
-Source = WindowSource | FrameSource
-MEASURED_TOGETHER = 16  # windows of a batch on which a finished policy is measured
+HELD_BATCH = 16  # windows of a held-out batch
 
 
-def open_sources(
-    config: PolicyTraining,
-    dataset: Dataset,
-    vae: WanVae,
-    vae_digest: str,
-    stats: DatasetStats,
-    text: TextEncoder,
-    split: int,
-    latents: Path,
-    report: Callable[[str], None],
-) -> tuple[Source, Source]:
-    """Windows of the first `split` episodes to train on, and those of the others.
+@dataclass(frozen=True)
+class Sources:
+    """Of the episodes to train on, and of those that are kept back for validation."""
 
-    Args:
-        config: what to train; its `frames` decides.
-        dataset: the episodes.
-        vae: frozen.
-        vae_digest: of its artifact.
-        stats: to normalise by.
-        text: source of the instructions' embeddings.
-        split: how many episodes are trained on.
-        latents: cache directory, unused with frames.
-        report: gets a line of text per encoded episode.
+    train: Source
+    held: Source
+
+
+def training_episodes(dataset: Dataset) -> range:
+    """The episodes to train on: all but the last few."""
+    return range(dataset.num_episodes - held_out(dataset.num_episodes))
+
+
+def cached_sources(
+    out: Path, dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan, device: str, stats: DatasetStats,
+    text: TextEncoder, layout: WindowLayout, report: Callable[[str], None],
+) -> Sources:  # fmt: skip
+    """Fill the cache `out` where it is not full, and read from it.
 
     Raises:
         EdgewamError: what dataset and cache refuse.
     """
-    episodes = range(split), range(split, dataset.num_episodes)
-    if config.frames:
-        # as released: the image encoder computes in the type of the network's products
-        vae = vae.to(config.loop.device, torch.bfloat16 if config.loop.autocast else torch.float32)
-
-        def frames(some: Sequence[int], batch_size: int, num_workers: int) -> FrameSource:
-            sampler = WindowSampler(dataset, config.layout, batch_size, config.loop.seed, config.start_stride, some)
-            canvas = canvas_for(vae, config.model.image_height, config.model.image_width, config.composition)
-            # with one chunk its picture is the planner's own, and nothing looks at it
-            return FrameSource(sampler, canvas, vae, stats, text, config.model.num_chunks > 1, num_workers)
-
-        return frames(episodes[0], config.batch_size, config.num_workers), frames(episodes[1], MEASURED_TOGETHER, 0)
-    plan = latent_plan(config.layout, config.model, config.start_stride, config.loop.seed)
     cache = build_cache(
-        latents, dataset, vae, vae_digest, plan, config.loop.device,
+        out, dataset, vae, vae_digest, plan, device,
         lambda done, total, left: report(f"latents: episode {done}/{total}, {left:.0f} s left"),
     )  # fmt: skip
-    found = [WindowSource(dataset, cache, stats, text, config.layout, some) for some in episodes]
-    return found[0], found[1]
+    train = training_episodes(dataset)
+    kept = range(len(train), dataset.num_episodes)
+    return Sources(*(WindowSource(dataset, cache, stats, text, layout, episodes) for episodes in (train, kept)))
+
+
+def frame_sources(
+    dataset: Dataset, vae: WanVae, plan: LatentPlan, device: str, stats: DatasetStats, text: TextEncoder, layout: WindowLayout,
+    *, batch_size: int, num_workers: int, bfloat16: bool, chunk_images: bool = True,
+) -> Sources:  # fmt: skip
+    """Read pictures; nothing is stored.  The VAE moves to `device`, in the type of the products where that is bfloat16.
+
+    batch_size: of all ranks together.  num_workers: processes that decode ahead.  chunk_images: whether the family uses an image
+    per chunk.
+    """
+    vae = vae.to(device, torch.bfloat16 if bfloat16 else torch.float32)
+    canvas = canvas_for(vae, plan.height, plan.width, plan.composition)
+    train = training_episodes(dataset)
+    kept = range(len(train), dataset.num_episodes)
+    samplers = (
+        WindowSampler(dataset, layout, size, plan.seed, plan.start_stride, list(episodes))
+        for size, episodes in ((batch_size, train), (HELD_BATCH, kept))
+    )
+    found = [
+        FrameSource(sampler, canvas, vae, stats, text, chunk_images, workers)
+        for sampler, workers in zip(samplers, (num_workers, 0), strict=True)
+    ]
+    return Sources(*found)

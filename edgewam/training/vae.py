@@ -51,6 +51,7 @@ class VaeTraining:
     reproduce: Path | None = None  # a VAE artifact with more blocks: start from it and keep its latent space
     height: int = 192
     width: int = 160
+    composition: str = "three_cameras"  # of the cameras on the canvas, by name
     batch_images: int = 32
     batch_clips: tuple[tuple[int, int], ...] = ((5, 6), (13, 2))  # (frames, clips) of the clip batches, in turn
     clip_every: int = 4  # every so many batches is one of clips
@@ -98,6 +99,7 @@ class VaeTask:
         )
         settings = {name: getattr(config, name) for name in names}
         settings |= {"reproduce": self.reference.digest} if self.reference else {}
+        settings |= {} if config.composition == "three_cameras" else {"composition": config.composition}
         self.identity: Mapping[str, Any] = {"task": "vae", "dataset": digest, "vae": asdict(config.vae), **settings}
         self._clips = {frames: data.clip_starts(frames) for frames, _ in config.batch_clips}
         if short := [frames for frames, starts in self._clips.items() if len(starts) == 0]:
@@ -179,7 +181,8 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
     dataset = Dataset.open(config.dataset)
     split = dataset.num_episodes - held_out(dataset.num_episodes)
     size, probing = (config.height, config.width), config.probe_weight > 0
-    data = FrameSet.load(dataset, range(split), size, config.stride, config.max_frames, config.loop.seed, probing)
+    chosen = (config.loop.seed, probing, config.composition)
+    data = FrameSet.load(dataset, range(split), size, config.stride, config.max_frames, *chosen)
     target = None
     center, spread = np.zeros(len(config.probe_columns), np.float32), np.ones(len(config.probe_columns), np.float32)
     if data.environment is not None:
@@ -209,7 +212,7 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
         mean, std = latent_constants(task.vae, data, config.loop.seed)
     vae = WanVae(with_latent_constants(config.vae, mean, std)).eval().requires_grad_(False)
     vae.load_state_dict(state)
-    held = FrameSet.load(dataset, range(split, dataset.num_episodes), size, config.stride, 512, config.loop.seed, probing)
+    held = FrameSet.load(dataset, range(split, dataset.num_episodes), size, config.stride, 512, *chosen)
     measured = pixel_errors(vae, held)
     if task.reference is not None:
         measured["latent_distance"] = latent_distance(vae, task.reference, held)

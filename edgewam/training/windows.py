@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,24 @@ from edgewam.models.text import TextEncoder
 from edgewam.training.latents import LatentCache, LatentPlan
 
 Ints = npt.NDArray[np.int64]
+
+
+class Source(Protocol):
+    """What a task reads: `draw` chooses windows (a choice is the source's own), `batch` makes them a loss batch."""
+
+    @property
+    def layout(self) -> WindowLayout:
+        """Of its windows."""
+
+    def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Any:
+        """Windows of batch number `index`, or from `generator` where the source has no order; `choice.rows(first, last)` are
+        some of them."""
+
+    def batch(self, choice: Any) -> LossBatch:
+        """The chosen windows."""
+
+    def describe(self, choice: Any) -> str:
+        """Which data they are, for messages."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +84,7 @@ class WindowSource:
         return len(self._pool)
 
     def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Choice:
-        """One history spacing, one history length (as often as it occurs), then windows of that length and their offsets.
-
-        The number of the batch does not matter here; sources that follow epochs go by it.
-        """
+        """One history spacing, one history length (as often as it occurs), then windows of that length and their offsets."""
         # without history no spacing matters, and nothing is drawn
         spacing = int(generator.choice(self.layout.history_spacings)) if self.layout.history_spacings else 1
         steps = self.cache.window_step[self._pool]
@@ -115,6 +131,9 @@ class WindowSource:
         return torch.from_numpy(self.cache.images[self.cache.image_rows(episode, steps)].astype(np.float32))
 
 
-def latent_plan(layout: WindowLayout, model: Sizes, start_stride: int, seed: int) -> LatentPlan:
+def latent_plan(
+    layout: WindowLayout, model: Sizes, start_stride: int, seed: int, composition: str = "three_cameras"
+) -> LatentPlan:
     """The cache that windows of this layout need."""
-    return LatentPlan(model.image_height, model.image_width, layout.num_video_frames, layout.stride, start_stride, seed)
+    frames, stride = layout.num_video_frames, layout.stride
+    return LatentPlan(model.image_height, model.image_width, frames, stride, start_stride, seed, composition=composition)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from tests.cli.test_bad_input import refused  # noqa: E402
 from tests.models import weight_files as files  # noqa: E402
 
 AHA = ("--config", files.CONFIG)
-GIB = 1 << 30
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def test_a_file_comes_back_equal_in_tensors_values_order_and_dtypes(source, tmp_
     torch.save(content, tmp_path / "before.pt")
     options = () if source == files.VAE else AHA
     here("convert", tmp_path / "before.pt", tmp_path / "artifact", *options, "--shard-gb", 0.0005).ok()
-    assert len(list((tmp_path / "artifact").glob("model-0*.safetensors"))) > 2
+    assert len(list((tmp_path / "artifact").glob("model-0*.safetensors"))) > 1
     here("convert", tmp_path / "artifact", tmp_path / "after.pt", "--format", "upstream").ok()
     same(files.loaded(tmp_path / "after.pt"), content)
 
@@ -73,7 +72,8 @@ def test_a_policy_artifact_is_what_train_writes(vae, stats, tmp_path):
 
     for source, kind, steps in ((files.AHA_WAM, "policy", 10), (files.STUDENT, "student", 2)):
         out = tmp_path / kind
-        done = here("convert", source, out, "--vae", vae, "--stats", stats, *AHA, "--text", "small", "--prompt", "lift", "--json").ok()
+        options = ("--vae", vae, "--stats", stats, *AHA, "--text", "small", "--prompt", "lift", "--json")
+        done = here("convert", source, out, *options).ok()
         assert done.json["kind"] == kind and not done.json["skipped"]
         loaded = load_policy(out)
         assert loaded.facts.num_action_steps == steps and loaded.facts.sampler_tables == "bf16"
@@ -99,7 +99,8 @@ def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
     pytest.importorskip("edgewam.models.fast_wam")
     source = files.fast_wam(tmp_path / "fast.pt", action_branch_embedding=torch.zeros(2, 40))
     done = here("convert", source, tmp_path / "out", "--head-dim", 20, "--json").ok()
-    assert done.json["family"] == "fast_wam" and done.json["skipped"] == ["'mot.action_branch_embedding' is not read by a fast_wam"]
+    assert done.json["family"] == "fast_wam"
+    assert done.json["skipped"] == ["'mot.action_branch_embedding' is not read by a fast_wam"]
     assert "mot.action_branch_embedding" not in checkpoints.read(tmp_path / "out").tensors
 
 
@@ -137,7 +138,7 @@ def test_dtypes_are_kept_or_converted(tmp_path):
     assert all(torch.equal(half[f"mot.{name}"], tensor.bfloat16()) for name, tensor in exact["mot"].items())
     here("convert", tmp_path / "half", tmp_path / "half.pt", "--format", "upstream").ok()
     assert files.loaded(tmp_path / "half.pt")["torch_dtype"] == "torch.bfloat16"
-    refused(here("convert", files.AHA_WAM, tmp_path / "x", *AHA, "--dtype", "int4"), "Unknown dtype 'int4'", "Available: keep, bf16")
+    refused(here("convert", files.AHA_WAM, tmp_path / "x", *AHA, "--dtype", "int4"), "Unknown dtype 'int4'", "Available: keep")
 
 
 def test_a_vae_artifact_reconstructs_as_the_file_did(vae, tmp_path):
@@ -153,12 +154,15 @@ def test_a_vae_artifact_reconstructs_as_the_file_did(vae, tmp_path):
 
 def test_a_text_encoder_goes_with_its_tokenizer(tmp_path):
     from edgewam.models.umt5_encoder import load_text_encoder
+
     from tests.models import tiny_umt5
 
-    network, tokenizer = tiny_umt5.weights_and_tokenizer(tmp_path)
+    pytest.importorskip("tokenizers", reason="needs edgewam[text]")
+    network, tokenizer = tiny_umt5.make_network(), tiny_umt5.make_tokenizer(tmp_path / "tokenizer")
     torch.save(network.state_dict(), tmp_path / "t5.pth")
     refused(here("convert", tmp_path / "t5.pth", tmp_path / "text"), "Add --tokenizer")
-    assert here("convert", tmp_path / "t5.pth", tmp_path / "text", "--tokenizer", tokenizer, "--json").ok().json["kind"] == "text_encoder"
+    done = here("convert", tmp_path / "t5.pth", tmp_path / "text", "--tokenizer", tokenizer, "--json").ok()
+    assert done.json["kind"] == "text_encoder"
     again = load_text_encoder(tmp_path / "text", text_len=16)
     assert all(torch.equal(t, network.state_dict()[name]) for name, t in again.network.state_dict().items())
 
@@ -180,7 +184,8 @@ def test_keys_that_do_not_belong_are_refused_or_left_out_and_named(tmp_path):
     content["proprio_encoder"]["bias"] = content["proprio_encoder"]["bias"].double()
     content["optimizer"] = {"state": {0: torch.zeros(2)}}
     torch.save(content, tmp_path / "file.pt")
-    refused(here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA), "'mot.lora.weight' is not part of", "float64", "Give --lenient")
+    done = here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA)
+    refused(done, "'mot.lora.weight' is not part of", "float64", "Give --lenient")
     assert not (tmp_path / "out").exists()
     done = here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA, "--lenient", "--json").ok()
     assert done.json["skipped"] == ["'mot.lora.weight' is not part of a aha_wam", "the optimizer's state (1 tensors)"]
@@ -231,25 +236,18 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
 def test_no_space_leaves_what_was_there(vae, tmp_path):
     out = shutil.copytree(vae, tmp_path / "out")
     before = {path.name: path.read_bytes() for path in out.iterdir()}
-    for arguments in (("convert", files.AHA_WAM, out, *AHA), ("convert", vae, tmp_path / "file.pt", "--format", "upstream")):
+    for arguments in (("convert", files.VAE, out), ("convert", vae, tmp_path / "file.pt", "--format", "upstream")):
         done = apart(*arguments, file_limit=300_000)
         assert done.code == 1 and "Free some space" in done.err and "Traceback" not in done.err, done.err
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert not leftovers(tmp_path) and not (tmp_path / "file.pt").exists()
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
 def test_killed_in_the_middle_nothing_half_written_is_left_in_place(tmp_path):
-    import signal
-
-    big = tmp_path / "dit.pt"
-    video = {k[15:]: v for k, v in files.loaded(files.AHA_WAM)["mot"].items() if k.startswith("mixtures.video.")}
-    video["patch_embedding.weight"] = video["patch_embedding.weight"].repeat(1, 1, 1, 1, 1)
-    torch.save({"dit": video}, big)
     partial = tmp_path / ".out.partial"
-    with started("convert", big, tmp_path / "out", "--shard-gb", 0.00002) as command:
-        command.wait_until(partial.exists)
+    with started("convert", files.VAE, tmp_path / "out", "--shard-gb", 0.00001) as command:  # 190 shards
+        command.wait_until(lambda: any(partial.glob("model-*")))
         command.cut(signal.SIGKILL)
-    assert not (tmp_path / "out").exists() or read_manifest(tmp_path / "out").kind == "weights"
-    here("convert", big, tmp_path / "out").ok()  # the leftover does not stand in the way
+    assert not (tmp_path / "out").exists()
+    here("convert", files.VAE, tmp_path / "out").ok()  # the leftover does not stand in the way
     assert not leftovers(tmp_path)

@@ -78,7 +78,7 @@ def refused(done, *pieces):
 def test_prompts_of_a_policy_are_listed_and_added_and_nothing_else_changes(policy, cached):
     assert here("prompt", "list", policy).ok().out.splitlines() == ["stored"]
     before = read_manifest(policy)
-    here("prompt", "add", policy, *TASKS, "--text", cached).ok()
+    assert "A finished bundle takes prompts itself" in here("prompt", "add", policy, *TASKS, "--text", cached).ok().err
     after = read_manifest(policy)  # every file matches its digest
     assert here("prompt", "list", policy).ok().out.splitlines() == sorted(["stored", *TASKS])
     found = read_prompts(policy / PROMPTS)
@@ -94,7 +94,8 @@ def test_a_prompt_of_an_artifact_without_any_is_stored(policy, cached):
     manifest = json.loads((policy / "manifest.json").read_text())
     with write_artifact(policy.parent / "bare", "student", config=manifest["config"]) as directory:
         shutil.copyfile(policy / "model.json", directory / "model.json")
-    assert here("prompt", "list", policy.parent / "bare").ok().out.strip() == ""
+    none = here("prompt", "list", policy.parent / "bare").ok()
+    assert none.out == "" and "edgewam prompt add" in none.err
     here("prompt", "add", policy.parent / "bare", TASKS[0], "--text", cached).ok()
     assert here("prompt", "list", policy.parent / "bare").ok().out.splitlines() == [TASKS[0]]
 

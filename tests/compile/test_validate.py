@@ -14,7 +14,8 @@ from edgewam.core.errors import ArtifactError, ContractError, GateError
 from edgewam.robot_bridge.policy import Ablatable, Policy, open_policy
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.measure import profile_bundle
-from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
+from edgewam.runtime.policies.aha_wam_host import HostConfig
+from edgewam.runtime.policies.host_section import synthetic_observation
 from tests.runtime.tiny_aha_wam import PROMPT, tiny_parts
 
 

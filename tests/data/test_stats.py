@@ -103,10 +103,18 @@ def test_measured_file_has_every_entry_that_released_policies_use(tmp_path):
 
 def test_statistics_of_another_robot_are_refused():
     stats = measure_stats(numbers_only([9]))
-    stats.check(numbers_only([9]), "'p'")
+    stats.check(numbers_only([9]))
     short = DatasetStats(Normalizer(stats.state.mean[:8], stats.state.std[:8]), stats.action)
-    with pytest.raises(ContractError, match=r"states of 'in-memory' have 14 numbers, the statistics of 'p' 8\."):
-        short.check(numbers_only([9]), "'p'")
+    with pytest.raises(ContractError, match=r"'in-memory' has 14 numbers in a state, those of 'p' 8\. Give data of the same"):
+        short.check(numbers_only([9]), "those of 'p'")
+
+
+def test_data_of_another_rate_is_refused_where_the_rate_is_known():
+    dataset = numbers_only([9])
+    dataset.check_fits("'p'", 14, 14)
+    dataset.check_fits("'p'", 14, 14, fps=50)
+    with pytest.raises(ContractError, match=r"'in-memory' has 50 control steps a second, 'p' 25\."):
+        dataset.check_fits("'p'", 14, 14, fps=25)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
-from edgewam.models.aha_wam_ode import condition, teacher_trajectory
+from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
@@ -71,7 +71,7 @@ def test_learning_through_its_own_steps_brings_a_student_nearer_at_just_that_man
     assert "student_1_to_16_normalised" not in rolled  # it was not taught one step, and is worse at it:
     _, held, teacher = prepare(config(road), road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    one = fidelity(teacher.family, teacher.model, load_policy(out).model, held, names, names, (1,))["rms"]
+    one = fidelity(teacher.family, teacher.model, load_policy(out).model, held, teacher.stats, names, names, (1,))["rms"]
     assert one["student_1_to_16_normalised"] > jumped["student_1_to_16_normalised"]
     with pytest.raises(EdgewamError, match="taught to take 2 steps and no other number"):
         compile_plan(out, num_action_steps=1)
@@ -83,7 +83,7 @@ def test_a_student_may_have_its_own_schedule_and_hands_it_on(road: Road) -> None
     own = config(road, shift=1.0, anchor_draws=0, rollout=True)
     task, held, teacher = prepare(own, road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    rms = fidelity(teacher.family, teacher.model, task.module, held, names[:6], names)["rms"]  # type: ignore[arg-type]
+    rms = fidelity(teacher.family, teacher.model, task.module, held, teacher.stats, names[:6], names)["rms"]  # type: ignore[arg-type]
     assert rms["student_1_to_16_rad"] == rms["undistilled_1_to_16_rad"]  # one step ends where it ends on any schedule
     assert rms["student_2_to_16_rad"] != rms["undistilled_2_to_16_rad"]
     found = distill(own, road[2] / "equal_steps")["rms"]
@@ -133,7 +133,7 @@ def test_a_cached_trajectory_is_the_teachers_from_the_noise_it_names(road: Road,
 def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None:
     _, held, teacher = prepare(config(road), road[2] / "student.training")
     names = [f"joint_{i}" for i in range(14)]
-    rms = fidelity(teacher.family, teacher.model, teacher.model, held, names[:6], names)["rms"]
+    rms = fidelity(teacher.family, teacher.model, teacher.model, held, teacher.stats, names[:6], names)["rms"]
     for steps in (1, 2, 4):
         assert rms[f"student_{steps}_to_16_rad"] == rms[f"undistilled_{steps}_to_16_rad"]
     assert rms["undistilled_4_to_16_normalised"] < rms["undistilled_2_to_16_normalised"] < rms["undistilled_1_to_16_normalised"]
@@ -173,7 +173,14 @@ def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) 
     broken = load_policy(road[1]).model
     torch.nn.init.constant_(broken.mot.action_branch_embedding, float("nan"))
     with pytest.raises(EdgewamError, match="not finite in batch 0"):
-        build_trajectories(tmp_path, teacher.family, broken, task.cache.source, {"teacher": teacher.manifest.digest}, PLAN)
+        build_trajectories(
+            tmp_path,
+            teacher.family,
+            broken,
+            task.cache.source,
+            {"teacher": teacher.manifest.digest},
+            PLAN,
+        )
     assert not (tmp_path / DONE).exists()
 
 

@@ -6,9 +6,10 @@ import torch
 
 from edgewam.flow.schedule import StepTable, sigma_grid
 from edgewam.flow.solver import euler, euler_table
-from edgewam.models.aha_wam_ode import (
+from edgewam.models.aha_wam_loss import condition
+from edgewam.models.aha_wam_stream import sample_chunk
+from edgewam.models.flow_ode import (
     Prefix,
-    condition,
     draw_anchors,
     ode_loss,
     rollout_loss,
@@ -16,7 +17,6 @@ from edgewam.models.aha_wam_ode import (
     student_prediction,
     teacher_trajectory,
 )
-from edgewam.models.aha_wam_stream import sample_chunk
 from tests.models import aha_wam_golden as golden
 
 CLOSE = {"atol": golden.STAGE_ATOL, "rtol": 0}

@@ -11,6 +11,7 @@ from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints, fast_wam
 from edgewam.models.dit_block import attend
+from edgewam.models.family import trainable
 from edgewam.models.flow_loss import draw_noise
 from edgewam.models.flow_ode import Prefix, student_prediction
 from edgewam.models.masks import bias_of, first_frame_causal, joint_first_frame
@@ -165,6 +166,12 @@ def test_our_format_round_trips_and_other_families_are_refused(tmp_path):
     checkpoints.save(model, tmp_path, family="aha_wam", config=model.config.to_json())
     with pytest.raises(ArtifactError, match="family 'aha_wam'"):
         fast_wam.load(tmp_path)
+
+
+def test_it_can_be_trained_and_every_layer_is_a_block(net):
+    assert trainable("fast_wam") is fast_wam
+    in_blocks = {id(p) for block in fast_wam.BLOCKS(net) for p in block.parameters()}
+    assert in_blocks == {id(p) for name, p in net.named_parameters() if any(part in name for part in fast_wam.MATRICES)}
 
 
 def test_names_of_tensors_tell_the_family():

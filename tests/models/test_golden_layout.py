@@ -12,21 +12,27 @@ from safetensors.torch import load_file
 
 from tests.golden import GOLDEN
 from tests.models import aha_wam_golden as golden
+from tests.models import fast_wam_golden as fast
 
 INDEX = json.loads((GOLDEN / "aha_wam" / "_index.json").read_text())
-FILES = [name for name in INDEX if not name.startswith("fastwam_")]
+FAST = [name for name in INDEX if name.startswith("fastwam_")]
+FILES = [name for name in INDEX if name not in FAST]
 
 
 def pattern(name: str) -> str:
     return re.sub(r"\d+(\.\d+)?", "*", name)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_every_kind_of_tensor_is_there_for_every_layer(name):
-    found = golden.arrays(name)
-    dtypes = {pattern(key): str(value.dtype).removeprefix("torch.") for key, value in found.items()}
+@pytest.mark.parametrize("name", INDEX)
+def test_every_kind_of_tensor_is_there(name):
+    dtypes = {pattern(key): str(value.dtype).removeprefix("torch.") for key, value in golden.arrays(name).items()}
     expected = {pattern(key): dtype for key, (_, dtype) in INDEX[name].items()}
     assert {key: dtypes.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_layer_is_there(name):
+    found = golden.arrays(name)
     layers: dict[str, set[int]] = {}
     for key in found:
         if number := re.search(r"(?:\blayer|blocks\.|after_layer)(\d+)", key):
@@ -35,7 +41,7 @@ def test_every_kind_of_tensor_is_there_for_every_layer(name):
 
 
 def test_the_shipped_arrays_have_the_shapes_of_their_index():
-    for name in FILES:
+    for name in INDEX:
         stored = load_file(GOLDEN / "aha_wam" / f"{name}.safetensors")
         assert {key: list(value.shape) for key, value in stored.items()} == {
             key: shape for key, (shape, _) in INDEX[name].items()
@@ -71,3 +77,20 @@ def test_samplers_go_through_every_chunk():
         for steps in golden.indices(name, r"steps(\d+)\."):
             chunks = golden.indices(name, rf"steps{steps}\.chunk(\d+)\.actions_normalized")
             assert chunks == list(range(golden.config().num_chunks))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_arrays_of_fast_wam_have_its_declared_sizes(name):
+    data, config = golden.arrays(name), fast.config()
+    prefix, size = ("batch." if "batch.context" in data else "text."), (config.image_height, config.image_width)
+    assert data[f"{prefix}context"].shape[1:] == (config.text_len, config.text_dim)
+    assert torch.equal(data[f"{prefix}context_mask"], torch.ones(data[f"{prefix}context"].shape[:2], dtype=torch.uint8))
+    if prefix == "batch.":
+        assert data["batch.action"].shape[1:] == (config.horizon, config.action_dim)
+        assert data["batch.proprio"].shape[1:] == (config.horizon, config.proprio_dim)
+        assert data["batch.video_u8"].shape[-2:] == size
+        assert (data["batch.video_u8"].shape[2] - 1) % 4 == 0, "frame 0, then groups of four"
+    else:
+        assert data["image_u8"].shape[-2:] == size and data["start_noise"].shape[1:] == (config.horizon, config.action_dim)
+        layers = {int(key.split(".layer")[1].split(".")[0]) for key in data if ".layer" in key}
+        assert layers == set(range(config.num_layers))

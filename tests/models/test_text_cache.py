@@ -3,6 +3,7 @@
 import hashlib
 import os
 import pickle
+import shutil
 import zipfile
 from dataclasses import dataclass
 
@@ -14,7 +15,7 @@ from edgewam.core.artifacts import write_artifact
 from edgewam.core.errors import ArtifactError, ContractError, EdgewamError
 from edgewam.models.text import SmallTextEncoder
 from edgewam.models.text_cache import TextCache, cached_lengths
-from edgewam.models.text_sources import open_text, policy_text
+from edgewam.models.text_sources import embedded_now, open_text, policy_text
 from edgewam.models.text_store import PROMPTS, read_prompts, write_prompts
 
 TASK = "fold the towel"
@@ -209,3 +210,14 @@ def test_a_policy_speaks_with_its_own_encoder_only(tmp_path):
         policy_text(policy, "stored", Sizes()).encode("dance")
     with pytest.raises(ContractError, match="but this policy takes"):
         policy_text(policy, "stored", Sizes(text_dim=4)).encode("stored")
+
+
+def test_instructions_embedded_now_need_no_encoder_any_more(tmp_path):
+    upstream_file(tmp_path)
+    kept = embedded_now(open_text(tmp_path, Sizes()), [TASK])
+    shutil.rmtree(tmp_path)
+    assert np.array_equal(kept.encode(TASK), rows()) and (kept.text_len, kept.text_dim) == (LEN, DIM)
+    with pytest.raises(EdgewamError, match="'make tea'"):
+        kept.encode("make tea")
+    small = SmallTextEncoder()
+    assert embedded_now(small, [TASK]) is small

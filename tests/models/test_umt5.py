@@ -5,12 +5,11 @@ import json
 import pytest
 import torch
 
-from edgewam.core.errors import ContractError
-from edgewam.models.umt5 import Umt5, Umt5Config, config_of, relative_buckets
+from edgewam.models.umt5 import Umt5, Umt5Config, relative_buckets
 from tests.golden import GOLDEN
 from tests.models import umt5_reference
 
-ATOL = 2e-5  # float32 sums of 150 terms in another order, values up to 4.4; another GELU or a scaled logit exceeds 1e-3
+ATOL = 2e-5  # float32 sums of 150 terms in another order, values up to 4.4; the erf GELU makes 2e-3, another eps 2e-4
 # bf16 sums are rounded in another order on another processor; the reference's own distance to float32 is the measure
 BF16_SHARE = 0.75
 
@@ -74,12 +73,3 @@ def test_keys_and_shapes_at_full_size_are_those_of_wans_file():
     found = {name: list(tensor.shape) for name, tensor in net.state_dict().items()}
     assert found == expected and len(found) == 242
     assert sum(tensor.numel() for tensor in net.state_dict().values()) == 5_680_910_336  # facts/x_wam.md 2.8
-    assert config_of({name: tuple(shape) for name, shape in expected.items()}) == Umt5Config()
-
-
-def test_sizes_come_from_the_shapes_and_other_tensors_are_refused():
-    shapes = {name: tuple(tensor.shape) for name, tensor in Umt5(umt5_reference.CONFIG).state_dict().items()}
-    assert config_of(shapes) == umt5_reference.CONFIG
-    del shapes["blocks.0.pos_embedding.embedding.weight"]
-    with pytest.raises(ContractError, match=r"no UMT5 encoder in Wan's layout.*models_t5_umt5-xxl-enc-bf16\.pth"):
-        config_of(shapes)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tests.golden import golden_dir
 
-AHA_WAM, STUDENT, VAE = (golden_dir() / f"{name}.pt" for name in ("checkpoint_ahawam", "checkpoint_ahawam_student_ode", "vae_raw"))
+AHA_WAM, STUDENT = golden_dir() / "checkpoint_ahawam.pt", golden_dir() / "checkpoint_ahawam_student_ode.pt"
+VAE = golden_dir() / "vae_raw.pt"
 CONFIG = golden_dir() / "config_ahawam.json"
 EDITOR = "chunk_kv_cache_editor."
 

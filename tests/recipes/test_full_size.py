@@ -82,7 +82,7 @@ def test_epochs_become_steps(ranks, windows, steps):
 
 def test_all_recipes_have_names_and_unknown_ones_are_refused_with_what_there_is():
     assert {find_recipe(name).schedule.seed for name in recipe_names()} == {42} and len(recipe_names()) == 7
-    with pytest.raises(EdgewamError, match="Available: small, robotwin_ahawam.*libero_fastwam"):
+    with pytest.raises(EdgewamError, match=r"Available: small, robotwin_ahawam.*libero_fastwam"):
         find_recipe("robotwin")
 
 

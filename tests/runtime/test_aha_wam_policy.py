@@ -16,7 +16,8 @@ from edgewam.runtime.backends.eager import TorchEngine
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.policies.aha_wam import AhaWamPolicy, rehearse, timed_calls
-from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
+from edgewam.runtime.policies.aha_wam_host import HostConfig
+from edgewam.runtime.policies.host_section import synthetic_observation
 from tests.runtime.tiny_aha_wam import MEMORY_SLOTS, PROMPT, tiny_parts
 
 ATOL = 2e-5  # float32 sums in another order, actions of order one

@@ -17,7 +17,7 @@ from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.pipeline import Pipeline
 from edgewam.runtime.policies.aha_wam import AhaWamPolicy
 from edgewam.runtime.policies.aha_wam_context import Context, from_bytes, to_bytes
-from edgewam.runtime.policies.aha_wam_host import synthetic_observation
+from edgewam.runtime.policies.host_section import synthetic_observation
 from tests.robot_bridge.split import Bench
 from tests.runtime.fake_device import FakeDevice
 from tests.runtime.test_aha_wam_policy import make_bundle

@@ -14,7 +14,8 @@ from edgewam.models.checkpoints.identify import Checkpoint, identify
 
 if TYPE_CHECKING:
     from edgewam.models.checkpoints.release import Release, load_release, read_release, repaired, write_release, write_upstream
-    from edgewam.models.checkpoints.stored import SIZES, STORAGE, WEIGHTS, Stored, fit, read, save, upstream_of, write_model
+    from edgewam.models.checkpoints.stored import SIZES, STORAGE, WEIGHTS, Stored, entries_of, fit, read, save, upstream_of
+    from edgewam.models.checkpoints.stored import write_model as write_model
 
 __all__ = [
     "SIZES",
@@ -25,6 +26,7 @@ __all__ = [
     "Release",
     "Stored",
     "WeightFile",
+    "entries_of",
     "fit",
     "identify",
     "load_release",
@@ -41,7 +43,7 @@ __all__ = [
 
 _IN = {
     "release": ("Release", "load_release", "read_release", "repaired", "write_release", "write_upstream"),
-    "stored": ("SIZES", "STORAGE", "WEIGHTS", "Stored", "fit", "read", "save", "upstream_of", "write_model"),
+    "stored": ("SIZES", "STORAGE", "WEIGHTS", "Stored", "entries_of", "fit", "read", "save", "upstream_of", "write_model"),
 }
 
 

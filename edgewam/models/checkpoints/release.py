@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewam.core.artifacts import replaced_file
 from edgewam.core.errors import ArtifactError
 from edgewam.models.checkpoints.files import open_weights
 from edgewam.models.checkpoints.identify import BRANCH, QUERIES, Checkpoint, identified
 from edgewam.models.checkpoints.mapped import mapped
+from edgewam.models.checkpoints.shards import Held, Source
 from edgewam.models.checkpoints.stored import fit
+from edgewam.models.checkpoints.torch_writer import write_torch
 
 
 @dataclass(frozen=True)
@@ -55,13 +56,13 @@ def _no_policy(found: Checkpoint) -> str:
 
 def write_release(model: nn.Module, path: Path | str, extra: Mapping[str, Any] | None = None) -> None:
     """Write the released layout: one group per top-level module, and `extra` entries (plain values) beside them."""
-    write_upstream(model.state_dict(), path, extra or {})
+    write_upstream({name: Held(tensor) for name, tensor in model.state_dict().items()}, path, extra or {})
 
 
 def write_upstream(
-    tensors: Mapping[str, Tensor], path: Path | str, extra: Mapping[str, Any], layout: Iterable[str] = (), whole: bool = False
+    tensors: Mapping[str, Source], path: Path | str, extra: Mapping[str, Any], layout: Iterable[str] = (), whole: bool = False
 ) -> None:
-    """Write a torch.save dict of named tensors and plain values, whole or not at all.
+    """Write a torch file of named tensors and plain values, whole or not at all.
 
     Args:
         tensors: named group.key, or flat where `whole`.
@@ -76,9 +77,9 @@ def write_upstream(
             group, key = name.split(".", 1)
             content.setdefault(group, {})[key] = tensor
     content |= extra
-    order = [name for name in layout if name in content] + [name for name in content if name not in set(layout)]
-    with replaced_file(Path(path)) as temporary:
-        torch.save({name: content[name] for name in order}, temporary)
+    layout = tuple(layout)
+    order = [name for name in layout if name in content] + [name for name in content if name not in layout]
+    write_torch(Path(path), {name: content[name] for name in order})
 
 
 def load_release(model: nn.Module, release: Release, source: str = "checkpoint") -> None:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from edgewam.core.artifacts import file_digest, replaced_file, write_json
 from edgewam.core.errors import ArtifactError
+from edgewam.models.checkpoints.entries import Entry
 from edgewam.models.checkpoints.files import open_weights
 from edgewam.models.checkpoints.mapped import mapped
 from edgewam.models.checkpoints.shards import INDEX, SHARD_BYTES, Source, write_shards
@@ -85,6 +86,7 @@ def save(
     with replaced_file(directory / WEIGHTS) as temporary:
         save_file(tensors, temporary)
     write_json(directory / SIZES, sizes)
+    (directory / INDEX).unlink(missing_ok=True)  # of shards that were here before
 
 
 def write_model(
@@ -138,26 +140,8 @@ def read(directory: Path | str, family: str | None = None) -> Stored:
         ArtifactError: files missing, truncated, not ours, or of another family than asked for.
     """
     directory = Path(directory)
-    weights = weights_file(directory)
-    for name in (SIZES, weights.name):
-        if not (directory / name).is_file():
-            raise ArtifactError(
-                f"'{directory}' lacks '{name}', so it holds no saved model. Give the directory of a trained model."
-            )
-    try:
-        sizes = json.loads((directory / SIZES).read_text())
-        tensors = mapped(open_weights(weights).entries)
-        if base := sizes.get("base"):
-            tensors = dict(_read_base(directory, base, sizes["family"])) | tensors
-        stored = Stored(sizes["family"], sizes["config"], sizes["metadata"], tensors)
-    except ArtifactError as error:
-        if error.args[0].startswith(f"'{weights}"):
-            raise ArtifactError(f"The model in '{directory}' is truncated or damaged: {error}") from error
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(
-            f"The model in '{directory}' is truncated or damaged: {error}. Copy it again or save it again."
-        ) from error
+    sizes, entries = _headers(directory)
+    stored = Stored(sizes["family"], sizes["config"], sizes["metadata"], mapped(entries))
     if family is not None and stored.family != family:
         raise ArtifactError(f"'{directory}' holds a model of family '{stored.family}', but '{family}' is needed here.")
     return stored
@@ -181,10 +165,41 @@ def weights_digest(directory: Path | str) -> str:
     return hashlib.sha256("".join(file_digest(file) for file in (path, *shards)).encode()).hexdigest()
 
 
-def _read_base(directory: Path, base: Mapping[str, str], family: str) -> Mapping[str, Tensor]:
+def entries_of(directory: Path | str) -> Mapping[str, Entry]:
+    """Where the tensors of a saved model are, those of its base included; errors are those of `read`."""
+    return _headers(Path(directory))[1]
+
+
+def _headers(directory: Path) -> tuple[Mapping[str, Any], Mapping[str, Entry]]:
+    weights = weights_file(directory)
+    for name in (SIZES, weights.name):
+        if not (directory / name).is_file():
+            raise ArtifactError(
+                f"'{directory}' lacks '{name}', so it holds no saved model. Give the directory of a trained model."
+            )
+    try:
+        sizes = json.loads((directory / SIZES).read_text())
+        missing = {"family", "config", "metadata"} - sizes.keys()
+        entries = open_weights(weights).entries
+    except (OSError, ValueError, AttributeError, ArtifactError) as error:
+        raise ArtifactError(
+            f"The model in '{directory}' is truncated or damaged: {error} Copy it again or save it again."
+        ) from error
+    if missing:
+        raise ArtifactError(f"'{directory / SIZES}' is damaged: it lacks {sorted(missing)}. Save the model again.")
+    if base := sizes.get("base"):
+        below = _base_entries(directory, base, sizes["family"])
+        entries = {**below, **entries}
+    return sizes, entries
+
+
+def _base_entries(directory: Path, base: Mapping[str, str], family: str) -> Mapping[str, Entry]:
     path = directory / base["path"]
     if not weights_file(path).is_file():
         raise ArtifactError(f"'{directory}' stores only what differs from '{path}', which is not there. Copy it there too.")
     if weights_digest(path) != base["sha256"]:
         raise ArtifactError(f"'{path}' is not the model that '{directory}' was saved on top of (its digest differs).")
-    return read(path, family).tensors
+    sizes, entries = _headers(path)
+    if sizes["family"] != family:
+        raise ArtifactError(f"'{path}' holds a model of family '{sizes['family']}', but '{family}' is needed here.")
+    return entries

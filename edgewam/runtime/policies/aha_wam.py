@@ -21,8 +21,9 @@ from edgewam.core.rope import axis_rope
 from edgewam.runtime.ablation import bypass
 from edgewam.runtime.bundle import Bundle
 from edgewam.runtime.memory import Array
-from edgewam.runtime.policies.aha_wam_host import HostConfig, synthetic_observation
+from edgewam.runtime.policies.aha_wam_host import HostConfig
 from edgewam.runtime.policies.aha_wam_refresh import Canvas, Floats, Refreshes
+from edgewam.runtime.policies.host_section import synthetic_observation
 
 ABLATIONS = ("memory", "router")
 FIGURE_PROGRAMS = {"L_chunk": "act", "L_prefill": "plan"}  # what the timed calls run; the others are the host alone
@@ -78,7 +79,8 @@ class AhaWamPolicy:
 
     def compose(self, observation: Observation) -> Canvas:
         """The canvas uint8 [image_height, image_width, 3] of an observation's cameras."""
-        return compose_images(observation.images, self.host.image_height, self.host.image_width)
+        host = self.host
+        return compose_images(observation.images, host.image_height, host.image_width, host.composition)
 
     def plan_canvas(self, canvas: Canvas, tick: int, noise: Floats | None = None) -> None:
         """`plan` from a composed canvas; `noise` [horizon, D] replaces the drawn one, to compare policies."""

@@ -1,16 +1,15 @@
-"""Host settings of an AHA-WAM bundle, the arithmetic of chunks in time, and synthetic observations of its sizes."""
+"""Host settings of an AHA-WAM bundle, and the arithmetic of chunks in time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgewam.core.errors import ContractError, EdgewamError
-from edgewam.core.records import Observation
+from edgewam.core.errors import EdgewamError
 from edgewam.runtime.bundle import Bundle
+from edgewam.runtime.policies.host_section import read_section
 
 
 @dataclass(frozen=True)
@@ -19,7 +18,8 @@ class HostConfig:
 
     offset_trained: chunks may start at any tick, not only every `chunk_size` ticks after a refresh.  prefix_trained:
     the first rows of a chunk may be given, up to max_prefix (None: half a chunk).  refresh_ticks: ticks between
-    refreshes.  action_std: of the training data, to express actions in units of it.
+    refreshes.  action_std: of the training data, to express actions in units of it.  composition: where the cameras go on the
+    canvas.
     """
 
     image_height: int
@@ -39,16 +39,12 @@ class HostConfig:
     max_prefix: int | None = None
     refresh_ticks: int = 32
     action_std: tuple[float, ...] = ()
+    composition: str = "three_cameras"
 
     @staticmethod
     def of(bundle: Bundle) -> HostConfig:
         """Read the host section of a bundle; ContractError when a field is missing."""
-        names = HostConfig.__dataclass_fields__
-        known: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in bundle.host.items() if name in names}
-        try:
-            return HostConfig(**known)
-        except TypeError as error:
-            raise ContractError(f"The bundle's host section does not fit an AHA-WAM: {error}. Compile it again.") from error
+        return read_section(bundle, HostConfig)
 
     def is_due(self, age_ticks: int) -> bool:
         """Whether a chunk that starts so many ticks after the last refresh wants a new one first."""
@@ -73,17 +69,3 @@ class HostConfig:
                 f"a refresh, not {age}. Refresh (plan) first, or train with offsets."
             )
         return index * self.chunk_size + np.arange(self.chunk_size)
-
-
-def synthetic_observation(host: HostConfig, tick: int, seed: int = 0) -> Observation:
-    """Smooth random camera images and a random state: not a scene, but of the right sizes and of natural smoothness."""
-    rng = np.random.default_rng((seed, tick))
-    split, half = host.image_height * 2 // 3, host.image_width // 2
-    shapes = {"cam_high": (split, host.image_width), "cam_left_wrist": (host.image_height - split, half)}
-    shapes["cam_right_wrist"] = shapes["cam_left_wrist"]
-    images = {}
-    for name, (height, width) in shapes.items():
-        coarse = rng.integers(0, 256, (-(-height // 8), -(-width // 8), 3), dtype=np.uint8)
-        images[name] = np.ascontiguousarray(np.kron(coarse, np.ones((8, 8, 1), np.uint8))[:height, :width])
-    state = (0.1 * rng.standard_normal(host.state_dim)).astype(np.float32)
-    return Observation(images, state, tick)
