@@ -105,6 +105,7 @@ def distillation(
     batches: int | None,
     text: str | None,
     init_from: Path | None,
+    workers: int,
     device: str,
     plan: Plan,
     as_json: bool,
@@ -119,7 +120,9 @@ def distillation(
     if plan.dry_run:
         _show(recipe, cluster, dataset, out, steps, plan, as_json)
         return None
-    return recipe.distillation(teacher, dataset, cluster, device, steps, batches, text, init_from=init_from)
+    return recipe.distillation(
+        teacher, dataset, cluster, device, steps, batches, text, init_from=init_from, num_workers=workers
+    )
 
 
 @contextmanager

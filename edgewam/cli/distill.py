@@ -10,7 +10,7 @@ import typer
 
 from edgewam.cli import _full_size
 from edgewam.cli._device import Device
-from edgewam.cli._full_size import NumRanks, On, RecipeName, Text
+from edgewam.cli._full_size import NumRanks, On, RecipeName, Text, Workers
 from edgewam.cli._output import Json, emit, say, table
 from edgewam.cli._plan import DryRun, show_plan
 from edgewam.core.errors import EdgewamError
@@ -38,6 +38,7 @@ def command(
     max_prefix: Annotated[
         int, typer.Option(help="Rows of a chunk that may be given, at most what the teacher was trained with; 0: none.", min=0)
     ] = 0,
+    workers: Workers = 0,
     threads: Annotated[int | None, typer.Option(help="CPU threads; by default PyTorch's choice.", min=1)] = None,
     device: Device = "cpu",
     dry_run: DryRun = False,
@@ -54,7 +55,7 @@ def command(
         if method != "ode" or released:
             raise EdgewamError("A full-size recipe is for the method ode, and its own way already; --released is for small.")
         config = _full_size.distillation(
-            recipe, teacher, dataset, out, steps=steps, batches=batches, text=text, init_from=init_from, device=device,
+            recipe, teacher, dataset, out, steps=steps, batches=batches, text=text, init_from=init_from, workers=workers, device=device,
             plan=_full_size.Plan(dry_run, on, ranks), as_json=as_json,
         )  # fmt: skip
         if config is None:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
-    from edgewam.core.observation import Mode
+    from edgewam.data.stats import Mode
     from edgewam.data.windows import WindowLayout
     from edgewam.distill.ode import OdeDistillation
     from edgewam.training.loop import LoopConfig
-    from edgewam.training.policy import PolicyTraining
+    from edgewam.training.policy_config import PolicyTraining
 
 MODULES = ("edgewam.recipes.robotwin", "edgewam.recipes.libero")
 
@@ -130,7 +130,7 @@ class PolicyRecipe:
             steps: optimiser steps instead of the recipe's epochs.
             num_workers: processes that read pictures ahead, for each rank.
         """
-        from edgewam.training.policy import PolicyTraining
+        from edgewam.training.policy_config import PolicyTraining
 
         schedule = self.schedule
         return PolicyTraining(
@@ -168,6 +168,7 @@ class StudentRecipe:
         text: str | None = None,
         vae: Path | None = None,
         init_from: Path | None = None,
+        num_workers: int = 0,
     ) -> OdeDistillation:
         """What `distill.ode` runs.  The teacher's trajectories are made once, one for every window, and read in every epoch.
 
@@ -181,7 +182,8 @@ class StudentRecipe:
             text: source of embeddings for instructions that the teacher does not hold.
             vae: the teacher's, where it is not at its recorded place.
             init_from: a student to start from; None: the teacher.
-        """  # fmt: skip
+            num_workers: processes that read pictures ahead, for each rank.
+        """
         from edgewam.distill.ode import OdeDistillation
         from edgewam.distill.trajectories import TrajectoryPlan
 
@@ -194,6 +196,7 @@ class StudentRecipe:
         return OdeDistillation(
             teacher=teacher, dataset=dataset, vae=vae, text=text, init_from=init_from, trajectories=plan,
             loop=schedule.loop(cluster, steps, device=device, recompute=self.recompute), lr=schedule.lr,
+            frames=self.teacher.frames, num_workers=num_workers,
             weight_decay=schedule.weight_decay, anchor_draws=self.anchor_draws, huber=self.huber, shift=self.shift,
             num_action_steps=self.num_action_steps, weights_dtype="bfloat16",
         )  # fmt: skip
