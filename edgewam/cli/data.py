@@ -35,9 +35,12 @@ def check(
     as_json: Json = False,
 ) -> None:
     """Look at every file and every episode; exit 1 and name each fault, with what to do about it."""
+    from edgewam.core.errors import EdgewamError
     from edgewam.data.check import check_dataset
 
     keys = _keys(state, action, camera)
+    if save_keys and keys is None:
+        raise EdgewamError("There are no names to store. Give --state, --action or --camera with --save-keys.")
     with progress("videos") as update:
         checked = check_dataset(dataset, keys, full, lambda done, total: update(done, total))
     for problem in checked.problems:

@@ -93,7 +93,7 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         "fps": dataset.fps,
         "state_dim": dataset.state_dim,
         "action_dim": dataset.action_dim,
-        "cameras": {name: list(dataset.features.get(IMAGE_PREFIX + name, {}).get("shape", ())) for name in dataset.cameras},
+        "cameras": {name: list(dataset.features.get(IMAGE_PREFIX + name, {}).get("shape") or ()) for name in dataset.cameras},
         "tasks": list(dataset.tasks),
         "digest": dataset.digest,
     }
@@ -109,9 +109,9 @@ def _check_timestamps(path: Path, fps: int) -> None:
     table = tables.read_table(path, ("timestamp", "frame_index", "episode_index"))
     if "timestamp" not in table.column_names:
         return
-    late = tables.vectors(table, "timestamp", 1, path)[:, 0] * fps - tables.integers(table, "frame_index")
+    late = tables.vectors(table, "timestamp", 1, path)[:, 0] * fps - tables.integers(table, "frame_index", path)
     if len(bad := np.flatnonzero(~(np.abs(late) <= TIMESTAMP_SLACK))):
-        episode, step = (int(tables.integers(table, name)[bad[0]]) for name in ("episode_index", "frame_index"))
+        episode, step = (int(tables.integers(table, name, path)[bad[0]]) for name in ("episode_index", "frame_index"))
         raise ArtifactError(
             f"'{path}', episode {episode}, step {step}: the timestamp is {late[bad[0]]:+.2f} steps off frame_index / fps. "
             f"Frames were dropped, or the rate is not the {fps} of meta/info.json: record or resample it again."
@@ -135,7 +135,7 @@ def _pictures(dataset: Dataset, full: bool, progress: Progress) -> list[str]:
         image = dataset.frames(episode, camera, sorted({0, length // 2, length - 1}))
         done += 1
         progress(done, len(work) + len(last) * full)
-        declared = tuple(dataset.features.get(IMAGE_PREFIX + camera, {}).get("shape", ()))
+        declared = tuple(dataset.features.get(IMAGE_PREFIX + camera, {}).get("shape") or ())
         if declared and tuple(sorted(declared)) != tuple(sorted(image.shape[1:])):
             raise ArtifactError(
                 f"'{dataset.index.videos[camera][0][episode]}' has pictures of {list(image.shape[1:])}, meta/info.json says "

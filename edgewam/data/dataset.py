@@ -24,6 +24,8 @@ from edgewam.data.lerobot_v3 import VERSION
 from edgewam.data.schema import ACTION, ENVIRONMENT, STATE, Floats, Images
 from edgewam.data.video import decode_frames
 
+_MAX_FPS = 100_000  # above it is no control rate, but a mistake (or infinity)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -212,12 +214,32 @@ def read_info(path: Path) -> Mapping[str, Any]:
         raise ArtifactError(
             f"'{path / 'meta/info.json'}' lacks {', '.join(missing)}: it is no LeRobot dataset. Give another path."
         )
-    if not isinstance(info["fps"], int | float) or info["fps"] <= 0 or info["fps"] != int(info["fps"]):
+    if wrong := _wrong_entry(info):
+        raise ArtifactError(f"'{path / 'meta/info.json'}': {wrong}. Correct it or copy the dataset again.")
+    fps = info["fps"]
+    if not 0 < fps < _MAX_FPS or fps != int(fps):
         raise ArtifactError(
-            f"'{path / 'meta/info.json'}' has fps {info['fps']!r}; a control rate is a whole number of steps per second. "
+            f"'{path / 'meta/info.json'}' has fps {fps!r}; a control rate is a whole number of steps per second. "
             "Resample the dataset."
         )
     return info
+
+
+def _wrong_entry(info: Mapping[str, Any]) -> str | None:
+    """What of meta/info.json has a type that no reader could use."""
+    types: dict[str, Any] = {"fps": int | float, "total_episodes": int, "total_frames": int, "chunks_size": int}
+    types |= {"codebase_version": str, "data_path": str | None, "video_path": str | None, "features": dict}
+    for name, kind in types.items():
+        if name in info and not isinstance(info[name], kind):
+            return f"'{name}' is {info[name]!r}"
+    if info.get("chunks_size", 1) < 1:
+        return f"'chunks_size' is {info['chunks_size']}"
+    for name, entry in info["features"].items():
+        shape = entry.get("shape") if isinstance(entry, dict) else ()
+        sizes = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
+        if not isinstance(entry, dict) or not isinstance(entry.get("info") or {}, dict) or not (shape is None or sizes):
+            return f"the feature '{name}' is {entry!r}"
+    return None
 
 
 def _read_json(path: Path) -> dict[str, Any]:

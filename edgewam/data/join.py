@@ -71,6 +71,7 @@ def _joined(path: Path, datasets: Sequence[Dataset]) -> Dataset:
                 raise EdgewamError(f"'{other.path}' and '{first.path}' differ in feature '{name}'. Join datasets of one robot.")
     order = _in_turn([dataset.num_episodes for dataset in datasets])
     tasks = tuple(dict.fromkeys(task for dataset in datasets for task in dataset.tasks))
+    numbers = {task: number for number, task in enumerate(tasks)}
     offsets = np.concatenate([[0], np.cumsum([len(next(iter(d.index.vectors.values()))) for d in datasets])])
     vectors = {
         name: np.concatenate([d.index.vectors[name] for d in datasets]) for name in first.index.vectors if name != ENVIRONMENT
@@ -87,7 +88,7 @@ def _joined(path: Path, datasets: Sequence[Dataset]) -> Dataset:
         info=_info([dataset.index.info for dataset in datasets], datasets, features, order),
         lengths=np.array([datasets[d].lengths[e] for d, e in order], np.int64),
         starts=np.array([offsets[d] + datasets[d].index.starts[e] for d, e in order], np.int64),
-        task_index=np.array([tasks.index(datasets[d].task(e)) for d, e in order], np.int64),
+        task_index=np.array([numbers[datasets[d].task(e)] for d, e in order], np.int64),
         tasks=tasks,
         vectors=vectors,
         videos={camera: _videos(datasets, camera, order) for camera in first.cameras},

@@ -7,6 +7,7 @@ usual ones; a `KeyMap`, given or stored in the dataset as `meta/edgewam_keys.jso
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -113,10 +114,7 @@ def resolve(where: Path, features: Mapping[str, Mapping[str, Any]], given: KeyMa
 
 def width_of(entry: Mapping[str, Any]) -> int:
     """Numbers per row of a feature entry; a missing or empty shape is one number."""
-    width = 1
-    for size in entry.get("shape") or (1,):
-        width *= int(size)
-    return width
+    return math.prod(entry.get("shape") or (1,))
 
 
 def _vector(where: Path, what: str, given: str | None, known: tuple[str, ...], numbers: Mapping[str, int]) -> str:
@@ -133,7 +131,7 @@ def _vector(where: Path, what: str, given: str | None, known: tuple[str, ...], n
 
 
 def _is_depth(entry: Mapping[str, Any]) -> bool:
-    info = entry.get("info") or entry.get("video_info") or {}
+    info = entry.get("info") or {}
     return bool(info.get("video.is_depth_map") or info.get("is_depth_map"))
 
 

@@ -138,24 +138,25 @@ def _read_episode(files: _Files, info: Mapping[str, Any], place: int) -> tuple[d
             f"'{path}' has {len(table)} rows, '{EPISODES_PATH}' says {length}: the file is another episode's or was cut. "
             "Copy the dataset again."
         )
-    indices: npt.NDArray[np.int64] = tables.integers(table, "episode_index")
-    steps = tables.integers(table, "frame_index")
+    indices: npt.NDArray[np.int64] = tables.integers(table, "episode_index", path)
+    steps = tables.integers(table, "frame_index", path)
     if (indices != number).any() or (steps != np.arange(length)).any():
         raise ArtifactError(f"'{path}' does not hold episode {number}, steps 0..{length - 1} in order. Copy the dataset again.")
     vectors = {name: tables.vectors(table, key, width_of(info["features"][key]), path) for name, key in keys.items()}
     for name, values in vectors.items():
         tables.check_finite(values, keys[name], path, indices)
     if "task_index" in table.column_names:
-        task = int(tables.integers(table, "task_index")[0])
+        task = int(tables.integers(table, "task_index", path)[0])
     else:
-        task = files.tasks.index(row["tasks"][0])
+        task = files.tasks.index(row["tasks"][0]) if row["tasks"] else -1
     if not 0 <= task < len(files.tasks):
         raise ArtifactError(f"'{path}' is of task {task}, '{TASKS_PATH}' has {len(files.tasks)} tasks. Copy the dataset again.")
     return vectors, task
 
 
 def _read_episodes(root: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    episodes = sorted(_read_lines(root / EPISODES_PATH, ("episode_index", "length")), key=lambda row: row["episode_index"])
+    rows = _read_lines(root / EPISODES_PATH, {"episode_index": int, "length": int, "tasks": list})
+    episodes = sorted(rows, key=lambda row: row["episode_index"])
     frames = sum(row["length"] for row in episodes)
     if (len(episodes), frames) != (info["total_episodes"], info["total_frames"]):
         raise ArtifactError(
@@ -171,12 +172,12 @@ def _read_episodes(root: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _read_tasks(root: Path, episodes: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    texts = {row["task_index"]: str(row["task"]) for row in _read_lines(root / TASKS_PATH, ("task_index", "task"))}
+    texts = {row["task_index"]: row["task"] for row in _read_lines(root / TASKS_PATH, {"task_index": int, "task": str})}
     if set(texts) != set(range(len(texts))) or not texts:
         raise ArtifactError(f"'{root / TASKS_PATH}' does not number its tasks 0..{len(texts) - 1}. Copy the dataset again.")
     known = set(texts.values())
     for row in episodes:
-        if unknown := [task for task in row.get("tasks", ()) if task not in known]:
+        if unknown := [task for task in row["tasks"] if not isinstance(task, str) or task not in known]:
             raise ArtifactError(
                 f"'{root / EPISODES_PATH}', episode {row['episode_index']}: task '{unknown[0]}' is not in '{TASKS_PATH}'. "
                 "Copy the dataset again."
@@ -184,19 +185,27 @@ def _read_tasks(root: Path, episodes: Sequence[Mapping[str, Any]]) -> tuple[str,
     return tuple(texts[number] for number in range(len(texts)))
 
 
-def _read_lines(path: Path, needed: Sequence[str]) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise ArtifactError(f"'{path}' is missing. Copy the dataset again.")
+def _read_lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
+    """JSON objects, one a line, each with the entries `needed` of these types."""
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        raise ArtifactError(f"'{path}' is missing. Copy the dataset again.") from None
+    except ValueError as error:
+        raise ArtifactError(f"'{path}' is no text ({error}). Copy the dataset again.") from error
     rows = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             row = json.loads(line)
         except ValueError as error:
             raise ArtifactError(f"'{path}', line {number} is no JSON ({error}). Copy the dataset again.") from error
-        if not isinstance(row, dict) or any(name not in row for name in needed):
-            raise ArtifactError(f"'{path}', line {number} lacks {' or '.join(needed)}. Copy the dataset again.")
+        if not isinstance(row, dict):
+            raise ArtifactError(f"'{path}', line {number} is no JSON object. Copy the dataset again.")
+        for name, kind in needed.items():
+            if not isinstance(row.get(name), kind):
+                raise ArtifactError(f"'{path}', line {number}: '{name}' is {row.get(name)!r}. Copy the dataset again.")
         rows.append(row)
     return rows
 
@@ -206,7 +215,7 @@ def _path(root: Path, info: Mapping[str, Any], name: str, default: str, row: Map
     template = info.get(name) or default
     try:
         return root / template.format(episode_chunk=number // int(info.get("chunks_size", 1000)), episode_index=number, **more)
-    except (KeyError, IndexError, ValueError) as error:
+    except (KeyError, IndexError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"'{root / 'meta/info.json'}': {name} '{template}' is no v2.1 path ({error!r}). Copy the dataset again."
         ) from error

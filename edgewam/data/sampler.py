@@ -7,12 +7,10 @@ ranks take equally long.
 
 from __future__ import annotations
 
-import hashlib
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
@@ -57,7 +55,6 @@ class WindowSampler:
         if len(chosen) == 0 or chosen[0] < 0 or chosen[-1] >= self.dataset.num_episodes:
             raise ContractError(f"Episodes to train on must be some of 0..{self.dataset.num_episodes - 1}, got {self.episodes}.")
         counts = -(-self.dataset.lengths[chosen] // self.start_stride)
-        self._chosen = chosen
         self._episode = np.repeat(chosen, counts)
         first = np.cumsum(counts) - counts
         self._start = (np.arange(counts.sum()) - np.repeat(first, counts)) * self.start_stride
@@ -68,6 +65,11 @@ class WindowSampler:
     def num_windows(self) -> int:
         """Windows in an epoch."""
         return len(self._start)
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Task texts of the episodes."""
+        return tuple(dict.fromkeys(self.dataset.task(int(episode)) for episode in np.unique(self._episode)))
 
     def num_batches(self, epoch: int) -> int:
         """Batches of one epoch; drawn history spacings make it differ a little from epoch to epoch."""
@@ -81,32 +83,13 @@ class WindowSampler:
         epoch = bisect_right(self._ends, index)
         return epoch, index - (self._ends[epoch - 1] if epoch else 0)
 
-    def rows(self, rank: int, world: int) -> slice:
-        """The rows of a batch that belong to one of `world` ranks: blocks in the order of the ranks, equal up to one row.
-
-        Raises:
-            ContractError: a rank that is none, or more ranks than rows.
-        """
-        if not 0 <= rank < world or world > self.batch_size:
-            raise ContractError(
-                f"Rank {rank} of {world} has no rows in a batch of {self.batch_size}. Use a larger batch or fewer ranks."
-            )
-        return slice(rank * self.batch_size // world, (rank + 1) * self.batch_size // world)
-
     def global_batch(self, epoch: int, position: int, rows: slice = ALL_ROWS) -> WindowBatch:
-        """The batch at one place of the order, or some rows of it."""
+        """The batch at one place of the order, or some rows of it (such as a rank's)."""
         plan = self._plan(epoch)
         chosen = plan.batches[position, rows]
         return make_windows(
             self.dataset, self.layout, plan.episode[chosen], plan.start[chosen], plan.offset[chosen], plan.spacing[chosen]
         )
-
-    def identity(self) -> dict[str, Any]:
-        """Plain JSON that changes when the order does: a run that goes on must find it unchanged."""
-        own = {"seed": self.seed, "batch_size": self.batch_size, "start_stride": self.start_stride}
-        episodes = hashlib.sha256(self._chosen.astype("<i8").tobytes()).hexdigest()[:16]
-        layout = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.layout).items()}
-        return {**own, "layout": layout, "episodes": episodes, "dataset": self.dataset.digest}
 
     def _make_plan(self, epoch: int) -> _EpochPlan:
         generator = np.random.default_rng([self.seed, epoch])

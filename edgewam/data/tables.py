@@ -67,12 +67,34 @@ def vectors(table: Any, name: str, width: int, where: Path) -> Floats:
     return values.reshape(-1, width)
 
 
-def integers(table: Any, name: str) -> npt.NDArray[np.int64]:
-    """Column `name` as int64 [rows]; some writers keep single numbers as lists of one."""
+def integers(table: Any, name: str, where: Path) -> npt.NDArray[np.int64]:
+    """Column `name` as int64 [rows]; some writers keep single numbers as lists of one.
+
+    Raises:
+        ArtifactError: the column holds something else.
+    """
     pa = require("pyarrow", extra="train")
     column = table[name].combine_chunks()
-    nested = not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type))
-    return np.asarray((column.flatten() if nested else column).to_numpy(zero_copy_only=False), np.int64)
+    try:
+        flat = column if pa.types.is_integer(column.type) else column.flatten()
+        if not pa.types.is_integer(flat.type) or flat.null_count or len(flat) != len(table):
+            raise ValueError(f"{column.type}, {flat.null_count} empty")
+        return np.asarray(flat.to_numpy(zero_copy_only=False), np.int64)
+    except (pa.ArrowException, AttributeError, ValueError) as error:
+        raise ArtifactError(
+            f"'{where}', column '{name}' does not hold a whole number in every row ({error}). Copy or collect the dataset again."
+        ) from error
+
+
+def seconds(table: Any, name: str, where: Path) -> npt.NDArray[np.float64]:
+    """Column `name` as finite float64 [rows]; ArtifactError where it holds something else."""
+    try:
+        found = np.array(table[name].to_pylist(), np.float64)
+    except (TypeError, ValueError):
+        found = np.array([np.nan])
+    if found.shape != (len(table),) or not np.isfinite(found).all():
+        raise ArtifactError(f"'{where}', column '{name}' does not hold a number in every row. Copy or collect the dataset again.")
+    return found
 
 
 def check_finite(values: Floats, column: str, where: Path, episodes: npt.NDArray[np.int64]) -> None:

@@ -6,9 +6,9 @@ The full-size sibling of `training/windows.WindowSource`, with the same three me
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -29,11 +29,23 @@ PIXELS: dict[torch.dtype, Pixels] = {torch.float32: "float32", torch.bfloat16: "
 
 @dataclass(frozen=True)
 class FrameChoice:
-    """Rows `first` to `last` (exclusive) of batch number `index`."""
+    """Rows `first` to `last` (exclusive) of batch number `index`.
+
+    ahead: the number that will probably be asked for next, counted from this one; 0: nobody knows.
+    """
 
     index: int
     first: int
     last: int
+    ahead: int = 0
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def following(self) -> Iterator[FrameChoice]:
+        """The same rows of this batch and of those that will probably be asked for after it."""
+        numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
+        return (replace(self, index=number) for number in numbers)
 
     def __len__(self) -> int:
         """Number of windows."""
@@ -41,8 +53,8 @@ class FrameChoice:
 
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""
-        assert 0 <= first < last <= self.last - self.first, "rows of a choice"
-        return FrameChoice(self.index, self.first + first, self.first + last)
+        assert 0 <= first < last <= len(self), "rows of a choice"
+        return replace(self, first=self.first + first, last=self.first + last)
 
 
 @dataclass
@@ -68,7 +80,7 @@ class FrameSource:
         self.vae = self.vae.eval().requires_grad_(False)
         dataset = self.sampler.dataset
         # all of them now: an instruction without an embedding must not stop a run after a day
-        self._words = {task: _Rows.of(self.text.encode(task)) for task in dataset.tasks}
+        self._words = {task: _Rows.of(self.text.encode(task)) for task in self.sampler.tasks}
         pin = self._device.type == "cuda"
         self._loader = FrameLoader(FrameReader(dataset, self.canvas), self.num_workers, self.prefetch, pin)
         self._expected: FrameChoice | None = None
@@ -84,11 +96,6 @@ class FrameSource:
         """Windows to draw from."""
         return self.sampler.num_windows
 
-    def identity(self) -> dict[str, Any]:
-        """Plain JSON: what its batches depend on besides VAE, statistics and text."""
-        canvas = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self.canvas).items()}
-        return {"order": self.sampler.identity(), "canvas": canvas, "chunk_images": self.chunk_images}
-
     def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> FrameChoice:
         """`size` rows of batch number `index`; without a number, of one of the first epoch drawn from `generator`.
 
@@ -98,29 +105,31 @@ class FrameSource:
         if size > self.sampler.batch_size:
             raise ContractError(f"The sampler makes batches of {self.sampler.batch_size} windows; {size} were asked for.")
         if index is None:
-            index = int(generator.integers(self.sampler.num_batches(0)))
-        return FrameChoice(index, 0, size)
+            return FrameChoice(int(generator.integers(self.sampler.num_batches(0))), 0, size)
+        return FrameChoice(index, 0, size, self.ahead)
 
     def batch(self, choice: FrameChoice) -> LossBatch:
-        """Latents in the VAE's dtype and on its device; normalised actions and states, text and ids on the CPU.
+        """Latents on the VAE's device; normalised actions and states, text and ids on the CPU.
+
+        Floats are float32, in which a bfloat16 VAE's values are exact: noise and timesteps are drawn in it.
 
         Raises:
             EdgewamError: a video is missing or damaged (it is named), or a loading process was killed.
         """
         if choice != self._expected:
-            self._stream = self._loader.stream(self._windows(following) for following in self._follow(choice))
+            self._stream = self._loader.stream(self._windows(each) for each in choice.following())
         self._expected = None  # after an error the stream is not to be trusted
         frames = next(self._stream)
-        self._expected = next(self._follow(choice, 1))
+        self._expected = next(itertools.islice(choice.following(), 1, None), None)
         return self._encode(frames)
 
     def describe(self, choice: FrameChoice) -> str:
         """Place in the order; episode, start and offset of the first windows."""
         epoch, position = self.sampler.place(choice.index)
-        windows = self._windows(choice.rows(0, min(4, choice.last - choice.first)))
+        windows = self._windows(choice.rows(0, min(4, len(choice))))
         places = zip(windows.episode, windows.start, windows.offset, strict=True)
         text = ", ".join(f"episode {episode} step {step} offset {offset}" for episode, step, offset in places)
-        return f"epoch {epoch} position {position}: {text}" + (", ..." if choice.last - choice.first > 4 else "")
+        return f"epoch {epoch} position {position}: {text}" + (", ..." if len(choice) > 4 else "")
 
     @property
     def _device(self) -> torch.device:
@@ -129,11 +138,6 @@ class FrameSource:
     def _windows(self, choice: FrameChoice) -> WindowBatch:
         epoch, position = self.sampler.place(choice.index)
         return self.sampler.global_batch(epoch, position, slice(choice.first, choice.last))
-
-    def _follow(self, choice: FrameChoice, first: int = 0) -> Iterator[FrameChoice]:
-        while True:
-            yield replace(choice, index=choice.index + first * self.ahead)
-            first += 1
 
     def _encode(self, frames: FrameBatch) -> LossBatch:
         windows, num_history = frames.windows, frames.windows.valid_len
@@ -146,13 +150,13 @@ class FrameSource:
             action_is_pad=torch.from_numpy(windows.action_is_pad),
             proprio=torch.from_numpy(self.stats.state.forward(windows.proprio)),
             context=torch.stack([self._words[dataset.task(int(episode))].full() for episode in windows.episode]),
-            video_latents=video,
+            video_latents=video.float(),
             image_is_pad=torch.from_numpy(windows.image_is_pad),
             video_frame_ids=torch.from_numpy(windows.video_temporal_ids),
-            history_latents=history,
+            history_latents=history.float(),
             history_frame_ids=torch.from_numpy(history_ids),
             history_valid_len=torch.full((len(windows.start),), num_history),
-            chunk_latents=chunk_images,
+            chunk_latents=chunk_images.float(),
         )
 
 

@@ -42,6 +42,8 @@ def test_names_can_be_given_and_stored(tmp_path):
     assert done.code == 1 and "observation.qpos (14)" in done.err and "--state KEY" in done.err
     here("data", "check", path, "--state", "observation.qpos", "--camera", "front=cameras.cam_high", "--save-keys").ok()
     assert Dataset.open(path).cameras == ("front", "cam_left_wrist", "cam_right_wrist")
+    nothing = here("data", "check", path, "--save-keys")
+    assert nothing.code == 1 and "no names to store" in nothing.err
     wrong = here("data", "check", path, "--camera", "front")
     assert wrong.code == 1 and "Write NAME=KEY" in wrong.err
 

@@ -37,6 +37,12 @@ def three_episodes():
     return [episode(23, 0), episode(40, 1, TASKS[1]), episode(1, 2)]
 
 
+def psnr(a, b):
+    """Peak signal-to-noise ratio of each picture [T, H, W, 3], decibels."""
+    error = ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3))
+    return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
+
+
 def store_of(path, episodes, schema=SCHEMA):
     store = EpisodeStore(path, schema, {})
     for number, one in enumerate(episodes):

@@ -8,7 +8,7 @@ import pytest
 
 from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.data.dataset import Dataset
-from tests.data.synthetic import CAMERAS, TASKS, dataset_of, three_episodes
+from tests.data.synthetic import CAMERAS, TASKS, dataset_of, psnr, three_episodes
 
 # x264 at constant rate factor 15 gave 33.2 dB at worst on these tiny saturated pictures (39 dB on the larger ones);
 # the neighbouring camera frame gives 29.2 dB at best, swapped channels 16 dB
@@ -24,11 +24,6 @@ def good(tmp_path_factory):
 def copy(good, tmp_path):
     shutil.copytree(good.path, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def psnr(a, b):
-    error = ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
 
 
 def video(root, camera="cam_high"):

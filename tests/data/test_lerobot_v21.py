@@ -1,7 +1,10 @@
 import json
+import re
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from edgewam.core.errors import ArtifactError
@@ -9,6 +12,7 @@ from edgewam.data.dataset import Dataset
 from edgewam.data.key_map import KeyMap
 from tests.data import robotwin
 from tests.data.robotwin import CAMERAS, TASKS, small_episode, write_lines, write_v21
+from tests.data.synthetic import psnr
 
 # x264 at constant rate factor 20 in 4:2:0 gave 30.0 dB at worst on these tiny saturated pictures, the step before 19.3 at best
 WORST_PSNR_DB = 27.0
@@ -25,11 +29,6 @@ def good(tmp_path_factory):
 def copy(good, tmp_path):
     shutil.copytree(good.path, tmp_path / "copy")
     return tmp_path / "copy"
-
-
-def psnr(a, b):
-    error = ((a.astype(np.float64) - b) ** 2).mean((1, 2, 3))
-    return 10 * np.log10(255**2 / np.maximum(error, 1e-9))
 
 
 def test_numbers_tasks_and_names_come_back(good):
@@ -138,7 +137,7 @@ def test_metadata_that_disagrees_is_refused(copy):
     edit_lines(copy / "meta/episodes.jsonl", lambda found: found[:2])
     with pytest.raises(ArtifactError, match=r"episodes\.jsonl' lists 2 episodes of 41 frames, info\.json 3 of 48"):
         Dataset.open(copy)
-    (copy / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 11}\n{"episode_index": 1,\n')
+    (copy / "meta/episodes.jsonl").write_text('{"episode_index": 0, "length": 11, "tasks": []}\n{"episode_index": 1,\n')
     with pytest.raises(ArtifactError, match=r"episodes\.jsonl', line 2 is no JSON"):
         Dataset.open(copy)
     (copy / "meta/episodes.jsonl").unlink()
@@ -154,3 +153,26 @@ def test_unknown_task_is_refused(copy):
 
 def test_robotwin_helper_makes_three_cameras(tmp_path):
     assert robotwin.robotwin(tmp_path / "set", (5,)).frames(0, "cam_right_wrist", [4]).shape == (1, 24, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"features": []}, "'features' is"), ({"fps": "fast"}, "'fps' is 'fast'"), ({"chunks_size": 0}, "'chunks_size' is 0"),
+        ({"fps": float("nan")}, "fps nan"), ({"total_frames": None}, "'total_frames' is None"),
+        ({"data_path": "data/{nothing}.parquet"}, "no v2.1 path"), ({"features": {"action": {"shape": ["a"]}}}, "'action' is"),
+    ],
+)  # fmt: skip
+def test_metadata_of_another_kind_is_refused(copy, changes, what):
+    path = copy / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(ArtifactError, match=rf"info\.json.*{re.escape(what)}"):
+        Dataset.open(copy)
+
+
+@pytest.mark.parametrize("column", [pa.array(["x"] * 30), pa.array([None] * 30, pa.int64()), pa.array([[1, 2]] * 30)])
+def test_columns_of_another_kind_are_refused(copy, column):
+    table = pq.read_table(parquet(copy))
+    pq.write_table(table.set_column(table.schema.get_field_index("frame_index"), "frame_index", column), parquet(copy))
+    with pytest.raises(ArtifactError, match=r"episode_000001\.parquet', column 'frame_index' does not hold a whole number"):
+        Dataset.open(copy)
