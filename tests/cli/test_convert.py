@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+import typer.core
+import typer.main
 
 torch = pytest.importorskip("torch", reason="needs edgewam[train]")
 
+from edgewam import cli  # noqa: E402
 from edgewam.core.artifacts import read_manifest  # noqa: E402
 from edgewam.models import checkpoints  # noqa: E402
 from tests.cli.command import apart, here, leftovers, started  # noqa: E402
 from tests.cli.test_bad_input import refused  # noqa: E402
+from tests.command_lines import parse  # noqa: E402
 from tests.models import weight_files as files  # noqa: E402
 
 AHA = ("--config", files.CONFIG, "--composition", "single")
@@ -129,6 +135,7 @@ def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
     done = here("convert", source, tmp_path / "out", "--head-dim", 20, "--json").ok()
     assert done.json["family"] == "fast_wam"
     assert done.json["skipped"] == ["'mot.action_branch_embedding' is not read by a fast_wam"]
+    assert any(note.startswith("released values were assumed: image_height 384") for note in done.json["notes"])
     assert "mot.action_branch_embedding" not in checkpoints.read(tmp_path / "out").tensors
 
 
@@ -299,3 +306,16 @@ def test_killed_in_the_middle_nothing_half_written_is_left_in_place(tmp_path):
     assert not (tmp_path / "out").exists()
     here("convert", files.VAE, tmp_path / "out").ok()  # the leftover does not stand in the way
     assert not leftovers(tmp_path)
+
+
+def test_the_page_tells_commands_and_options_that_exist():
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    lines = [line.split("#")[0].strip() for line in page.splitlines() if line.startswith("edgewam ")]
+    assert len(lines) >= 5
+    for line in lines:
+        parse(line)
+    named = set(re.findall(r"--[a-z][a-z-]*", page)) - {"--json"}
+    group = typer.main.get_command(cli.build())
+    assert isinstance(group, typer.core.TyperGroup)
+    known = {o for parameter in group.commands["convert"].params for o in (*parameter.opts, *parameter.secondary_opts)}
+    assert named <= known, named - known
