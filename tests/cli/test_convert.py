@@ -228,6 +228,9 @@ def test_transformers_alone_become_weights(tmp_path):
     assert stored.config["video_dim"] == 60 and stored.config["num_layers"] == 3
     here("convert", tmp_path / "out", tmp_path / "again.pt", "--format", "upstream").ok()
     same(files.loaded(tmp_path / "again.pt"), {"dit": video, "step": 5})
+    torch.save({"dit": video, "proprio_encoder": {"bias": torch.zeros(4)}}, tmp_path / "more.pt")
+    refused(here("convert", tmp_path / "more.pt", tmp_path / "more"), "'proprio_encoder.bias' is not part of a video_dit")
+    here("convert", tmp_path / "more.pt", tmp_path / "more", "--lenient").ok()
 
 
 def test_keys_that_do_not_belong_are_refused_or_left_out_and_named(tmp_path):
@@ -284,6 +287,7 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     three = ("--vae", vae, "--stats", stats, "--composition", "three_cameras")
     refused(here(*policy, *three), "canvas must have height % 3", "--composition, or give --image-size")
     refused(here(*policy, "--vae", vae, "--stats", stats, "--composition", "mosaic"), "No composition 'mosaic'")
+    refused(here("convert", vae, out), "is an artifact already", "--format upstream")
     refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
     assert not out.exists() and not leftovers(tmp_path)
 
