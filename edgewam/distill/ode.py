@@ -160,6 +160,7 @@ def prepare(
     dataset = Dataset.open(config.dataset)
     teacher = load_policy(config.teacher, config.vae)
     facts, device = teacher.facts, config.loop.device
+    dataset.check_fits(f"'{config.teacher}'", teacher.sizes.proprio_dim, teacher.sizes.action_dim, facts.fps)
     if config.trajectories.max_prefix > facts.max_prefix:
         raise EdgewamError(
             f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "

@@ -115,6 +115,8 @@ def train_policy(
     dataset = open_demonstrations(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
     start = starting_policy(config, vae_manifest) if config.init_from else None
+    whose = f"'{config.init_from}'" if start else "the model"
+    dataset.check_fits(whose, config.model.proprio_dim, config.model.action_dim, start.facts.fps if start else None)
     train_on = training_episodes(dataset)
     stats = _stats(config, dataset, train_on, start)
     text = open_text(config.text, config.model, config.loop.device)
@@ -145,7 +147,7 @@ def train_policy(
         config.vae,
         PolicyFacts(
             config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix,
-            text_encoder=SMALL if config.text == SMALL else "umt5", composition=config.composition,
+            text_encoder=SMALL if config.text == SMALL else "umt5", composition=config.composition, fps=dataset.fps,
         ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,
