@@ -7,6 +7,8 @@ what neither file holds (encoder, head, router, state encoder) keeps the random 
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,6 +163,16 @@ def _put(parameters: Mapping[str, nn.Parameter], name: str, value: Tensor | None
     target.copy_(value)
 
 
+def sizes_digest(path: Path | str) -> str:
+    """Digest of the names and sizes of a file or of a folder's shards: reading 20 GB on every rank would tell little more.
+
+    Raises:
+        ArtifactError: there is nothing.
+    """
+    listed = [(file.name, file.stat().st_size) for file in _files(Path(path))]
+    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+
 def read_backbone(path: Path | str) -> Backbone:
     """Read an ActionDiT file.
 
@@ -200,12 +212,8 @@ def _only(before: Any, found: Any, path: Path) -> Any:
 
 def _stored(path: Path) -> dict[str, Any]:
     """What a file, or all safetensors of a folder, hold; tensors stay on disk until they are used."""
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    if not files or not files[0].is_file():
-        what = "holds no .safetensors files" if path.is_dir() else "is not there"
-        raise ArtifactError(f"'{path}' {what}. Give a video DiT (a file, or the folder of its shards) or an ActionDiT file.")
     stored: dict[str, Any] = {}
-    for file in files:
+    for file in _files(path):
         try:
             if file.suffix == ".safetensors":
                 stored |= load_file(file)
@@ -217,6 +225,14 @@ def _stored(path: Path) -> dict[str, Any]:
                 f"'{file}' ({file.stat().st_size} bytes) is truncated or no plain tensor file: {reason} Download it again."
             ) from error
     return stored
+
+
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        what = "holds no .safetensors files" if path.is_dir() else "is not there"
+        raise ArtifactError(f"'{path}' {what}. Give a video DiT (a file, or the folder of its shards) or an ActionDiT file.")
+    return files
 
 
 def _as_backbone(stored: Mapping[str, Any], path: Path) -> Backbone:

@@ -11,13 +11,17 @@ import importlib
 import inspect
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewam.core.errors import EdgewamError
 
 if TYPE_CHECKING:
+    from edgewam.data.stats import Mode
     from edgewam.data.windows import WindowLayout
+    from edgewam.distill.ode import OdeDistillation
     from edgewam.training.loop import LoopConfig
+    from edgewam.training.policy_config import PolicyTraining
 
 MODULES = ("edgewam.recipes.robotwin", "edgewam.recipes.libero")
 
@@ -28,6 +32,18 @@ class Cluster:
 
     ranks: int
     num_windows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the parts of a training are.  text: source of embeddings; stats: a dataset_stats.json, None to measure them here."""
+
+    dataset: Path
+    vae: Path
+    text: str
+    stats: Path | None = None
+    init_from: Path | None = None
+    warm_start: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,16 +83,18 @@ class Schedule:
         passes = math.ceil(cluster.num_windows / (self.batch_per_rank * cluster.ranks))
         return self.epochs * math.ceil(passes / self.accumulate)
 
-    def loop(self, cluster: Cluster, device: str, **further: Any) -> LoopConfig:
-        """The loop of a number of ranks: steps instead of epochs, warm-up in steps."""
+    def loop(self, cluster: Cluster, steps: int | None = None, **further: Any) -> LoopConfig:
+        """The loop of a number of ranks: steps instead of epochs, warm-up in steps, bfloat16 products, no weight average.
+
+        A checkpoint holds weights and both moments in float32, 88 GB at 7.35 billion: twice an hour is often enough.
+        """
         from edgewam.training.loop import LoopConfig
 
-        steps = self.steps(cluster)
-        settings: dict[str, Any] = {
-            "steps": steps, "warmup_steps": int(self.warmup * steps), "final_lr": self.final_lr, "clip_norm": self.clip_norm,
-            "accumulate": self.accumulate, "seed": self.seed, "device": device, "ema_decay": None, "autocast": True,
-        }  # fmt: skip
-        return LoopConfig(**settings | further)
+        steps = steps or self.steps(cluster)
+        return LoopConfig(
+            steps=steps, warmup_steps=int(self.warmup * steps), final_lr=self.final_lr, clip_norm=self.clip_norm,
+            accumulate=self.accumulate, seed=self.seed, ema_decay=None, autocast=True, checkpoint_minutes=30.0, **further,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,12 +111,36 @@ class PolicyRecipe:
     layout: WindowLayout
     schedule: Schedule
     composition: str = "three_cameras"
-    normalisation: str = "z_score"
+    normalisation: Mode = "z-score"
     start_stride: int = 1  # every frame starts a window, as released
     proprio_noise: float = 0.0
     recompute: bool = True
     reshard: bool = False
     frames: bool = True
+
+    def training(
+        self, places: Places, cluster: Cluster, device: str = "cpu", steps: int | None = None, num_workers: int = 0
+    ) -> PolicyTraining:
+        """What `training.policy` runs.
+
+        Args:
+            places: of dataset, VAE, text and statistics.
+            cluster: ranks and windows of an epoch.
+            device: of every rank.
+            steps: optimiser steps instead of the recipe's epochs.
+            num_workers: processes that read pictures ahead, for each rank.
+        """
+        from edgewam.training.policy_config import PolicyTraining
+
+        schedule = self.schedule
+        return PolicyTraining(
+            dataset=places.dataset, vae=places.vae, text=places.text, stats=places.stats, init_from=places.init_from,
+            warm_start=places.warm_start, family=self.family, model=self.model, layout=self.layout, composition=self.composition,
+            normalisation=self.normalisation, frames=self.frames, num_workers=num_workers, start_stride=self.start_stride,
+            loop=schedule.loop(cluster, steps, device=device, recompute=self.recompute, reshard=self.reshard),
+            batch_size=schedule.batch_per_rank * cluster.ranks, muon_lr=None, adamw_lr=schedule.lr,
+            weight_decay=schedule.weight_decay, proprio_noise=self.proprio_noise, weights_dtype="bfloat16",
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +156,50 @@ class StudentRecipe:
     huber: float | None = None  # plain squared distance
     shift: float | None = None  # the teacher's grid
     recompute: bool = True
+
+    def distillation(
+        self,
+        teacher: Path,
+        dataset: Path,
+        cluster: Cluster,
+        device: str = "cpu",
+        steps: int | None = None,
+        batches: int | None = None,
+        text: str | None = None,
+        vae: Path | None = None,
+        init_from: Path | None = None,
+        num_workers: int = 0,
+    ) -> OdeDistillation:
+        """What `distill.ode` runs.  The teacher's trajectories are made once, one for every window, and read in every epoch.
+
+        Args:
+            teacher: policy artifact.
+            dataset: that gives the situations.
+            cluster: ranks and windows of an epoch.
+            device: of every rank.
+            steps: optimiser steps instead of the recipe's epochs.
+            batches: cached batches of trajectories instead of an epoch's.
+            text: source of embeddings for instructions that the teacher does not hold.
+            vae: the teacher's, where it is not at its recorded place.
+            init_from: a student to start from; None: the teacher.
+            num_workers: processes that read pictures ahead, for each rank.
+        """
+        from edgewam.distill.ode import OdeDistillation
+        from edgewam.distill.trajectories import TrajectoryPlan
+
+        schedule = self.schedule
+        together = schedule.batch_per_rank * cluster.ranks
+        plan = TrajectoryPlan(
+            num_batches=batches or math.ceil(cluster.num_windows / together), batch_size=together, seed=schedule.seed,
+            num_steps=self.teacher_steps, captured=self.captured,
+        )  # fmt: skip
+        return OdeDistillation(
+            teacher=teacher, dataset=dataset, vae=vae, text=text, init_from=init_from, trajectories=plan,
+            loop=schedule.loop(cluster, steps, device=device, recompute=self.recompute), lr=schedule.lr,
+            frames=self.teacher.frames, num_workers=num_workers,
+            weight_decay=schedule.weight_decay, anchor_draws=self.anchor_draws, huber=self.huber, shift=self.shift,
+            num_action_steps=self.num_action_steps, weights_dtype="bfloat16",
+        )  # fmt: skip
 
 
 def recipe_names() -> list[str]:
@@ -144,7 +230,7 @@ def find_recipe(name: str) -> PolicyRecipe | StudentRecipe:
     recipe = made()
     if not isinstance(recipe, PolicyRecipe | StudentRecipe):
         raise EdgewamError(
-            f"'{name}' returns a {type(recipe).__name__}; a recipe is a PolicyRecipe or a StudentRecipe of edgewam.recipes.full_size."
+            f"'{name}' returns a {type(recipe).__name__}; a recipe is one of the two classes of edgewam.recipes.full_size."
         )
     return recipe
 

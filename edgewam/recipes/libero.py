@@ -12,14 +12,16 @@ __all__ = ["libero_fastwam"]
 
 def libero_fastwam() -> PolicyRecipe:
     """Two 224x224 cameras on a canvas of 224x448; a state of 8 numbers; min/max normalisation."""
-    from edgewam.models.fast_wam import FastWamConfig
+    from edgewam.data.windows import libero_layout
+    from edgewam.models.fast_wam import libero
 
     policy = robotwin_fastwam()
     return replace(
         policy,
-        model=FastWamConfig(action_dim=7, proprio_dim=8, image_height=224, image_width=448),
+        model=libero(),
+        layout=libero_layout(),
         composition="side_by_side",
-        normalisation="min_max",
+        normalisation="min/max",
         # twice the epochs of RoboTwin: the public task configuration (libero_uncond_2cam224_1e-4)
         schedule=replace(policy.schedule, epochs=10),
     )

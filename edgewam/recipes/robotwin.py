@@ -41,27 +41,25 @@ def robotwin_ahawam() -> PolicyRecipe:
 
 def robotwin_ahawam_offset() -> PolicyRecipe:
     """The form for asynchronous execution: 97 steps, 5 chunks, the first action up to 15 steps after the planner's image."""
-    from edgewam.data.windows import WindowLayout
+    from edgewam.data.windows import offset_layout
     from edgewam.models.aha_wam_config import full
 
-    # facts 1 and 4.5: 13 frames, 4 latents; the history is spaced by the clip, 96 steps (facts 6)
-    layout = WindowLayout(horizon=80, max_offset=15, num_video_frames=13, history_spacings=(96,))
     policy = robotwin_ahawam()
-    return replace(policy, model=full(horizon=80), layout=layout, schedule=replace(policy.schedule, batch_per_rank=16))
+    # facts 1 and 4.5: 13 frames, 4 latents; the history is spaced by the clip, 96 steps, and a GPU takes 16 windows (facts 6)
+    schedule = replace(policy.schedule, batch_per_rank=16)
+    return replace(policy, model=full(horizon=80), layout=offset_layout(), schedule=schedule)
 
 
 def robotwin_fastwam() -> PolicyRecipe:
     """Fast-WAM: one planner frame, all 32 actions denoised together, no memory."""
-    from edgewam.data.windows import WindowLayout
-    from edgewam.models.fast_wam import FastWamConfig
+    from edgewam.data.windows import fast_wam_layout
+    from edgewam.models.fast_wam import full
 
-    # facts 9: 33 steps, every fourth a frame, 3 latents
-    layout = WindowLayout(chunk=32, horizon=32, stride=4, max_offset=0, num_video_frames=9, num_history=0, history_spacings=())
     return PolicyRecipe(
         family="fast_wam",
-        model=FastWamConfig(),
-        layout=layout,
-        schedule=Schedule(batch_per_rank=16, lr=1e-4),
+        model=full(),
+        layout=fast_wam_layout(),  # 33 steps, every fourth a frame, 3 latents
+        schedule=Schedule(batch_per_rank=16, lr=1e-4),  # facts 9
     )
 
 

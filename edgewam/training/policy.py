@@ -18,13 +18,13 @@ from torch import nn
 from edgewam.core.artifacts import Manifest, file_digest, read_manifest
 from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import Dataset, open_demonstrations
-from edgewam.data.stats import DatasetStats, measure_stats
+from edgewam.data.stats import DatasetStats, measure_stats, read_stats
 from edgewam.models import checkpoints
 from edgewam.models.family import trainable
 from edgewam.models.text import TextEncoder
 from edgewam.models.text_sources import SMALL, open_text
 from edgewam.models.wan_vae import WanVae
-from edgewam.models.warm_start import warm_start
+from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
 from edgewam.training.parallel import WHOLE, Share, join_ranks
@@ -116,14 +116,16 @@ def train_policy(
     vae, vae_manifest = load_vae(config.vae)
     start = starting_policy(config, vae_manifest) if config.init_from else None
     train_on = training_episodes(dataset)
-    stats = start.stats if start and not config.new_stats else measure_stats(dataset, train_on, mode=config.normalisation)
+    stats = _stats(config, dataset, train_on, start)
     text = open_text(config.text, config.model, config.loop.device)
-    sources = _sources(config, work, dataset, vae, vae_manifest.digest, stats, text, report or (lambda line: None))
+    say = report or (lambda line: None)
+    sources = _sources(config, work, dataset, vae, vae_manifest.digest, stats, text, say)
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})
-    parents |= {f"warm_start_{number}": file_digest(path) for number, path in enumerate(config.warm_start)}
+    parents |= {f"warm_start_{number}": sizes_digest(path) for number, path in enumerate(config.warm_start)}
+    parents |= {} if config.stats is None else {"stats": file_digest(config.stats)}
     task = PolicyTask(config, sources.train, parents)
     if config.warm_start:
-        warm_start(task.module, config.warm_start)
+        say(f"warm start: {warm_start(task.module, config.warm_start)}")
     if start:
         checkpoints.fit(task.module, start.model.state_dict(), f"'{config.init_from}'")
         start = replace(start, model=nn.Identity())  # its weights are in the task now
@@ -155,6 +157,14 @@ def train_policy(
     return measured
 
 
+def _stats(config: PolicyTraining, dataset: Dataset, episodes: range, start: LoadedPolicy | None) -> DatasetStats:
+    if config.stats is not None:
+        stats = read_stats(config.stats, config.normalisation)
+        stats.check(dataset, f"'{config.stats}'")
+        return stats
+    return start.stats if start and not config.new_stats else measure_stats(dataset, episodes, mode=config.normalisation)
+
+
 def _sources(
     config: PolicyTraining, work: Path, dataset: Dataset, vae: WanVae, vae_digest: str, stats: DatasetStats, text: TextEncoder,
     report: Callable[[str], None],
@@ -166,7 +176,7 @@ def _sources(
         return cached_sources(out, dataset, vae, vae_digest, plan, loop.device, stats, text, layout, report)
     return frame_sources(
         dataset, vae, plan, loop.device, stats, text, layout, batch_size=config.batch_size, num_workers=config.num_workers,
-        bfloat16=loop.autocast,
+        bfloat16=loop.autocast, chunk_images=config.model.num_chunks > 1,  # one chunk looks at the planner's own picture
     )  # fmt: skip
 
 

@@ -37,6 +37,7 @@ class PolicyTraining:
     text: str = SMALL  # source of the instructions' embeddings (`models.text_sources`)
     composition: str = THREE_CAMERAS  # of the cameras on the canvas (`core.observation`)
     normalisation: Mode = "z-score"  # of states and actions
+    stats: Path | None = None  # a dataset_stats.json to normalise by; default: measured here, or those of init_from
     frames: bool = False  # decode and encode pictures while training, where latents of all would not fit on a disk
     num_workers: int = 2  # that decode ahead
     init_from: Path | None = None  # a policy artifact to start from
@@ -57,6 +58,8 @@ class PolicyTraining:
             raise EdgewamError(
                 f"A {type(self.model).__name__} holds no sizes of the family '{self.family}'. Give family and model together."
             )
+        if self.warm_start and self.init_from:
+            raise EdgewamError("A training starts from a policy (init_from) or from a video DiT (warm_start), not from both.")
         if not 0 <= self.max_prefix < self.model.chunk_size:
             raise EdgewamError(
                 f"max_prefix must be from 0 to {self.model.chunk_size - 1}, a chunk with something left to learn; got "

@@ -22,7 +22,9 @@ from edgewam.core.estimate import Line
 from edgewam.data.windows import WindowLayout
 from edgewam.flow.training import weight_constants
 from edgewam.models.flow_loss import LossBatch
+from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from edgewam.training.example_windows import ExampleWindows
+from edgewam.training.frame_source import IMAGES_AT_ONCE
 from edgewam.training.memory import AliveTensors
 from edgewam.training.parallel import checkpoint_activations
 from edgewam.training.windows import Choice
@@ -155,3 +157,38 @@ def _flops(run: Callable[[], T]) -> tuple[float, T]:
     with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
         result = run()
     return float(counter.get_total_flops()), result
+
+
+@dataclass(frozen=True)
+class EncodeCount:
+    """Encoding the pictures of one batch: operations, and the most bytes that are alive meanwhile."""
+
+    flops: float
+    peak_bytes: float
+
+
+@torch.no_grad()
+def count_encoding(config: WanVaeConfig, sizes: Any, layout: WindowLayout, batch: int, chunk_images: bool) -> EncodeCount:
+    """Clips one by one and single images in groups, as `frame_source.encode_frames` does, in bfloat16.
+
+    Args:
+        config: of the VAE.
+        sizes: of the network.
+        layout: the windows; no picture of a batch is shown twice, which is the most there can be.
+        batch: windows.
+        chunk_images: whether each chunk has a picture of its own.
+    """
+    with FakeTensorMode():
+        vae = WanVae(config)
+        shape = (sizes.image_height, sizes.image_width)
+
+        def encoded(*leading: int) -> EncodeCount:
+            pixels = torch.empty(*leading, *shape)
+            with AliveTensors() as alive, FlopCounterMode(display=False) as counter:
+                vae.encode(pixels)
+            return EncodeCount(counter.get_total_flops(), alive.peak / 2)  # counted in float32
+
+        clip, image = encoded(1, 3, layout.num_video_frames), encoded(1, 3, 1)
+    images = layout.num_history + (layout.num_chunks if chunk_images else 0)
+    together = min(IMAGES_AT_ONCE, batch * images)
+    return EncodeCount(batch * (clip.flops + images * image.flops), max(clip.peak_bytes, together * image.peak_bytes))
