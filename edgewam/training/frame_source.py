@@ -39,9 +39,6 @@ class FrameChoice:
     last: int
     ahead: int = 0
 
-    def __len__(self) -> int:
-        return self.last - self.first
-
     def following(self) -> Iterator[FrameChoice]:
         """The same rows of this batch and of those that will probably be asked for after it."""
         numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
