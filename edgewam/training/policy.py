@@ -27,7 +27,7 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share, join_ranks
+from edgewam.training.parallel import WHOLE, Share, join_ranks, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
@@ -87,6 +87,7 @@ class PolicyTask:
         return self.source.describe(batch)
 
 
+@one_message
 def train_policy(
     config: PolicyTraining,
     out: Path | str,
