@@ -145,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python3 -m benchmarks.import_checkpoint", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--layers", type=int, default=4, help="4 make 2.5 GB; the released file has 30")
+    parser.add_argument("--layers", type=int, default=4, help="4 make 2.3 GB; the released file has 30")
     parser.add_argument("--dir", type=Path, help="where the temporary files go; three times the checkpoint must fit")
     parser.add_argument("--out", type=Path, help="folder of the JSON (default: benchmarks/results/<device>)")
     a = parser.parse_args(argv)

@@ -21,6 +21,9 @@ def command(
     ] = "artifact",
     vae: Annotated[Path | None, typer.Option(help="Of a policy: the converted VAE artifact.")] = None,
     stats: Annotated[Path | None, typer.Option(help="Of a policy: its dataset_stats.json.")] = None,
+    normalization: Annotated[
+        str | None, typer.Option(help="How the statistics are used: z-score or min/max; by default what they say.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="Where prompts are embedded: a text_encoder artifact or a cache.")] = None,
     prompt: Annotated[list[str] | None, typer.Option(help="An instruction to store with the policy; repeatable.")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Of a text encoder: the folder google/umt5-xxl.")] = None,
@@ -43,7 +46,8 @@ def command(
 ) -> None:
     """Convert a released checkpoint, VAE or text encoder; memory stays small whatever its size."""
     from edgewam.recipes import convert_options
-    from edgewam.recipes.convert import Conversion, convert, export_upstream
+    from edgewam.recipes.convert import Conversion, convert
+    from edgewam.recipes.export_upstream import export_upstream
 
     if to == "upstream":
         said = export_upstream(source, out)
@@ -51,15 +55,18 @@ def command(
         return emit(said, as_json)
     if to != "artifact":
         raise ContractError(f"Unknown format '{to}'. Available: artifact, upstream.")
+    if normalization not in (None, "z-score", "min/max"):
+        raise ContractError(f"Unknown normalization '{normalization}'. Available: z-score, min/max.")
     given: dict[str, Any] = {"head_dim": head_dim, "horizon": horizon, "chunk_size": chunk_size, "text_len": text_len}
     given = {name: value for name, value in given.items() if value is not None}
     plan = Conversion(
-        source=source, out=out, vae=vae, stats=stats, text=text, prompts=tuple(prompt or ()), tokenizer=tokenizer, config=config,
+        source=source, out=out, vae=vae, stats=stats, normalization=normalization, text=text, prompts=tuple(prompt or ()),
+        tokenizer=tokenizer, config=config,
         given=given | (convert_options.image_size(image_size) if image_size else {}), max_offset=max_offset,
         composition=composition, dtype=dtype, strict=strict, shard_bytes=int(shard_gb * 1e9),
     )  # fmt: skip
-    with progress("writing GB") as update:
-        result = convert(plan, lambda done, total: update(done / 1e9, total / 1e9))
+    with progress("writing MB") as update:
+        result = convert(plan, lambda done, total: update(done / 1e6, total / 1e6))
     say(f"{out}: {result['kind']} of family {result['family']}")
     for what in ("repaired", "skipped", "notes"):
         for sentence in result[what]:

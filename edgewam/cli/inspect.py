@@ -27,7 +27,7 @@ def command(
 
 def _holds_weights(folder: Path) -> bool:
     """Whether a directory that is no artifact is a folder of weights, such as LeRobot's or Hugging Face's."""
-    return any(file.suffix in (".safetensors", ".pt", ".pth") for file in folder.iterdir())
+    return any(file.suffix in (".safetensors", ".pt", ".pth", ".bin") for file in folder.iterdir())
 
 
 def _artifact(path: Path) -> dict[str, Any]:
@@ -42,12 +42,29 @@ def _artifact(path: Path) -> dict[str, Any]:
     say(f"  made on {manifest.hardware.get('cpu')} x{manifest.hardware.get('num_cpus')}")
     if manifest.kind == "bundle":
         _bundle(manifest.config)
+    weights = _weights(path)
     for name, value in manifest.measured.items():
         if isinstance(value, int | float | str):
             say(f"  measured {name}: {value:.6g}" if isinstance(value, float) else f"  measured {name}: {value}")
-    return {"path": str(path), "kind": manifest.kind, "digest": manifest.digest, "size_bytes": size} | {
-        name: dict(getattr(manifest, name)) for name in ("parents", "config", "measured", "files", "versions", "hardware")
-    }
+    return (
+        {"path": str(path), "kind": manifest.kind, "digest": manifest.digest, "size_bytes": size}
+        | {name: dict(getattr(manifest, name)) for name in ("parents", "config", "measured", "files", "versions", "hardware")}
+        | ({"weights": weights} if weights else {})
+    )
+
+
+def _weights(path: Path) -> dict[str, Any]:
+    """Family, sizes and what came with a released file, where the artifact holds a network."""
+    import json
+
+    file = path / "model.json"
+    if not file.exists():
+        return {}
+    found: dict[str, Any] = json.loads(file.read_text())
+    say(f"  family {found['family']}, {found['storage']}")
+    for name, value in found.get("upstream", {}).get("extra", {}).items():
+        say(f"  released with {name} {value}")
+    return found
 
 
 def _bundle(config: dict[str, Any] | Any) -> None:

@@ -133,13 +133,27 @@ def _row_place(row: Mapping[str, Any], prefix: str) -> dict[str, int]:
 
 
 def _read_rows(path: Path) -> list[dict[str, Any]]:
-    """One row per episode, without its statistics: they are most of the file and nothing here reads them."""
+    """One row per episode: its number, length and the places of its data and frames; statistics stay on the disk."""
     table = tables.read_table(path)
-    return list(table.select([name for name in table.column_names if not name.startswith("stats/")]).to_pylist())
+    tables.need(table, ("episode_index", "length"), path)
+    columns: dict[str, list[Any]] = {}
+    for name in table.column_names:
+        if name in ("episode_index", "length") or name.endswith(("/chunk_index", "/file_index")):
+            columns[name] = tables.integers(table, name, path).tolist()
+        elif name.endswith("/from_timestamp"):
+            columns[name] = tables.seconds(table, name, path).tolist()
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _read_tasks(path: Path) -> tuple[str, ...]:
     table = tables.read_table(path)
-    text_column = next(name for name in table.column_names if name != "task_index")
-    texts = dict(zip(table["task_index"].to_pylist(), table[text_column].to_pylist(), strict=True))
-    return tuple(texts[index] for index in range(len(texts)))
+    tables.need(table, ("task_index",), path)
+    texts = next((table[name] for name in table.column_names if name != "task_index"), None)
+    numbers = tables.integers(table, "task_index", path).tolist()
+    try:
+        found = dict(zip(numbers, texts.to_pylist() if texts is not None else [], strict=True))
+    except ValueError:  # another number of texts, or bytes that are no text
+        found = {}
+    if sorted(found) != list(range(len(numbers))) or not all(isinstance(text, str) for text in found.values()):
+        raise ArtifactError(f"'{path}' does not hold tasks 0..{len(numbers) - 1} with a text each. Copy the dataset again.")
+    return tuple(found[number] for number in range(len(found)))

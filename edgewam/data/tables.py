@@ -86,6 +86,17 @@ def integers(table: Any, name: str, where: Path) -> npt.NDArray[np.int64]:
         ) from error
 
 
+def seconds(table: Any, name: str, where: Path) -> npt.NDArray[np.float64]:
+    """Column `name` as finite float64 [rows]; ArtifactError where it holds something else."""
+    try:
+        found = np.array(table[name].to_pylist(), np.float64)
+    except (TypeError, ValueError):
+        found = np.array([np.nan])
+    if found.shape != (len(table),) or not np.isfinite(found).all():
+        raise ArtifactError(f"'{where}', column '{name}' does not hold a number in every row. Copy or collect the dataset again.")
+    return found
+
+
 def check_finite(values: Floats, column: str, where: Path, episodes: npt.NDArray[np.int64]) -> None:
     """Raise ArtifactError, with the first episode's number, where `values` [rows, D] are not finite.  episodes: int64 [rows]."""
     bad = np.flatnonzero(~np.isfinite(values).all(1))

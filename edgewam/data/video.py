@@ -19,7 +19,7 @@ from edgewam.data.schema import ENCODER, PIX_FMT, Images
 
 GROUP_OF_PICTURES = 2
 QUALITY = 15  # x264 constant rate factor: 38..50 dB on the simulator's pictures; x264's default is 23, lower is better
-SEEK_GAP = 8  # decoding this many frames is cheaper than a seek
+SEEK_GAP = 2  # frames; beyond them a seek past a key frame is cheaper than decoding (H.264 and AV1, 48 to 640 pixels wide)
 # a stream's duration may lack or repeat its last frame, and time bases round
 _RATE_SLACK_FRAMES, _RATE_SLACK = 1.5, 0.01
 

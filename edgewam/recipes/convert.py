@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgewam.core.errors import ArtifactError, ContractError
 
 if TYPE_CHECKING:
+    from edgewam.data.stats import DatasetStats
     from edgewam.models.checkpoints.identify import Checkpoint
     from edgewam.models.checkpoints.prepare import Prepared
 
-POLICIES = ("aha_wam", "fast_wam")
 DTYPES: Mapping[str, str | None] = {"keep": None, "bf16": "bfloat16", "float32": "float32"}
 Report = Callable[[int, int], None]
 
@@ -30,6 +30,7 @@ class Conversion:
     out: Path
     vae: Path | None = None
     stats: Path | None = None
+    normalization: Literal["z-score", "min/max"] | None = None  # by default what the statistics say
     text: str | Path | None = None
     prompts: Sequence[str] = ()
     tokenizer: Path | None = None
@@ -49,21 +50,23 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
         ArtifactError: the file is damaged, foreign, or does not fit its kind; VAE or statistics do not belong to it.
         ContractError: options that contradict each other or the file.
     """
+    from edgewam.core import plugins
     from edgewam.models.checkpoints import identify
     from edgewam.models.checkpoints.prepare import prepared
+    from edgewam.recipes.convert_options import refuse_senseless, refuse_to_overwrite
 
     if plan.dtype not in DTYPES:
         raise ContractError(f"Unknown dtype '{plan.dtype}'. Available: {', '.join(DTYPES)}.")
-    if plan.out.resolve() == plan.source.resolve():
-        raise ContractError(f"'{plan.out}' is the checkpoint itself. Give another directory to write.")
+    refuse_to_overwrite(plan)
     found = identify(plan.source)
     configured = _configured(found, plan)
     ready = prepared(
         found, dtype=DTYPES[plan.dtype], strict=plan.strict,
-        num_queries=configured.get("num_queries") if found.kind == "aha_wam" else None,
+        num_queries=configured.get("num_queries"),
     )  # fmt: skip
-    _refuse_senseless(found.kind, plan)
-    if found.kind in POLICIES:
+    is_policy = found.kind in plugins.names("family")
+    refuse_senseless(found.kind, is_policy, plan)
+    if is_policy:
         kind, said = _policy(plan, found, ready, configured, report)
     else:
         kind, said = _weights(plan, found, ready, report)
@@ -78,22 +81,6 @@ def _configured(found: Checkpoint, plan: Conversion) -> dict[str, Any]:
 
     configured = sizes_from(found.file.config) if found.file.config else {}
     return {**configured, **(sizes_in(plan.config) if plan.config else {})}
-
-
-def _refuse_senseless(kind: str, plan: Conversion) -> None:
-    """Options that would be ignored."""
-    for_policies = {"--vae": plan.vae, "--stats": plan.stats, "--text": plan.text, "--prompt": plan.prompts}
-    if kind not in POLICIES and (useless := [name for name, value in for_policies.items() if value]):
-        raise ContractError(f"'{plan.source}' is of kind {kind}, which takes no {', '.join(useless)}. Leave that out.")
-    if kind != "umt5" and plan.tokenizer:
-        raise ContractError(f"'{plan.source}' is of kind {kind}; --tokenizer belongs to a text encoder. Leave that out.")
-    if bool(plan.vae) != bool(plan.stats):
-        missing = "--stats dataset_stats.json" if plan.vae else "--vae VAE"
-        raise ContractError(f"A policy needs its VAE and its statistics. Add {missing}, or leave both out for bare weights.")
-    if (plan.text or plan.prompts) and not plan.vae:
-        raise ContractError("Instructions belong to a policy. Add --vae VAE and --stats dataset_stats.json.")
-    if plan.prompts and not plan.text:
-        raise ContractError("Only a text encoder can embed --prompt. Add --text with an encoder artifact or a cache directory.")
 
 
 def _recipe(plan: Conversion, found: Checkpoint, ready: Prepared) -> dict[str, Any]:
@@ -117,7 +104,8 @@ def _upstream(found: Checkpoint, dtype: str) -> tuple[dict[str, Any], list[str]]
     if DTYPES[dtype] and "torch_dtype" in extra:
         extra["torch_dtype"] = f"torch.{DTYPES[dtype]}"
     wrapper = next((name for name in WRAPPERS if name in found.file.layout), None)
-    layout = [name for name in found.file.layout if found.kind in POLICIES or name in extra or name == wrapper]
+    groups = {name.split(".", 1)[0] for name in found.tensors}
+    layout = [name for name in found.file.layout if name in groups or name in extra or name == wrapper]
     return {"layout": layout, "wrapper": wrapper, "extra": extra}, lost
 
 
@@ -128,6 +116,7 @@ def _policy(
     from edgewam.core.artifacts import write_artifact
     from edgewam.models import checkpoints
     from edgewam.models.text_sources import SMALL
+    from edgewam.recipes.convert_lerobot import lerobot_notes
     from edgewam.recipes.convert_options import config_of
     from edgewam.training.imported_policy import Import, write_imported
 
@@ -136,32 +125,51 @@ def _policy(
     upstream, said = _upstream(found, plan.dtype)
     made = Import(found.kind, config, ready.tensors, upstream, found.file.extra.get("ode_metadata"))
     recipe = _recipe(plan, found, ready)
-    if plan.vae is None or plan.stats is None:
+    stats, stats_name = _stats(plan) if plan.vae else (None, "")
+    if plan.vae is None:
         with write_artifact(plan.out, "weights", config=recipe) as directory:
             checkpoints.write_model(
                 directory, ready.tensors, family=found.kind, config=config.to_json(), upstream=upstream,
                 metadata={"ode_metadata": made.ode_metadata} if made.ode_metadata else {}, limit=plan.shard_bytes, report=report,
             )  # fmt: skip
         return "weights", [*said, "bare weights: add --vae and --stats to make a policy that trains, distils and shrinks"]
+    if stats is None:
+        raise ContractError("A policy needs its VAE and its statistics. Add --stats dataset_stats.json.")
+    composition = _composition(plan, found, config)
     prompts = _embedded(plan, config)
     if not prompts:
         said.append(f'it knows no instruction yet; add one with: edgewam prompt add {plan.out} "..." --text TEXT')
-    if toggled := (found.file.config or {}).get("toggle_action_dimensions"):
-        said.append(f"LeRobot turns actions {toggled} into -sign(2a - 1) after de-normalising; nothing here does")
+    said += lerobot_notes(found.file.config)
     write_imported(
-        plan.out, made, vae=plan.vae, stats=plan.stats, layout=_layout(config, configured, plan.max_offset),
+        plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
-        composition=plan.composition or _composition(found), prompts=prompts, recipe=recipe,
+        composition=composition, prompts=prompts, recipe=recipe,
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said
 
 
-def _composition(found: Checkpoint) -> str:
-    """LeRobot puts its cameras side by side; released policies have three."""
-    features = (found.file.config or {}).get("input_features") or {}
-    cameras = sum(name.startswith("observation.images.") for name in features)
-    return {0: "three_cameras", 1: "single", 2: "side_by_side"}.get(cameras, "three_cameras")
+def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:
+    """Statistics and where they are from: the file that was given, or LeRobot's preprocessor beside the weights."""
+    from edgewam.data.stats import read_stats
+    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_stats
+
+    if plan.stats is not None:
+        return read_stats(plan.stats, plan.normalization), str(plan.stats)
+    return lerobot_stats(plan.source) if plan.source.is_dir() else None, str(plan.source / PREPROCESSOR)
+
+
+def _composition(plan: Conversion, found: Checkpoint, config: Any) -> str:
+    """By name; it must fit the canvas."""
+    from edgewam.core.observation import composition_named
+    from edgewam.recipes.convert_lerobot import lerobot_composition
+
+    name = plan.composition or lerobot_composition(found.file.config) or "three_cameras"
+    try:
+        composition_named(name).places(config.image_height, config.image_width)
+    except ContractError as error:
+        raise ContractError(f"{error} Name how its cameras make one image with --composition, or give --image-size.") from None
+    return name
 
 
 def _embedded(plan: Conversion, config: Any) -> dict[str, Any]:
@@ -182,7 +190,8 @@ def _layout(config: Any, configured: Mapping[str, Any], max_offset: int) -> Any:
     spacing = latents * FRAMES_PER_LATENT * stride
     return WindowLayout(
         chunk=config.chunk_size, horizon=config.horizon, stride=stride, max_offset=max_offset,
-        num_video_frames=1 + latents * FRAMES_PER_LATENT, num_history=config.memory_slots, history_spacings=(spacing,),
+        num_video_frames=1 + latents * FRAMES_PER_LATENT, num_history=config.memory_slots,
+        history_spacings=(spacing,) if config.memory_slots else (),
     )  # fmt: skip
 
 
@@ -240,39 +249,3 @@ def _vae_config(found: Checkpoint) -> dict[str, Any]:
     stage = "encoder.downsamples.3.downsamples."
     blocks = sum(name.startswith(stage) and name.endswith(".residual.2.weight") for name in found.tensors)
     return asdict(WanVaeConfig(dim=sizes["dim"], dec_dim=sizes["dec_dim"], z_dim=sizes["z_dim"], num_res_blocks=blocks))
-
-
-def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
-    """Write an artifact's weights as upstream's torch file: groups, plain values, order and dtypes as they came.
-
-    Raises:
-        ArtifactError: no artifact with weights, or a damaged one.
-    """
-    from edgewam.core.artifacts import read_manifest
-    from edgewam.models import checkpoints
-    from edgewam.models.checkpoints.plain import from_plain_json
-
-    manifest = read_manifest(artifact)
-    stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
-    upstream = checkpoints.upstream_of(artifact)
-    extra = from_plain_json(upstream["extra"]) if upstream else _usual_extra(stored)
-    flat = stored.family not in POLICIES
-    wrapper = upstream.get("wrapper")
-    if flat and wrapper:
-        tensors = {f"{wrapper}.{name}": tensor for name, tensor in tensors.items()}
-    checkpoints.write_upstream(tensors, out, extra, upstream.get("layout", _LAYOUT), whole=flat and not wrapper)
-    return {"artifact": str(artifact), "kind": manifest.kind, "out": str(out), "size_bytes": out.stat().st_size, "extra": extra}
-
-
-_LAYOUT = (
-    "mot", "step", "torch_dtype", "proprio_encoder", "action_obs_visual_proj", "chunk_obs_query_encoder", "ode_metadata",
-)  # fmt: skip
-
-
-def _usual_extra(stored: Any) -> dict[str, Any]:
-    """Plain values of a policy that was trained here: upstream reads the dtype and, of a student, its teacher's grid."""
-    if stored.family not in POLICIES:
-        return {}
-    dtype = next(iter(stored.tensors.values())).dtype
-    ode = stored.metadata.get("ode_metadata")
-    return {"step": 0, "torch_dtype": str(dtype), **({"ode_metadata": ode} if ode else {})}

@@ -1,4 +1,4 @@
-"""What shapes cannot tell of a released file: options, a configuration file in upstream's form, or LeRobot's config.json."""
+"""Options of a conversion: what shapes cannot tell of a file, from the command line or a configuration; and what is senseless."""
 
 from __future__ import annotations
 
@@ -6,9 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from edgewam.core.artifacts import MANIFEST
 from edgewam.core.errors import ArtifactError, ContractError
+
+if TYPE_CHECKING:
+    from edgewam.recipes.convert import Conversion
 
 # our size -> where upstream's configurations and LeRobot's config.json have it
 _PLACES: Mapping[str, tuple[str, ...]] = {
@@ -83,3 +87,31 @@ def image_size(text: str) -> dict[str, int]:
     except ValueError:
         raise ContractError(f"'{text}' is no image size. Give HEIGHTxWIDTH in pixels, such as 384x320.") from None
     return {"image_height": height, "image_width": width}
+
+
+def refuse_senseless(kind: str, is_policy: bool, plan: Conversion) -> None:
+    """Options that would be ignored."""
+    for_policies = {
+        "--vae": plan.vae, "--stats": plan.stats, "--text": plan.text, "--prompt": plan.prompts, "--config": plan.config,
+        "--composition": plan.composition, "sizes": plan.given,
+    }  # fmt: skip
+    if not is_policy and (useless := [name for name, value in for_policies.items() if value]):
+        raise ContractError(f"'{plan.source}' is of kind {kind}, which takes no {', '.join(useless)}. Leave that out.")
+    if kind != "umt5" and plan.tokenizer:
+        raise ContractError(f"'{plan.source}' is of kind {kind}; --tokenizer belongs to a text encoder. Leave that out.")
+    if plan.stats and not plan.vae:
+        raise ContractError("A policy needs its VAE and its statistics. Add --vae VAE, or leave both out for bare weights.")
+    if (plan.text or plan.prompts) and not plan.vae:
+        raise ContractError("Instructions belong to a policy. Add --vae VAE and --stats dataset_stats.json.")
+    if plan.prompts and not plan.text:
+        raise ContractError("Only a text encoder can embed --prompt. Add --text with an encoder artifact or a cache directory.")
+
+
+def refuse_to_overwrite(plan: Conversion) -> None:
+    """Writing replaces a directory: it must be an artifact or empty, and hold nothing that is read."""
+    out = plan.out.resolve()
+    inputs = (plan.source, plan.vae, plan.stats, plan.tokenizer, plan.config, plan.text if plan.text != "small" else None)
+    if inside := [str(path) for path in inputs if path is not None and Path(path).resolve().is_relative_to(out)]:
+        raise ContractError(f"'{plan.out}' would be replaced, but it holds '{inside[0]}'. Give another directory to write.")
+    if plan.out.is_dir() and any(plan.out.iterdir()) and not (plan.out / MANIFEST).exists():
+        raise ContractError(f"'{plan.out}' is a directory that is no artifact, and is not replaced. Give another to write.")

@@ -12,7 +12,7 @@ from typing import Any
 
 from edgewam.core.artifacts import read_manifest, write_artifact
 from edgewam.core.errors import ArtifactError
-from edgewam.data.stats import read_stats, write_stats
+from edgewam.data.stats import DatasetStats, write_stats
 from edgewam.data.windows import WindowLayout
 from edgewam.models import checkpoints
 from edgewam.models.checkpoints.shards import SHARD_BYTES, Source
@@ -47,7 +47,8 @@ def write_imported(
     made: Import,
     *,
     vae: Path,
-    stats: Path,
+    stats: DatasetStats,
+    stats_name: str,
     layout: WindowLayout,
     text_encoder: str,
     composition: str,
@@ -59,18 +60,18 @@ def write_imported(
     """Write the artifact whole or not at all.
 
     Args:
+        stats_name: where the statistics are from, for errors.
         prompts: instruction -> text rows; those of the small encoder are not stored, only their names.
 
     Raises:
         ArtifactError: the VAE or the statistics do not belong to this policy.
     """
-    measured = read_stats(stats)
     for name, normalizer, size in (
-        ("state", measured.state, made.config.proprio_dim), ("action", measured.action, made.config.action_dim),
+        ("state", stats.state, made.config.proprio_dim), ("action", stats.action, made.config.action_dim),
     ):  # fmt: skip
         if len(normalizer.mean) != size:
             raise ArtifactError(
-                f"'{stats}' has '{name}' of {len(normalizer.mean)} values, but the checkpoint takes {size}. Give the "
+                f"'{stats_name}' has '{name}' of {len(normalizer.mean)} values, but the checkpoint takes {size}. Give the "
                 "dataset_stats.json of these weights."
             )
     manifest = read_manifest(vae, kind="vae")
@@ -87,6 +88,6 @@ def write_imported(
             directory, made.tensors, family=made.family, config=made.config.to_json(), metadata=facts_json(facts, vae, out),
             upstream=made.upstream, limit=limit, report=report,
         )  # fmt: skip
-        write_stats(directory / STATS, measured)
+        write_stats(directory / STATS, stats)
         if prompts and text_encoder != SMALL:
             write_prompts(directory / PROMPTS, prompts)

@@ -270,7 +270,7 @@ def _step(
         (loss.value * factor / config.accumulate).backward()
         for name, mean in zip(found, means, strict=True):
             totals[name] = totals.get(name, 0.0) + mean / config.accumulate
-    norm = parallel.clip_gradients(trained, config.clip_norm)
+    norm = parallel.clip_gradients(trained, config.clip_norm, ranks)
     if not math.isfinite(norm):
         _refuse("gradient", norm, step, names)
     for optimizer in optimizers.values():

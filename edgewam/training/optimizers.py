@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from edgewam.training.parallel import like, local, whole
+from edgewam.training.parallel import local, rows_of, sharded, whole
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def build_optimizers(groups: list[ParameterGroup]) -> dict[str, torch.optim.Opti
                 parameters, lr=group.lr, momentum=group.momentum, weight_decay=group.weight_decay
             )
         else:
-            optimizers[group.name] = torch.optim.AdamW(
+            optimizers[group.name] = AdamW(
                 parameters, lr=group.lr, betas=group.betas, weight_decay=group.weight_decay, foreach=True
             )
     return optimizers
@@ -75,6 +75,16 @@ def rate_factor(step: int, fraction: float, warmup_steps: int, final: float) -> 
     warmup = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
     cosine = final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(max(fraction, 0.0), 1.0)))
     return warmup * cosine
+
+
+class AdamW(torch.optim.AdamW):
+    """PyTorch's AdamW; each rank updates its rows as plain tensors, without what dispatching a thousand DTensors costs."""
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [local(tensor) for tensor in tensors]
+        return bool(has_complex)
 
 
 class Muon(torch.optim.Muon):
@@ -95,11 +105,11 @@ class Muon(torch.optim.Muon):
             momenta: list[Tensor] = []
             matrices: list[Tensor] = []
             self._init_group(group, matrices, gradients, momenta)
-            for matrix, gradient, momentum in zip(matrices, gradients, momenta, strict=True):
+            for matrix, gradient, momentum in zip(matrices, map(local, gradients), map(local, momenta), strict=True):
                 momentum.lerp_(gradient, 1 - group["momentum"])
                 update = gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-                matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                matrix.add_(like(_orthogonal_step(whole(update), group), matrix))
+                step = _orthogonal_step(whole(sharded(update, matrix)), group)
+                local(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(local(rows_of(step, matrix)))
 
 
 def _orthogonal_step(update: Tensor, group: Mapping[str, Any]) -> Tensor:

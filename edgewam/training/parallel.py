@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -232,7 +233,11 @@ def _compute(module: nn.Module, call: Callable[[], T]) -> T:
 
 def computed(module: nn.Module, call: Callable[[], T]) -> T:
     """`call()`, in which the weights of a sharded module outside of its blocks are gathered."""
-    return module.edgewam_compute(call) if is_sharded(module) else call()  # type: ignore[operator, no-any-return]
+    if not is_sharded(module):
+        return call()
+    with warnings.catch_warnings():  # nobody may change what a block returns in place, and nobody does
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor", UserWarning)
+        return module.edgewam_compute(call)  # type: ignore[operator, no-any-return]
 
 
 def is_sharded(module: nn.Module) -> bool:
@@ -247,10 +252,15 @@ def reduce_gradients(module: nn.Module, wanted: bool) -> None:
         module.set_is_last_backward(wanted)  # type: ignore[operator]
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
+def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float, ranks: Ranks) -> float:
     """Scale the gradients down to a norm of `max_norm` over all parameters and ranks; returns the norm that they had."""
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
-    return float(whole(norm))
+    if ranks.world == 1:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True))
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    norm = ranks.sum([float(torch.nn.utils.get_total_norm(gradients)) ** 2])[0] ** 0.5
+    if norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / (norm + 1e-6))  # the margin that torch's own clipping has
+    return float(norm)
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -263,12 +273,18 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def like(value: Tensor, sharded: Tensor) -> Tensor:
-    """This rank's rows of `value`, which all ranks hold whole, placed as `sharded` is; `value` itself when that is not sharded."""
-    if not isinstance(sharded, DTensor):
+def sharded(rows: Tensor, like: Tensor) -> Tensor:
+    """This rank's rows of something that is placed as `like` is."""
+    if not isinstance(like, DTensor):
+        return rows
+    return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride())
+
+
+def rows_of(value: Tensor, like: Tensor) -> Tensor:
+    """`value`, which all ranks hold whole, placed as `like` is."""
+    if not isinstance(like, DTensor):
         return value
-    mesh, placements = sharded.device_mesh, sharded.placements
-    return DTensor.from_local(value, mesh, run_check=False).redistribute(mesh, placements)
+    return DTensor.from_local(value, like.device_mesh, run_check=False).redistribute(like.device_mesh, like.placements)
 
 
 def gathered(state: Mapping[str, Tensor], ranks: Ranks) -> dict[str, Tensor]:

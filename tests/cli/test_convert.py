@@ -7,6 +7,7 @@ import shutil
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="needs edgewam[train]")
@@ -17,7 +18,7 @@ from tests.cli.command import apart, here, leftovers, started  # noqa: E402
 from tests.cli.test_bad_input import refused  # noqa: E402
 from tests.models import weight_files as files  # noqa: E402
 
-AHA = ("--config", files.CONFIG)
+AHA = ("--config", files.CONFIG, "--composition", "single")
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +87,44 @@ def test_a_policy_artifact_is_what_train_writes(vae, stats, tmp_path):
             assert loaded.facts.ode_metadata["teacher_num_inference_steps"] == 16
 
 
+def test_instructions_are_embedded_from_a_cache_and_stored(vae, stats, tmp_path):
+    from edgewam.models.text_cache import TextCache
+    from edgewam.training.policy_artifact import load_policy
+
+    (tmp_path / "cache").mkdir()
+    rows = np.zeros((7, 44), np.float32)
+    rows[:3] = np.arange(132).reshape(3, 44)
+    TextCache(tmp_path / "cache", 7, 44).write("lift the cube", rows)
+    command = ("convert", files.AHA_WAM, tmp_path / "out", "--vae", vae, "--stats", stats, *AHA, "--text", tmp_path / "cache")
+    refused(here(*command, "--prompt", "fly"), "no embedding of 'fly'")
+    assert not (tmp_path / "out").exists()
+    here(*command, "--prompt", "lift the cube").ok()
+    loaded = load_policy(tmp_path / "out")
+    assert loaded.facts.text_encoder == "umt5" and loaded.facts.tasks == ("lift the cube",)
+    assert np.array_equal(loaded.text().encode("lift the cube"), rows)
+
+
 def test_released_sizes_give_the_released_windows():
-    from edgewam.data.windows import WindowLayout, released_layout
-    from edgewam.models.aha_wam_config import full
+    from edgewam.data.windows import fast_wam_layout, offset_layout, released_layout
+    from edgewam.models import aha_wam, fast_wam
     from edgewam.recipes.convert import _layout
 
-    assert _layout(full(), {}, 0) == released_layout()
-    assert _layout(full(80), {}, 15) == WindowLayout(history_spacings=(96,))
+    assert _layout(aha_wam.full(), {}, 0) == released_layout()
+    assert _layout(aha_wam.full(80), {}, 15) == offset_layout()
+    assert _layout(fast_wam.Config(), {}, 0) == fast_wam_layout()
+
+
+def test_a_directory_that_is_not_ours_is_not_replaced(vae, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    copy = shutil.copyfile(files.VAE, tmp_path / "mine" / "vae.pth")
+    refused(here("convert", files.VAE, tmp_path / "mine"), "no artifact, and is not replaced")
+    refused(here("convert", copy, tmp_path), "would be replaced, but it holds")
+    refused(here("convert", vae, tmp_path / "mine", "--format", "upstream"), "is a directory. Give the file")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.txt", "vae.pth"]
 
 
 def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
-    pytest.importorskip("edgewam.models.fast_wam")
     source = files.fast_wam(tmp_path / "fast.pt", action_branch_embedding=torch.zeros(2, 40))
     done = here("convert", source, tmp_path / "out", "--head-dim", 20, "--json").ok()
     assert done.json["family"] == "fast_wam"
@@ -106,16 +134,34 @@ def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
 
 @pytest.mark.parametrize("by_layer", [True, False])
 def test_lerobots_policy_folder_is_taken_with_its_sizes(by_layer, vae, stats, tmp_path):
-    pytest.importorskip("edgewam.models.fast_wam")
     from edgewam.training.policy_artifact import load_policy
 
     folder = files.lerobot_folder(tmp_path / "lerobot", by_layer)
+    facts = here("inspect", folder, "--json").ok().json
+    assert (facts["family"], facts["policy_folder"], facts["unexpected"]) == ("fast_wam", "fastwam", [])
     done = here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats, "--json").ok()
     assert any("LeRobot turns actions [-1]" in note for note in done.json["notes"])
     loaded = load_policy(tmp_path / "out")
     config = loaded.model.config
     assert (config.horizon, config.head_dim, config.image_height, config.image_width, config.text_len) == (16, 20, 64, 96, 7)
     assert loaded.facts.composition == "side_by_side" and loaded.facts.layout.stride == 2
+    assert np.allclose(loaded.stats.state.mean, [0.1] * 6) and np.allclose(loaded.stats.action.mean, [0.1] * 5)
+
+
+@pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX", "QUANTILES"])
+def test_lerobots_own_statistics_are_used_as_its_preprocessor_says(mode, vae, tmp_path):
+    from edgewam.data.stats import read_stats
+
+    folder = files.lerobot_folder(tmp_path / "lerobot", by_layer=True)
+    file = folder / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace('"MEAN_STD"', f'"{mode}"'))
+    done = here("convert", folder, tmp_path / "out", "--vae", vae)
+    if mode == "QUANTILES":
+        return refused(done, "normalises STATE by QUANTILES")
+    stats = read_stats(done.ok() and tmp_path / "out" / "stats.json")
+    low = {"MEAN_STD": (-3.0 - 0.5) / 2.0, "MIN_MAX": -1.0}[mode]
+    for normalizer, size in ((stats.state, 6), (stats.action, 5)):
+        assert normalizer.forward(np.full(size, -3.0, np.float32)).tolist() == pytest.approx([low] * size)
 
 
 def test_one_row_of_the_branch_embedding_becomes_row_one_and_queries_are_interpolated(tmp_path):
@@ -154,7 +200,6 @@ def test_a_vae_artifact_reconstructs_as_the_file_did(vae, tmp_path):
 
 def test_a_text_encoder_goes_with_its_tokenizer(tmp_path):
     from edgewam.models.umt5_encoder import load_text_encoder
-
     from tests.models import tiny_umt5
 
     pytest.importorskip("tokenizers", reason="needs edgewam[text]")
@@ -229,6 +274,9 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     refused(here("convert", files.VAE, out, "--stats", stats), "takes no --stats")
     refused(here("convert", files.AHA_WAM, out), "head", "--head-dim")
     refused(here(*policy, "--image-size", "wide"), "no image size", "384x320")
+    three = ("--vae", vae, "--stats", stats, "--composition", "three_cameras")
+    refused(here(*policy, *three), "canvas must have height % 3", "--composition, or give --image-size")
+    refused(here(*policy, "--vae", vae, "--stats", stats, "--composition", "mosaic"), "No composition 'mosaic'")
     refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
     assert not out.exists() and not leftovers(tmp_path)
 

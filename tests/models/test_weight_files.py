@@ -16,8 +16,10 @@ from edgewam.models import aha_wam
 from edgewam.models.checkpoints import identify, open_weights
 from edgewam.models.checkpoints.mapped import mapped
 from edgewam.models.checkpoints.templates import KINDS, match
+from edgewam.models.umt5 import Umt5
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from tests.golden import golden_dir
+from tests.models import tiny_umt5
 from tests.models import weight_files as files
 
 MANIFESTS = golden_dir().parent / "manifests"
@@ -58,11 +60,14 @@ def test_safetensors_alone_and_in_shards_give_the_same_tensors(tmp_path):
     equal(mapped(open_weights(index.parent).entries), tensors)
 
 
-@pytest.mark.parametrize("name", ["ahawam", "wan22_vae"])
+RELEASED = {"ahawam_full": "aha_wam", "fastwam_full": "fast_wam", "wan22_vae": "wan_vae", "umt5_full": "umt5"}
+
+
+@pytest.mark.parametrize("name", RELEASED)
 def test_templates_are_the_released_keys_and_shapes(name):
-    manifest = json.loads((MANIFESTS / f"manifest_{name}{'' if 'vae' in name else '_full'}.json").read_text())
-    kind = {"ahawam": "aha_wam", "wan22_vae": "wan_vae"}[name]
-    found = match(kind, {key: _entry(shape, dtype) for key, (shape, dtype) in manifest.items()})
+    manifest, kind = json.loads((MANIFESTS / f"manifest_{name}.json").read_text()), RELEASED[name]
+    shapes = {key: value if kind == "umt5" else value[0] for key, value in manifest.items()}
+    found = match(kind, {key: _entry(shape, "bfloat16") for key, shape in shapes.items()})
     assert not (found.missing or found.extra or found.shapes or found.dtypes)
     assert KINDS[kind](manifest).keys() == manifest.keys()
 
@@ -76,7 +81,7 @@ def _entry(shape, dtype):
 def test_templates_are_those_of_our_networks_at_any_size():
     with torch.device("meta"):
         vae = WanVae(WanVaeConfig(dim=16, dec_dim=8, num_res_blocks=1))
-        networks = {"aha_wam": aha_wam.build(aha_wam.small()), "wan_vae": vae}
+        networks = {"aha_wam": aha_wam.build(aha_wam.small()), "wan_vae": vae, "umt5": Umt5(tiny_umt5.CONFIG)}
     for kind, network in networks.items():
         entries = {key: _entry(tensor.shape, "float32") for key, tensor in network.state_dict().items()}
         found = match(kind, entries)

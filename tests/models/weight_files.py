@@ -55,6 +55,14 @@ def lerobot_folder(folder: Path, by_layer: bool) -> Path:
         "input_features": {"observation.images.image": {}, "observation.images.wrist": {}, "observation.state": {}},
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(described))
+    state = "policy_preprocessor_step_3_normalizer_processor.safetensors"
+    values = {f"{part}.{name}": torch.full((size,), value) for part, size in (("observation.state", 6), ("action", 5))
+              for name, value in (("mean", 0.5), ("std", 2.0), ("min", -3.0), ("max", 5.0))}  # fmt: skip
+    save_file(values, folder / state)
+    step = {"registry_name": "normalizer_processor", "state_file": state,
+            "config": {"norm_map": {"VISUAL": "IDENTITY", "STATE": "MEAN_STD", "ACTION": "MEAN_STD"}}}  # fmt: skip
+    steps = [{"registry_name": "rename_observations_processor", "config": {}}, step]
+    (folder / "policy_preprocessor.json").write_text(json.dumps({"name": "policy_preprocessor", "steps": steps}))
     return folder
 
 

@@ -10,18 +10,28 @@ import os
 import shutil
 import signal
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch._dynamo
 import torch.distributed.fsdp
+from safetensors.torch import save_file
 
+from edgewam.data.dataset import Dataset
+from edgewam.data.windows import WindowLayout
+from edgewam.distill.ode import OdeDistillation, distill
+from edgewam.distill.trajectories import TrajectoryPlan
+from edgewam.models.flow_loss import LossBatch
 from edgewam.training.checkpoint import CHECKPOINT, restore, write_checkpoint
+from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.loop import LoopConfig, train
 from edgewam.training.optimizers import WeightAverage, build_optimizers
-from edgewam.training.parallel import gathered, join_ranks, shard
+from edgewam.training.parallel import gathered, join_ranks, rows_of, shard
+from edgewam.training.policy import PolicyTask, PolicyTraining, small_training_model, train_policy
+from edgewam.training.windows import Choice
+from tests.training import tiny
 from tests.training.ranks import run
 from tests.training.toy import RankToy
 
@@ -61,12 +71,84 @@ def rewrite(source: Path, target: Path) -> None:
     assert bool(found) == ranks.is_main
 
 
+def muon(whole: Path, sharded: Path) -> None:
+    """Three steps with gradients that are given, and equal on any number of ranks."""
+    task, ranks = RankToy(), join_ranks()
+    if ranks.world > 1:
+        shard(task.module, task.blocks(), ranks)
+    (optimizer,) = [o for o in build_optimizers(task.parameter_groups()).values() if isinstance(o, torch.optim.Muon)]
+    matrices = optimizer.param_groups[0]["params"]
+    for step in range(3):
+        for number, matrix in enumerate(matrices):
+            gradient = torch.randn(matrix.shape, generator=torch.Generator().manual_seed(10 * step + number))
+            matrix.grad = rows_of(gradient, matrix)
+        optimizer.step()
+    found = gathered({str(number): matrix for number, matrix in enumerate(matrices)}, ranks)
+    if ranks.is_main:
+        save_file(found, (whole if ranks.world == 1 else sharded) / "matrices.safetensors")
+
+
+class Windows:
+    """Stands in for a `WindowSource` of `small`: random content, and every sample padded at another place."""
+
+    def draw(self, size: int, generator: np.random.Generator) -> Choice:
+        return Choice(generator.permutation(100)[:size], np.zeros(size, np.int64), 1)
+
+    def batch(self, choice: Choice) -> LossBatch:
+        generator = torch.Generator().manual_seed(0)
+        every = ExampleWindows(small_training_model(), WindowLayout(), 1).batch(Choice(np.arange(100), np.zeros(100), 1))
+        parts = {f.name: getattr(every, f.name) for f in fields(LossBatch)}
+        floats = {name: torch.randn(part.shape, generator=generator) for name, part in parts.items() if part.is_floating_point()}
+        actions, images = (parts[name] for name in ("action_is_pad", "image_is_pad"))
+        ends = torch.arange(100)[:, None]
+        pads = {
+            "action_is_pad": torch.arange(actions.shape[1]) >= actions.shape[1] - 13 * ends % (actions.shape[1] - 1),
+            "image_is_pad": torch.arange(images.shape[1]) >= images.shape[1] - 5 * ends % (images.shape[1] - 1),
+        }
+        rows = torch.from_numpy(choice.windows)
+        return LossBatch(**{name: part[rows] for name, part in (parts | floats | pads).items()})
+
+    def describe(self, choice: Choice) -> str:
+        return str(choice.windows)
+
+
+def small_step(out: Path) -> None:
+    """The first step of the recipe of `small`, in float32, on a batch that two ranks cannot halve."""
+    loop = LoopConfig(steps=1, warmup_steps=200, autocast=False, threads=1, tensorboard=False, recompute="two" in out.name)
+    config = PolicyTraining(dataset=Path(), vae=Path(), batch_size=5, loop=loop)
+    train(PolicyTask(config, Windows(), {}), loop, out)  # type: ignore[arg-type]
+
+
+def make_road(out: Path) -> None:
+    tiny.dataset_at(out / "dataset")
+    tiny.vae_at(out / "vae")
+
+
+def teach(out: Path) -> None:
+    dataset = Dataset.open(out.parent / "road/dataset")
+    config = tiny.policy_training(
+        dataset, out.parent / "road/vae", out / "latents", batch_size=5, max_prefix=2, muon_lr=1e-4, loop=replace(tiny.LOOP, steps=2)
+    )
+    train_policy(config, out / "teacher")
+
+
+def learn(out: Path) -> None:
+    """From the teacher of one rank, so that trajectories can be compared byte by byte."""
+    plan = TrajectoryPlan(num_batches=5, focused=2, batch_size=3, num_steps=4, captured=(0, 1, 4), max_prefix=1)
+    one = out.parent / "taught_one"
+    config = OdeDistillation(
+        teacher=one / "teacher", dataset=out.parent / "road/dataset", latents=one / "latents", trajectories=plan,
+        loop=replace(tiny.LOOP, steps=2), rollout=True,
+    )  # fmt: skip
+    distill(config, out / "student")
+
+
 def main(out: Path) -> None:
     said = {}
     for name, world, function, arguments in (
         ("one", 1, train, (RankToy(matrices=False), TOY)),
-        ("muon_one", 1, train, (RankToy(), TOY)),
-        ("muon_two", 2, train, (RankToy(), MANY)),
+        ("muon_whole", 1, muon, (out / "muon_whole",)),
+        ("muon_sharded", 2, muon, (out / "muon_whole",)),
         ("stopped", 2, train, (Signalled(signal.SIGTERM, 1, 5, matrices=False), MANY)),
         ("two", 2, train, (RankToy(matrices=False), MANY)),
         ("back_to_one", 1, train, (RankToy(matrices=False), TOY)),
@@ -76,6 +158,13 @@ def main(out: Path) -> None:
         ("killed", 2, train, (Signalled(signal.SIGKILL, 1, 8, matrices=False), replace(MANY, checkpoint_steps=2))),
         ("after_kill", 2, train, (RankToy(matrices=False), MANY)),
         ("too_small", 4, train, (RankToy(rows=3), MANY)),
+        ("small_one", 1, small_step, ()),
+        ("small_two", 2, small_step, ()),
+        ("road", 1, make_road, ()),
+        ("taught_one", 1, teach, ()),
+        ("taught_two", 2, teach, ()),
+        ("learnt_one", 1, learn, ()),
+        ("learnt_two", 2, learn, ()),
     ):
         before = {"two": "stopped", "back_to_one": "stopped", "four": "stopped", "after_kill": "killed"}.get(name)
         if before is not None:

@@ -38,7 +38,7 @@ def open_weights(path: Path | str) -> WeightFile:
 
 def _of_folder(folder: Path) -> Path:
     """The one weight file of a folder: an index of shards goes before the shards, model.safetensors before others."""
-    for pattern in (f"*{INDEX_SUFFIX}", "model.safetensors", "*.safetensors", "*.pt", "*.pth"):
+    for pattern in (f"*{INDEX_SUFFIX}", "model.safetensors", "*.safetensors", "*.pt", "*.pth", "*.bin"):
         found = sorted(path for path in folder.glob(pattern) if not path.name.startswith(("policy_pre", "policy_post")))
         if len(found) == 1:
             return found[0]
@@ -46,7 +46,7 @@ def _of_folder(folder: Path) -> Path:
             raise ArtifactError(
                 f"'{folder}' holds several weight files: {', '.join(p.name for p in found[:5])}. Give one of them."
             )
-    raise ArtifactError(f"'{folder}' holds no weights (.safetensors, .pt or .pth). Give the folder or the file that does.")
+    raise ArtifactError(f"'{folder}' holds no weights (.safetensors, .pt, .pth or .bin). Give the folder or the file that does.")
 
 
 def _json(path: Path) -> dict[str, Any] | None:
