@@ -56,6 +56,7 @@ class PolicyFacts:
     # what made its text rows: "small", "umt5" (released policies), or "stored": something else, only its results are known
     text_encoder: str = SMALL
     composition: str = THREE_CAMERAS  # of the image, by name
+    fps: int | None = None  # control steps a second of its data, where that is known
 
 
 @dataclass(frozen=True)
