@@ -246,6 +246,17 @@ JOBS = (
         data="latents",
     ),
     Job(
+        "train_full",
+        "one optimiser step at full size, batch 1: training and distillation; ms, peak memory, utilisation of the matrix rate",
+        "benchmarks.gpu.train_full",
+        60,
+        240,
+        ("benchmarks/gpu/random_policy.py", "benchmarks/gpu/rates.py", "edgewam/training/step_count.py",
+         "edgewam/training/parallel.py", "edgewam/training/example_windows.py", *_MODEL),
+        {"size": "full", "dtype": "bfloat16", "seed": 0, "batch": 1, "n": 10, "warmup": 3},
+        {"size": "golden", "dtype": "float32", "n": 1, "warmup": 1},
+    ),
+    Job(
         "under_load_full",
         "`under_load` with the 10 000 chunks of the timing contract: 200 s of load",
         "benchmarks.gpu.under_load",

@@ -9,7 +9,7 @@ from benchmarks.results import Section
 from edgewam.profiles.report import table
 
 _MAIN = (
-    "bandwidth_gb_s", "tflops", "us_per_node", "us_per_product", "steps_per_s",
+    "bandwidth_gb_s", "utilisation_of_measured_rate", "memory_peak_gib", "tflops", "us_per_node", "us_per_product", "steps_per_s",
     "cosine_mean", "cosine_min", "gate_passed", "off_eager",
     "refreshes_over_limit", "skipped_ticks", "allocations", "chunk_slowed_by", "denoise_gflop", "refused", "graph",
 )  # fmt: skip

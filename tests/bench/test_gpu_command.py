@@ -63,7 +63,7 @@ def test_the_plan_shows_recorded_jobs_and_the_budget(no_gpu, tmp_path, capsys):
 
 def test_all_jobs_but_the_last_fit_one_call():
     *jobs, last = JOBS
-    assert sum(job.expected_s for job in jobs) <= command.BUDGET_S <= 600
+    assert sum(job.expected_s for job in jobs if job.data != "latents") <= command.BUDGET_S <= 600  # the others need a file
     assert last.name == "under_load_full"  # as long as the timing contract asks: for a card that is not lent
     assert all(job.expected_s < job.limit_s <= 480 for job in JOBS)
     assert len({job.name for job in JOBS}) == len(JOBS) and find_jobs([]) == list(JOBS)
