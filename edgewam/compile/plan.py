@@ -83,6 +83,7 @@ def plan_policy(
     threads: int = 2,
     rewrites: Sequence[str] | None = (),
     without: Sequence[str] = (),
+    text_bucket: int | None = None,
 ) -> CompilePlan:
     """A compile plan from a family's own functions.
 
@@ -101,9 +102,11 @@ def plan_policy(
         threads: CPU threads of the engines in the checks.
         rewrites: exact rewrites to apply, by name (`compile/rewrites.py`); None for all that fit the stages.
         without: names that None leaves out.
+        text_bucket: words that a prompt may have in the bundle; by default the family's number.
     """
     module = plugins.load("family", family)
-    stages = module.stages(model, **(stage_arguments or {}))
+    bucket = {} if text_bucket is None else {"text_bucket": text_bucket}
+    stages = module.stages(model, **(stage_arguments or {}), **bucket)
     if rewrites is None:
         stages, chosen = rewrite_fitting(stages, without)
     else:
@@ -111,11 +114,11 @@ def plan_policy(
     return CompilePlan(
         family=family,
         stages=stages,
-        programs=module.programs(model, num_action_steps, **(program_arguments or {})),
+        programs=module.programs(model, num_action_steps, **(program_arguments or {}), **bucket),
         backend=backend,
-        host={**module.host_config(model.config), **(host or {})},
+        host={**module.host_config(model.config, **bucket), **(host or {})},
         policy=family if family in plugins.names("policy") else None,
-        prompts={prompt: module.prompt_inputs(model.config, embedding) for prompt, embedding in prompts.items()},
+        prompts={prompt: module.prompt_inputs(model.config, embedding, **bucket) for prompt, embedding in prompts.items()},
         config={
             "num_action_steps": num_action_steps, "precision": "fp32", **({"rewrites": list(chosen)} if chosen else {}),
             **(config or {}),

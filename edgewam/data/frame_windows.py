@@ -128,8 +128,9 @@ class FrameReader:
 class FrameLoader:
     """Frame batches of a sequence of windows, read ahead by worker processes that stay alive from one sequence to the next.
 
-    num_workers: 0 reads in this process, when asked.  prefetch: batches that each worker has ready or in work.
-    pin: for a GPU; needs one.  What comes does not depend on these three.
+    num_workers: 0 reads in this process, when asked.  prefetch: batches that each worker has ready or in work; they wait in
+    shared memory (/dev/shm), one of six released windows is up to 66 MB in bfloat16.  pin: for a GPU; needs one.  What comes
+    does not depend on these three.
     """
 
     def __init__(self, reader: FrameReader, num_workers: int = 0, prefetch: int = 2, pin: bool = False) -> None:

@@ -32,7 +32,7 @@ from edgewam.models.flow_ode import Trajectory
 from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share
+from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources
 from edgewam.training.weights import StoredDtype, rounded
@@ -160,6 +160,7 @@ def prepare(
     dataset = Dataset.open(config.dataset)
     teacher = load_policy(config.teacher, config.vae)
     facts, device = teacher.facts, config.loop.device
+    dataset.check_fits(f"'{config.teacher}'", teacher.sizes.proprio_dim, teacher.sizes.action_dim, facts.fps)
     if config.trajectories.max_prefix > facts.max_prefix:
         raise EdgewamError(
             f"This teacher was trained with prefixes of up to {facts.max_prefix} rows; a student cannot learn "
@@ -199,6 +200,7 @@ def policy_latents(policy: LoadedPolicy) -> LatentPlan:
     return latent_plan(facts.layout, policy.sizes, facts.start_stride, facts.latent_seed, facts.composition)
 
 
+@one_message
 def distill(
     config: OdeDistillation,
     out: Path | str,

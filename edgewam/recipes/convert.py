@@ -132,6 +132,7 @@ def _policy(
                 directory, ready.tensors, family=found.kind, config=config.to_json(), upstream=upstream,
                 metadata={"ode_metadata": made.ode_metadata} if made.ode_metadata else {}, limit=plan.shard_bytes, report=report,
             )  # fmt: skip
+        said += _assumed(config, {**configured, **plan.given})
         return "weights", [*said, "bare weights: add --vae and --stats to make a policy that trains, distils and shrinks"]
     if stats is None:
         raise ContractError("A policy needs its VAE and its statistics. Add --stats dataset_stats.json.")
@@ -139,7 +140,9 @@ def _policy(
     prompts = _embedded(plan, config)
     if not prompts:
         said.append(f'it knows no instruction yet; add one with: edgewam prompt add {plan.out} "..." --text TEXT')
-    said += lerobot_notes(found.file.config)
+    said += [*_assumed(config, {**configured, **plan.given}), *lerobot_notes(found.file.config)]
+    if plan.stats and plan.normalization is None and stats.action.limits is None:
+        said.append("statistics are used by z-score; weights that were trained on LIBERO need --normalization min/max")
     write_imported(
         plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
@@ -147,6 +150,13 @@ def _policy(
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said
+
+
+def _assumed(config: Any, known: Mapping[str, Any]) -> list[str]:
+    """The sizes that neither shapes nor the user told."""
+    names = ("head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len")
+    assumed = [f"{name} {getattr(config, name)}" for name in names if hasattr(config, name) and name not in known]
+    return [f"released values were assumed: {', '.join(assumed)}"] if assumed else []
 
 
 def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:

@@ -109,6 +109,8 @@ def refuse_senseless(kind: str, is_policy: bool, plan: Conversion) -> None:
 
 def refuse_to_overwrite(plan: Conversion) -> None:
     """Writing replaces a directory: it must be an artifact or empty, and hold nothing that is read."""
+    if (plan.source / MANIFEST).exists():
+        raise ContractError(f"'{plan.source}' is an artifact already. To write upstream's file of it, add --format upstream.")
     out = plan.out.resolve()
     inputs = (plan.source, plan.vae, plan.stats, plan.tokenizer, plan.config, plan.text if plan.text != "small" else None)
     if inside := [str(path) for path in inputs if path is not None and Path(path).resolve().is_relative_to(out)]:

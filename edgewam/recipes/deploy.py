@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,7 +58,7 @@ def compile_plan(
     from edgewam.compile.plan import plan_policy
     from edgewam.models.wan_vae_image import image_encoder
     from edgewam.quantize.artifact import is_quantized, read_quantized
-    from edgewam.training.policy_artifact import load_policy
+    from edgewam.training.policy_artifact import THREE_CAMERAS, load_policy
 
     _check_precision(precision, backend, target)
     options = BuildOptions(target, device)
@@ -95,12 +95,13 @@ def compile_plan(
     gains, without = backend_rewrites(backend)
     if isinstance(rewrites, bool) or rewrites is None:
         rewrites = None if rewrites or (gains and rewrites is None) else ()
+    rows = _text_rows(loaded, prompts)
     plan = plan_policy(
         loaded.family,
         loaded.model.to(dtype),
         backend,
         num_action_steps=steps,
-        prompts=_text_rows(loaded, prompts),
+        prompts=rows,
         program_arguments={"tables": facts.sampler_tables},
         stage_arguments={
             "image_encoder": image_encoder(loaded.vae.to(dtype)),
@@ -111,6 +112,7 @@ def compile_plan(
             "action_std": stats.action.std.tolist(),
             "offset_trained": facts.layout.max_offset > 0,
             "text_encoder": facts.text_encoder,
+            **({} if facts.composition == THREE_CAMERAS else {"composition": facts.composition}),
             **({"prefix_trained": True, "max_prefix": facts.max_prefix} if facts.max_prefix else {}),
         },
         config={"trained_as": loaded.manifest.kind, "precision": PRECISIONS[precision][1], "tables": facts.sampler_tables},
@@ -118,6 +120,7 @@ def compile_plan(
         threads=threads,
         rewrites=rewrites,
         without=without,
+        text_bucket=_text_bucket(loaded, rows),
     )
     return _in_groups(replace(plan, build_options=options), layer_groups)
 
@@ -133,6 +136,15 @@ def _text_rows(policy: LoadedPolicy, further: Sequence[str]) -> dict[str, Any]:
         )
     text = policy.text()
     return {name: text.encode(name) for name in names}
+
+
+def _text_bucket(policy: LoadedPolicy, rows: Mapping[str, Any]) -> int | None:
+    """None for the family's own number, or all rows of the text where an instruction has more words than that."""
+    from edgewam.core import plugins
+
+    usual: int = plugins.load("family", policy.family).host_config(policy.model.config)["text_bucket"]
+    longest = max(int((embedding != 0).any(1).sum()) for embedding in rows.values())
+    return None if longest <= usual else policy.sizes.text_len
 
 
 def backend_rewrites(backend: str) -> tuple[bool, tuple[str, ...]]:

@@ -7,6 +7,7 @@ manifest, and made again only when a parent or a setting changed.  The bundle ap
 from __future__ import annotations
 
 import fcntl
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,11 @@ from edgewam.recipes.shrink_step import Step
 from edgewam.recipes.shrink_targets import Target
 
 if TYPE_CHECKING:
+    from edgewam.data.dataset import Dataset
     from edgewam.distill.ode import OdeDistillation
+    from edgewam.training.policy_artifact import LoadedPolicy
+
+_RELEASED_RATE = 2e-5
 
 # (step, its number from 0, of how many, fraction of it, seconds left of the whole road, a word on what is going on)
 Report = Callable[[Step, int, int, float, float, str], None]
@@ -96,23 +101,23 @@ def plan_shrink(
     from dataclasses import replace
 
     from edgewam.data.dataset import Dataset
-    from edgewam.recipes.small import small_cpu
     from edgewam.training.policy_artifact import load_policy
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and read_manifest(out, verify=False).kind != "bundle")):
         raise EdgewamError(f"'{out}' exists and is no bundle. Give another path with --out.")
     if checkpoint.is_file():
         raise EdgewamError(
-            f"'{checkpoint}' is a file. Shrinking starts from a directory that 'edgewam train' or 'edgewam distill' wrote. "
-            f"To see what a released checkpoint holds: edgewam inspect {checkpoint}"
+            f"'{checkpoint}' is a file. Shrinking starts from a directory; make one of a released checkpoint with: "
+            f'edgewam convert {checkpoint} POLICY --vae VAE --stats dataset_stats.json --text ENCODER --prompt "..."'
         )
     loaded = load_policy(checkpoint)
     data = Dataset.open(dataset)
+    check_fits(loaded, data)
     own = loaded.facts.num_action_steps
     steps = num_action_steps or (own if loaded.manifest.kind == "student" else min(2, own))
     distillation = None
     if loaded.manifest.kind == "policy" and steps < own:
-        recipe = small_cpu(out.parent).distillation
+        recipe = distillation_for(loaded)
         loop = replace(recipe.loop, threads=threads, device=device, **({"minutes": minutes} if minutes else {}))
         trajectories = replace(recipe.trajectories, **({"num_batches": batches} if batches else {}))
         distillation = replace(
@@ -124,6 +129,39 @@ def plan_shrink(
         dataset_digest=data.digest, num_action_steps=steps, distillation=distillation, threads=threads,
         num_frames=num_frames, num_timed=num_timed,
     )  # fmt: skip
+
+
+def distillation_for(teacher: LoadedPolicy) -> OdeDistillation:
+    """How a teacher is distilled where nobody says otherwise, without data: the recipe of `small` for what was trained as that
+    was, the released one for everything else (facts/aha_wam.md 7; ours limits it by minutes, not epochs).
+    """
+    from edgewam.distill.ode import OdeDistillation
+    from edgewam.models.text_sources import SMALL
+    from edgewam.recipes.small import small_cpu
+
+    if teacher.facts.text_encoder == SMALL and teacher.facts.sampler_tables == "float32":
+        return small_cpu(teacher.path.parent).distillation
+    # the same dtype, so that a student need only store what it learnt
+    return OdeDistillation(teacher=teacher.path, dataset=teacher.path, lr=_RELEASED_RATE, weights_dtype=teacher.storage)
+
+
+def check_fits(policy: LoadedPolicy, data: Dataset) -> None:
+    """Before hours of work: states, actions, cameras and instructions of the dataset are those of the policy.
+
+    Raises:
+        EdgewamError: they are not; the message says what to do.
+    """
+    from edgewam.core.observation import composition_named
+    from edgewam.models.text_sources import SMALL
+
+    policy.stats.check(data, f"'{policy.path}'")
+    composition_named(policy.facts.composition).chosen(data.cameras)
+    missing = [task for task in data.tasks if task not in policy.prompts]
+    if policy.facts.text_encoder != SMALL and missing:
+        raise EdgewamError(
+            f"'{policy.path}' has no embedding of {len(missing)} of the {len(data.tasks)} instructions in '{data.path}'. Add "
+            f"each with: edgewam prompt add {policy.path} {shlex.quote(missing[0])} --text ENCODER"
+        )
 
 
 def shrink(plan: Shrink, report: Report | None = None) -> dict[str, Any]:

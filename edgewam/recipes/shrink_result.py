@@ -41,7 +41,8 @@ def compare_chunks(plan: Shrink, after: Bundle) -> dict[str, Any]:
         source.family, "eager", source.policy, source.host, source.stages, engines, pipeline, source.prompts, after.options
     )
     sides = {"before": before, "after": after}
-    calls = {name: plugins.load("policy", b.policy).timed_calls(b)["L_chunk"] for name, b in sides.items() if b.policy}
+    assert source.policy is not None, "every family that is distilled has a policy"
+    calls = {name: plugins.load("policy", source.policy).timed_calls(b)["L_chunk"] for name, b in sides.items()}
     rounds = min(_ROUNDS, plan.num_timed)
     timings = measure_blocks(calls, plan.num_timed, rounds)
     steps = {"before": plan.own_steps, "after": plan.num_action_steps}
@@ -54,7 +55,8 @@ def compare_chunks(plan: Shrink, after: Bundle) -> dict[str, Any]:
         }
         for name, bundle in sides.items()
     }
-    contract = contract_of(after, "L_chunk", "act", plan.num_timed, 0).to_json()
+    program = plugins.load("policy", source.policy).FIGURE_PROGRAMS["L_chunk"]
+    contract = contract_of(after, "L_chunk", program, plan.num_timed, 0).to_json()
     return {**found, "speedup": timings["before"].p50_ms / timings["after"].p50_ms, "contract": contract}
 
 

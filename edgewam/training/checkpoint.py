@@ -162,7 +162,7 @@ def restore(
         )
     stored = _stored(path)
     tensors = _module_state(module, average)
-    _check_same(path, tensors, stored)
+    _check_same(path, tensors, optimizers, stored)
     states = {group: _optimizer_state(f"optimizer.{group}.", optimizer, stored) for group, optimizer in optimizers.items()}
     for group, state in states.items():
         tensors |= {f"optimizer.{group}.{index}.{key}": value for index, kept in state.items() for key, value in kept.items()}
@@ -192,13 +192,22 @@ def _optimizer_state(
     return found
 
 
-def _check_same(path: Path, state: Mapping[str, Tensor], stored: Mapping[str, TensorStorageMetadata]) -> None:
-    """ArtifactError unless weights and average are those of this model."""
-    if names := sorted({name for name in stored if not name.startswith("optimizer.")} ^ set(state)):
+def _check_same(
+    path: Path,
+    state: Mapping[str, Tensor],
+    optimizers: Mapping[str, torch.optim.Optimizer],
+    stored: Mapping[str, TensorStorageMetadata],
+) -> None:
+    """ArtifactError unless weights, average and optimisers are those of this model."""
+    kept = {name.rsplit(".", 1)[0] for name in stored if name.startswith("optimizer.")}
+    ours = {f"optimizer.{name}.{index}" for name, o in optimizers.items() for index in range(len(o.param_groups[0]["params"]))}
+    names = sorted({name for name in stored if not name.startswith("optimizer.")} ^ set(state)) + sorted(kept - ours)
+    if names:
         raise ArtifactError(f"'{path}' holds another model: {names[:4]} differ. Use another output directory.")
     for name, tensor in state.items():
         if stored[name].size != tensor.shape:
-            raise ArtifactError(f"'{path}' holds '{name}' of shape {list(stored[name].size)}, the model has {list(tensor.shape)}.")
+            sizes = f"{list(stored[name].size)}, the model has {list(tensor.shape)}"
+            raise ArtifactError(f"'{path}' holds '{name}' of shape {sizes}. Use another output directory.")
 
 
 def _stored(path: Path) -> Mapping[str, TensorStorageMetadata]:

@@ -39,17 +39,10 @@ class FrameChoice:
     last: int
     ahead: int = 0
 
-    def __len__(self) -> int:
-        return self.last - self.first
-
     def following(self) -> Iterator[FrameChoice]:
         """The same rows of this batch and of those that will probably be asked for after it."""
         numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
         return (replace(self, index=number) for number in numbers)
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return self.last - self.first
 
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""

@@ -121,8 +121,8 @@ def build_cache(
                 _encode(out, dataset, vae.to(device), plan, header, done, device, ranks, progress)
             except OSError as error:
                 raise EdgewamError(
-                    f"Cannot write latents to '{out}': {error}. The cache needs {cache_bytes(header) / 1e9:.1f} GB; free some space "
-                    "and run the same command again: finished episodes are kept."
+                    f"Cannot write latents to '{out}': {error}. The cache needs {cache_bytes(header) / 1e9:.1f} GB; free some "
+                    "space and run the same command again: finished episodes are kept."
                 ) from error
         return _open(out, dataset, plan, header)
 

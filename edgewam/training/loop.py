@@ -175,7 +175,9 @@ def _train(
     if config.recompute:
         parallel.checkpoint_activations(task.blocks())
     if ranks.world > 1:
-        parallel.shard(task.module, task.blocks(), ranks, config.autocast, config.reshard)
+        # on CPUs layer norms take no mixed types, and autocast does not help them
+        bfloat16 = config.autocast and ranks.device.type == "cuda"
+        parallel.shard(task.module, task.blocks(), ranks, bfloat16, config.reshard)
     else:
         task.module.to(config.device)
     groups = task.parameter_groups()

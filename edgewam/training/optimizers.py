@@ -54,9 +54,7 @@ def build_optimizers(groups: list[ParameterGroup]) -> dict[str, torch.optim.Opti
         if group.optimizer == "muon":
             if wrong := [name for name, p in group.parameters.items() if p.ndim != 2]:
                 raise ValueError(f"Muon needs 2-D weights; move {', '.join(wrong)} to an AdamW group.")
-            optimizers[group.name] = Muon(
-                parameters, lr=group.lr, momentum=group.momentum, weight_decay=group.weight_decay
-            )
+            optimizers[group.name] = Muon(parameters, lr=group.lr, momentum=group.momentum, weight_decay=group.weight_decay)
         else:
             optimizers[group.name] = AdamW(
                 parameters, lr=group.lr, betas=group.betas, weight_decay=group.weight_decay, foreach=True

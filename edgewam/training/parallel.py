@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
+from functools import partial, wraps
 from types import MethodType
 from typing import Any, TypeVar
 
@@ -29,7 +29,7 @@ from torch.utils.checkpoint import checkpoint
 from edgewam.core.errors import EdgewamError
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: rank 0 may be writing or measuring meanwhile
-LAST_WORDS_S = 5.0  # how long ranks that fail wait for each other
+LAST_WORDS = timedelta(seconds=5)  # how long ranks that fail wait for each other
 _STARTED_BY = ("RANK", "MASTER_ADDR", "MASTER_PORT")
 T = TypeVar("T")
 
@@ -122,7 +122,7 @@ def join_ranks(device: str = "cpu") -> Ranks:
         return Ranks(WHOLE, torch.device(device))
     if missing := [name for name in _STARTED_BY if name not in os.environ]:
         raise EdgewamError(
-            f"WORLD_SIZE is {world} but {', '.join(missing)} is not set. Start with torchrun, or unset WORLD_SIZE for one process."
+            f"WORLD_SIZE is {world} but {', '.join(missing)} is not set. Start with torchrun, or unset WORLD_SIZE for one."
         )
     if kind == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
@@ -155,6 +155,7 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
     """End all ranks when one fails, with one message: the first rank to raise keeps its exception, the others exit with 1.
 
     A rank that dies takes its connections with it, so the others do not wait for it (NCCL: until the launcher ends them).
+    May be nested.
     """
     try:
         yield
@@ -171,16 +172,30 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
         raise
 
 
+def one_message(function: Callable[..., T]) -> Callable[..., T]:
+    """Decorates what every rank calls with a first argument that has `loop.device`: all of it is under `one_voice`."""
+
+    @wraps(function)
+    def call(config: Any, *arguments: Any, **options: Any) -> T:
+        with one_voice(join_ranks(config.loop.device)):
+            return function(config, *arguments, **options)
+
+    return call
+
+
 def _is_first(ranks: Ranks, store: dist.Store) -> bool:
     """Whether no other rank has failed before.  Rank 0, whose process may hold the store, lets the others ask first."""
+    me = str(ranks.share.rank)
     try:
-        store.set_timeout(timedelta(seconds=LAST_WORDS_S))
-        first = store.add("failed", 1) == 1
-        end = time.monotonic() + LAST_WORDS_S
-        while ranks.is_main and store.add("failed", 0) < ranks.world and time.monotonic() < end:
-            time.sleep(0.05)
-    except RuntimeError:  # rank 0 was killed
+        store.set_timeout(LAST_WORDS)
+        first = store.compare_set("first", "", me).decode() == me
+        store.set(f"failed {me}", "")
+    except RuntimeError:  # rank 0 was killed, and the store with it
         return ranks.share.rank == 1
+    end = time.monotonic() + LAST_WORDS.total_seconds()
+    all_of_them = [f"failed {rank}" for rank in range(ranks.world)]
+    while ranks.is_main and not store.check(all_of_them) and time.monotonic() < end:
+        time.sleep(0.05)
     return first
 
 

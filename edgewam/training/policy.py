@@ -27,7 +27,7 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share, join_ranks
+from edgewam.training.parallel import WHOLE, Share, join_ranks, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
@@ -87,6 +87,7 @@ class PolicyTask:
         return self.source.describe(batch)
 
 
+@one_message
 def train_policy(
     config: PolicyTraining,
     out: Path | str,
@@ -115,6 +116,8 @@ def train_policy(
     dataset = open_demonstrations(config.dataset)
     vae, vae_manifest = load_vae(config.vae)
     start = starting_policy(config, vae_manifest) if config.init_from else None
+    whose = f"'{config.init_from}'" if start else "the model"
+    dataset.check_fits(whose, config.model.proprio_dim, config.model.action_dim, start.facts.fps if start else None)
     train_on = training_episodes(dataset)
     stats = _stats(config, dataset, train_on, start)
     text = open_text(config.text, config.model, config.loop.device)
@@ -145,7 +148,7 @@ def train_policy(
         config.vae,
         PolicyFacts(
             config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix,
-            text_encoder=SMALL if config.text == SMALL else "umt5", composition=config.composition,
+            text_encoder=SMALL if config.text == SMALL else "umt5", composition=config.composition, fps=dataset.fps,
         ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edgewam.core import plugins
 from edgewam.core.artifacts import MANIFEST, Manifest, read_manifest, write_artifact
@@ -55,13 +56,15 @@ class PolicyFacts:
     # what made its text rows: "small", "umt5" (released policies), or "stored": something else, only its results are known
     text_encoder: str = SMALL
     composition: str = THREE_CAMERAS  # of the image, by name
+    fps: int | None = None  # control steps a second of its data, where that is known
 
 
 @dataclass(frozen=True)
 class LoadedPolicy:
     """What a policy artifact holds; both networks are float32, frozen and in evaluation mode.
 
-    family: name of its plugin.  prompts: instruction -> text rows [text_len, text_dim] that are stored with it.
+    family: name of its plugin.  storage: dtype of its weights on disk.  prompts: instruction -> text rows [text_len, text_dim]
+    that are stored with it.
     """
 
     model: nn.Module
@@ -72,6 +75,7 @@ class LoadedPolicy:
     vae_path: Path
     family: str
     path: Path
+    storage: StoredDtype
     prompts: Mapping[str, Array] = field(default_factory=dict)
 
     @property
@@ -156,8 +160,16 @@ def load_policy(directory: Path | str, vae: Path | str | None = None) -> LoadedP
     model = plugins.load("family", stored.family).load(directory).eval().requires_grad_(False)
     return LoadedPolicy(
         model, network, read_stats(directory / STATS), facts, manifest, vae_path, stored.family, directory,
+        stored_dtype(stored.tensors),
         read_prompts(directory / PROMPTS),
     )  # fmt: skip
+
+
+def stored_dtype(tensors: Mapping[str, Tensor]) -> StoredDtype:
+    """The dtype of most of a checkpoint: that of its largest tensor."""
+    largest = max(tensors.values(), key=lambda tensor: tensor.numel())
+    names: dict[torch.dtype, StoredDtype] = {torch.float16: "float16", torch.bfloat16: "bfloat16"}
+    return names.get(largest.dtype, "float32")
 
 
 def _require_policy(directory: Path, manifest: Manifest) -> None:

@@ -28,7 +28,7 @@ from edgewam.training.frames import FrameSet, held_out
 from edgewam.training.log import LOG
 from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share
+from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.vae_measure import latent_constants, latent_distance, pixel_errors, probe_error_cm, to_video, write_picture
 from edgewam.training.vae_reproduction import LatentReference
 from edgewam.training.weights import StoredDtype, load_vae, rounded, save_vae, with_latent_constants
@@ -168,6 +168,7 @@ class VaeTask:
         )
 
 
+@one_message
 def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress], None] | None = None) -> dict[str, Any]:
     """Train, measure on held-out episodes and write the artifact `out` (kind "vae"); returns what was measured.
 

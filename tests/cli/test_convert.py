@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
+import typer.core
+import typer.main
 
 torch = pytest.importorskip("torch", reason="needs edgewam[train]")
 
+from edgewam import cli  # noqa: E402
 from edgewam.core.artifacts import read_manifest  # noqa: E402
 from edgewam.models import checkpoints  # noqa: E402
 from tests.cli.command import apart, here, leftovers, started  # noqa: E402
 from tests.cli.test_bad_input import refused  # noqa: E402
+from tests.command_lines import parse  # noqa: E402
 from tests.models import weight_files as files  # noqa: E402
 
 AHA = ("--config", files.CONFIG, "--composition", "single")
@@ -129,6 +135,7 @@ def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
     done = here("convert", source, tmp_path / "out", "--head-dim", 20, "--json").ok()
     assert done.json["family"] == "fast_wam"
     assert done.json["skipped"] == ["'mot.action_branch_embedding' is not read by a fast_wam"]
+    assert any(note.startswith("released values were assumed: image_height 384") for note in done.json["notes"])
     assert "mot.action_branch_embedding" not in checkpoints.read(tmp_path / "out").tensors
 
 
@@ -221,6 +228,9 @@ def test_transformers_alone_become_weights(tmp_path):
     assert stored.config["video_dim"] == 60 and stored.config["num_layers"] == 3
     here("convert", tmp_path / "out", tmp_path / "again.pt", "--format", "upstream").ok()
     same(files.loaded(tmp_path / "again.pt"), {"dit": video, "step": 5})
+    torch.save({"dit": video, "proprio_encoder": {"bias": torch.zeros(4)}}, tmp_path / "more.pt")
+    refused(here("convert", tmp_path / "more.pt", tmp_path / "more"), "'proprio_encoder.bias' is not part of a video_dit")
+    here("convert", tmp_path / "more.pt", tmp_path / "more", "--lenient").ok()
 
 
 def test_keys_that_do_not_belong_are_refused_or_left_out_and_named(tmp_path):
@@ -277,6 +287,7 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     three = ("--vae", vae, "--stats", stats, "--composition", "three_cameras")
     refused(here(*policy, *three), "canvas must have height % 3", "--composition, or give --image-size")
     refused(here(*policy, "--vae", vae, "--stats", stats, "--composition", "mosaic"), "No composition 'mosaic'")
+    refused(here("convert", vae, out), "is an artifact already", "--format upstream")
     refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
     assert not out.exists() and not leftovers(tmp_path)
 
@@ -299,3 +310,16 @@ def test_killed_in_the_middle_nothing_half_written_is_left_in_place(tmp_path):
     assert not (tmp_path / "out").exists()
     here("convert", files.VAE, tmp_path / "out").ok()  # the leftover does not stand in the way
     assert not leftovers(tmp_path)
+
+
+def test_the_page_tells_commands_and_options_that_exist():
+    page = (Path(__file__).parents[2] / "docs/checkpoints.md").read_text()
+    lines = [line.split("#")[0].strip() for line in page.splitlines() if line.startswith("edgewam ")]
+    assert len(lines) >= 5
+    for line in lines:
+        parse(line)
+    named = set(re.findall(r"--[a-z][a-z-]*", page)) - {"--json"}
+    group = typer.main.get_command(cli.build())
+    assert isinstance(group, typer.core.TyperGroup)
+    known = {o for parameter in group.commands["convert"].params for o in (*parameter.opts, *parameter.secondary_opts)}
+    assert named <= known, named - known

@@ -28,8 +28,9 @@ from edgewam.training.checkpoint import CHECKPOINT, restore, write_checkpoint
 from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.loop import LoopConfig, train
 from edgewam.training.optimizers import WeightAverage, build_optimizers
-from edgewam.training.parallel import gathered, join_ranks, rows_of, shard
-from edgewam.training.policy import PolicyTask, PolicyTraining, small_training_model, train_policy
+from edgewam.training.parallel import computed, gathered, join_ranks, rows_of, shard
+from edgewam.training.policy import PolicyTask, PolicyTraining, train_policy
+from edgewam.training.policy_config import small_training_model
 from edgewam.training.windows import Choice
 from tests.training import tiny
 from tests.training.ranks import run
@@ -88,10 +89,24 @@ def muon(whole: Path, sharded: Path) -> None:
         save_file(found, (whole if ranks.world == 1 else sharded) / "matrices.safetensors")
 
 
+def half(out: Path) -> None:
+    """Gradients of a loss that is computed with weights gathered in bfloat16."""
+    task, ranks = RankToy(), join_ranks()
+    shard(task.module, task.blocks(), ranks, bfloat16=True)
+    batch = task.batch(0, np.random.default_rng(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = computed(task.module, lambda: task.loss(batch, torch.Generator().manual_seed(0), ranks.share))
+    _, factor = ranks.mean([loss.value.item()], loss.weight)
+    (loss.value * factor).backward()
+    found = gathered({name: p.grad for name, p in task.module.named_parameters() if p.grad is not None}, ranks)
+    if ranks.is_main:
+        save_file(found, out / "gradients.safetensors")
+
+
 class Windows:
     """Stands in for a `WindowSource` of `small`: random content, and every sample padded at another place."""
 
-    def draw(self, size: int, generator: np.random.Generator) -> Choice:
+    def draw(self, size: int, generator: np.random.Generator, index: int | None = None) -> Choice:
         return Choice(generator.permutation(100)[:size], np.zeros(size, np.int64), 1)
 
     def batch(self, choice: Choice) -> LossBatch:
@@ -127,7 +142,13 @@ def make_road(out: Path) -> None:
 def teach(out: Path) -> None:
     dataset = Dataset.open(out.parent / "road/dataset")
     config = tiny.policy_training(
-        dataset, out.parent / "road/vae", out / "latents", batch_size=5, max_prefix=2, muon_lr=1e-4, loop=replace(tiny.LOOP, steps=2)
+        dataset,
+        out.parent / "road/vae",
+        out / "latents",
+        batch_size=5,
+        max_prefix=2,
+        muon_lr=1e-4,
+        loop=replace(tiny.LOOP, steps=2),
     )
     train_policy(config, out / "teacher")
 
@@ -158,6 +179,7 @@ def main(out: Path) -> None:
         ("killed", 2, train, (Signalled(signal.SIGKILL, 1, 8, matrices=False), replace(MANY, checkpoint_steps=2))),
         ("after_kill", 2, train, (RankToy(matrices=False), MANY)),
         ("too_small", 4, train, (RankToy(rows=3), MANY)),
+        ("half", 2, half, ()),
         ("small_one", 1, small_step, ()),
         ("small_two", 2, small_step, ()),
         ("road", 1, make_road, ()),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,7 +27,9 @@ from edgewam.models.text import SmallTextEncoder
 from edgewam.models.wan_vae import WanVae
 from edgewam.training.frame_source import FrameChoice, FrameSource, canvas_for, encode_frames
 from edgewam.training.latents import LatentPlan, build_cache
+from edgewam.training.loop import Interrupted, Loss, Progress, train
 from edgewam.training.parallel import Share
+from edgewam.training.policy import PolicyTask
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import Choice, WindowSource
 from tests.data.synthetic import TASKS
@@ -33,6 +37,7 @@ from tests.training import tiny
 
 Road = tuple[Dataset, Path, Path]
 ONCE = Canvas(*tiny.CANVAS, camera_size=None)  # without the released camera size, which is ten times that of these cameras
+LOOP = replace(tiny.LOOP, ema_decay=None)
 TEXT = SmallTextEncoder(16, 8)
 HALF = 2e-3  # half precision of values around one, in which the cache stores them (as in test_latents)
 ROUNDING = 2e-5  # float32 sums of other shapes: images together or alone, clips with or without their first frame
@@ -110,13 +115,13 @@ def _canvases(dataset: Dataset, episode: int, steps: np.ndarray) -> torch.Tensor
 
 
 def test_a_batch_depends_on_its_number_alone(road: Road) -> None:
-    one, other = source(road, start_stride=2), source(road, start_stride=2)
-    numbers = [0, 1, 9, 1, 50]  # in turn, forwards, back, into another epoch
-    assert one.sampler.place(50)[0] > 0
+    one, other = source(road, 1, start_stride=3), source(road, 1, start_stride=3)
+    numbers = [0, 1, 9, 1, 60]  # in turn, forwards, back, into another epoch
+    assert one.sampler.place(60)[0] > 0
     generator = np.random.default_rng(0)
-    found = {n: one.batch(one.draw(3, generator, n)) for n in numbers}
+    found = {n: one.batch(one.draw(1, generator, n)) for n in numbers}
     for n in reversed(numbers):
-        assert set(largest_difference(found[n], other.batch(other.draw(3, generator, n))).values()) == {0.0}, n
+        assert set(largest_difference(found[n], other.batch(other.draw(1, generator, n))).values()) == {0.0}, n
 
 
 def test_ranks_get_their_rows_of_the_global_batch(road: Road) -> None:
@@ -235,3 +240,32 @@ def test_every_canvas_is_encoded_once(road: Road, monkeypatch: pytest.MonkeyPatc
     assert (video.shape[2], two.shape[:2], three.shape[:2]) == (2, (2, 2), (2, 3))
     assert torch.equal(two[0, 1], two[1, 0]) and torch.equal(two[1, 1], three[0, 0])
     assert _distance(three[1, 2], encode_image(vae, canvases[11:])[0]) < ROUNDING
+
+
+def policy_task(road: Road, one: FrameSource) -> PolicyTask:
+    return PolicyTask(tiny.policy_training(road[0], road[1], road[2], batch_size=3, loop=LOOP, frames=True), one, {})
+
+
+def test_a_training_on_frames_goes_on_exactly_where_it_was_stopped(road: Road, tmp_path: Path) -> None:
+    def stop(now: Progress) -> None:
+        if now.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    whole = train(policy_task(road, source(road)), LOOP, tmp_path / "whole").weights
+    with pytest.raises(Interrupted):
+        train(policy_task(road, source(road)), LOOP, tmp_path / "cut", progress=stop)
+    again = train(policy_task(road, source(road)), LOOP, tmp_path / "cut").weights
+    assert all(torch.equal(again[name], whole[name]) for name in whole)
+
+
+def test_the_losses_of_all_ranks_make_that_of_one(road: Road) -> None:
+    task = policy_task(road, source(road))
+    batch = task.batch(4, np.random.default_rng(0))
+
+    def loss(share: Share) -> Loss:
+        return task.loss(batch, torch.Generator().manual_seed(1), share)
+
+    parts = [loss(Share(rank, 2)) for rank in range(2)]
+    assert [part.weight for part in parts] == [1, 2]
+    together = sum(part.value.item() * part.weight for part in parts) / 3
+    assert together == pytest.approx(loss(Share()).value.item(), rel=ROUNDING)

@@ -22,7 +22,7 @@ from edgewam.training.checkpoint import CHECKPOINT, read_header, read_tensors, r
 from edgewam.training.log import read_log
 from edgewam.training.loop import Interrupted, LoopConfig, Progress, train
 from edgewam.training.optimizers import ParameterGroup, WeightAverage, build_optimizers, rate_factor
-from tests.training.toy import ToyTask
+from tests.training.toy import RankToy, ToyTask
 
 CONFIG = LoopConfig(
     steps=40, warmup_steps=5, ema_decay=0.9, log_every=1, autocast=False, threads=1, tensorboard=False, checkpoint_steps=10
@@ -301,3 +301,9 @@ def test_the_average_follows_its_growing_decay() -> None:
         module.weight.fill_(5.0)
     average.update(module, 0)
     assert average.state["weight"].item() == pytest.approx(0.1 * old + 0.9 * 5.0)
+
+
+def test_a_checkpoint_of_other_optimisers_is_refused(tmp_path: Path) -> None:
+    train(RankToy(matrices=False), replace(CONFIG, steps=1), tmp_path)
+    with pytest.raises(ArtifactError, match=r"holds another model: \['optimizer.adamw.10'"):
+        train(RankToy(), replace(CONFIG, steps=1), tmp_path)

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from safetensors.torch import load_file
 
 from edgewam.core.errors import EdgewamError
@@ -27,6 +26,8 @@ SUM_ORDER = 1e-6
 # Of the largest weight.  Muon's orthogonalisation rounds to bfloat16, where a last bit of a gradient can become 2^-8 of an
 # update: at the recipe's first rate, 1/200 of its full one, that is this much.
 FIRST_STEP = 1e-5
+# Of the largest gradient: products of a few bfloat16 factors, each rounded to 2^-9.
+HALF = 2e-2
 # Two steps at rates where that rounding stays as small; and AdamW's first step is the gradient's sign, for the smallest too.
 FEW_STEPS = 1e-4
 
@@ -87,6 +88,19 @@ def test_muon_on_sharded_matrices_takes_the_steps_of_whole_ones(scenes: Path) ->
     assert len(whole) == 6
     for name, matrix in whole.items():
         torch.testing.assert_close(sharded[name], matrix, rtol=0, atol=1e-7)  # one product is rounded before it is added
+
+
+def test_weights_gathered_in_bfloat16_give_float32_gradients_of_its_precision(scenes: Path) -> None:
+    assert_went_well(scenes, "half")
+    found = load_file(scenes / "half/gradients.safetensors")
+    task = RankToy()
+    task.loss(task.batch(0, np.random.default_rng(0)), torch.Generator().manual_seed(0)).value.backward()  # type: ignore[no-untyped-call]
+    exact = {name: p.grad for name, p in task.module.named_parameters()}
+    largest = max(float(gradient.abs().max()) for gradient in exact.values() if gradient is not None)
+    assert found.keys() == exact.keys()
+    for name, gradient in found.items():
+        assert gradient.dtype == torch.float32
+        torch.testing.assert_close(gradient, exact[name], rtol=0, atol=HALF * largest)
 
 
 def test_a_step_of_small_on_two_ranks_equals_one_rank_with_unequal_padding(scenes: Path) -> None:

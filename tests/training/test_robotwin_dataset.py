@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgewam.core.errors import ContractError
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
 from edgewam.data.windows import WindowLayout
@@ -56,3 +57,33 @@ def test_a_dataset_in_robotwins_layout_trains(family: dict[str, object], dataset
     expected = measure_stats(dataset, range(2))
     np.testing.assert_array_equal(policy.stats.action.mean, expected.action.mean)
     assert all(torch.isfinite(value).all() for value in policy.model.state_dict().values())
+
+
+@pytest.mark.parametrize("frames", [False, True], ids=["cached latents", "frames"])
+def test_two_cameras_and_another_arm_train_by_min_max(frames: bool, tmp_path: Path) -> None:
+    """LIBERO's form: cameras side by side, states of 8 numbers, actions of 7."""
+    shape = {"cameras": ("image", "wrist_image"), "state_dim": 8, "action_dim": 7}
+    dataset = robotwin(tmp_path / "set", (24, 24), fps=10, **shape)
+    model = replace(FAST_MODEL, image_height=32, image_width=64, proprio_dim=8, action_dim=7)
+    config = tiny.policy_training(
+        dataset, tiny.vae_at(tmp_path / "vae"), tmp_path / "latents", loop=replace(tiny.LOOP, steps=2, warmup_steps=1),
+        family="fast_wam", model=model, layout=FAST_LAYOUT, composition="side_by_side", normalisation="min/max", frames=frames,
+    )  # fmt: skip
+    assert np.isfinite(train_policy(config, tmp_path / "policy")["action_rms"])
+    policy = load_policy(tmp_path / "policy")
+    assert (policy.facts.composition, policy.facts.fps) == ("side_by_side", 10)
+    low, high = policy.stats.action.limits
+    np.testing.assert_array_equal((low, high), (dataset.actions(0).min(0), dataset.actions(0).max(0)))
+    if not frames:
+        faster = robotwin(tmp_path / "faster", (24, 24), fps=20, **shape)
+        with pytest.raises(ContractError, match=r"faster' has 20 control steps a second, '.*policy' 10\. Give data of the same"):
+            train_policy(replace(config, dataset=faster.path, init_from=tmp_path / "policy"), tmp_path / "next")
+
+
+def test_data_of_another_arm_is_refused_before_anything_is_encoded(dataset: Dataset, tmp_path: Path) -> None:
+    config = tiny.policy_training(
+        dataset, tiny.vae_at(tmp_path / "vae"), tmp_path / "latents", model=replace(tiny.MODEL, proprio_dim=8, action_dim=7)
+    )
+    with pytest.raises(ContractError, match=r"set' has 14 numbers in a state, the model 8\."):
+        train_policy(config, tmp_path / "policy")
+    assert not (tmp_path / "latents").exists() and not (tmp_path / "policy").exists()

@@ -77,6 +77,10 @@ def _renamed(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str,
             if tensors and all(name.startswith(f"{wrapper}.") for name in tensors) and not _is_alias(wrapper, tensors):
                 tensors = {name[len(wrapper) + 1 :]: entry for name, entry in tensors.items()}
                 said.append(f"the group or prefix '{wrapper}.' around all tensors was removed")
+    has = {part: any(name.startswith(f"{part}.") for name in tensors) for part in ("dit", "mot")}
+    if has["dit"] and not has["mot"] and not _is_alias("dit", tensors):  # a legacy file with more than the planner
+        tensors = {name.removeprefix("dit."): entry for name, entry in tensors.items()}
+        said.append("the prefix 'dit.' was removed")
     # Data-parallel training saves every group of its own with the prefix.
     inner = {name: re.sub(r"(^|\.)module\.", r"\1", name, count=1) for name in tensors}
     if any(name != new for name, new in inner.items()) and len(set(inner.values())) == len(inner):

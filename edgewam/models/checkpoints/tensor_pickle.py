@@ -103,8 +103,11 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
 }
 
 
-class TensorUnpickler(pickle.Unpickler):
-    """Reads containers, numbers, strings and tensors; tensors stay where they are."""
+class TensorUnpickler(pickle._Unpickler):
+    """Reads containers, numbers, strings and tensors; tensors stay where they are.
+
+    The one written in Python: that in C takes memory for any number that a broken file gives as an index.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what is known, as a stand-in."""
