@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu.gpu_clock import Mark, gpu_contract, time_stages
 from benchmarks.gpu.jobs import Emit, Job
@@ -30,7 +31,6 @@ from edgewam.models.flow_loss import LossBatch
 from edgewam.profiles.device import find_device
 from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.parallel import checkpoint_activations
-from edgewam.training.step_count import PassCount, count_policy_pass, count_student_pass
 from edgewam.training.windows import Choice
 
 TEACHER_STEPS, CAPTURED = 16, (0, 1, 2, 4, 8, 12, 16)
@@ -66,11 +66,11 @@ def run(job: Job, device: str, emit: Emit) -> None:
     """Sections `train_step`, `ode_step`, and `train_step_float32` where the card holds it: times, peak memory, utilisation."""
     config, _ = sizes(job.params["size"])
     setting = Setting(job, device, trainable("aha_wam"), config, _layout(config, job.params["size"]))
-    count = {again: count_policy_pass(setting.family, config, setting.layout, setting.batch, again) for again in (True, False)}
     dtype = getattr(torch, job.params["dtype"])
-    emit("train_step", _policy_step(setting, dtype, count))
+    emit("train_step", _policy_step(setting, dtype))
     emit("ode_step", _student_step(setting, dtype))
-    emit("train_step_float32", _float32_step(setting, count))
+    if job.params["float32_too"]:
+        emit("train_step_float32", _float32_step(setting))
 
 
 def _layout(config: AhaWamConfig, size: str) -> WindowLayout:
@@ -92,29 +92,26 @@ def _network(setting: Setting, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-def _policy_step(setting: Setting, dtype: torch.dtype, count: dict[bool, PassCount]) -> Section:
+def _policy_step(setting: Setting, dtype: torch.dtype) -> Section:
     model, family, data = _network(setting, dtype), setting.family, setting.data()
-    checkpoint_activations(family.BLOCKS(model))
     noise = family.draw_noise(data, torch.Generator().manual_seed(1), 1, setting.config.train_shift)
 
-    def loss() -> Tensor:
+    def loss(mark: Mark) -> Tensor:
         value: Tensor = family.training_loss(model, data, noise).total
         return value
 
-    step = _step(setting, model, list(model.parameters()), lambda mark: loss())
-    return _timed(setting, dtype, step, model, count[False].flops, count[True].flops)
+    return _timed(setting, dtype, model, list(model.parameters()), loss)
 
 
-def _float32_step(setting: Setting, count: dict[bool, PassCount]) -> Section:
-    values = sum(p.numel() for p in _meta(setting).parameters())
+def _float32_step(setting: Setting) -> Section:
+    with torch.device("meta"):
+        values = sum(p.numel() for p in setting.family.build(setting.config).parameters())
     needed = FLOAT32_FORM * values + SPARE_BYTES
     _forget()
     if setting.device != "cpu" and (total := torch.cuda.mem_get_info()[1]) < needed:
-        refused = (
-            f"float32 weights and states need {needed / 1e9:.0f} GB, the card has {total / 1e9:.0f}: shard them over more ranks"
-        )
+        refused = f"float32 weights and states need {needed / 1e9:.0f} GB, the card has {total / 1e9:.0f}: shard them over ranks"
         return Section(_contract(setting, "float32", (), 1), {"refused": refused})
-    return _policy_step(setting, torch.float32, count)
+    return _policy_step(setting, torch.float32)
 
 
 def _student_step(setting: Setting, dtype: torch.dtype) -> Section:
@@ -123,7 +120,6 @@ def _student_step(setting: Setting, dtype: torch.dtype) -> Section:
     learnt = [p for name, p in student.named_parameters() if name.startswith(family.LEARNT_BY_STUDENTS)]
     for parameter in learnt:
         parameter.requires_grad_(True)
-    checkpoint_activations(family.BLOCKS(student))
     noise = torch.randn(data.actions.shape, generator=torch.Generator().manual_seed(1)).to(setting.device)
     with _autocast(setting):
         trajectory = family.teacher_trajectory(teacher, family.condition(teacher, data), noise, TEACHER_STEPS, CAPTURED)
@@ -135,16 +131,21 @@ def _student_step(setting: Setting, dtype: torch.dtype) -> Section:
         value: Tensor = family.ode_loss(student, conditioning, trajectory, anchors, data.action_is_pad)
         return value
 
-    counts = [
-        count_student_pass(family, setting.config, setting.layout, setting.batch, again, TEACHER_STEPS) for again in (False, True)
-    ]
-    step = _step(setting, student, learnt, loss)
-    return _timed(setting, dtype, step, student, counts[0].step.flops, counts[1].step.flops)
+    return _timed(setting, dtype, student, learnt, loss)
 
 
-def _step(
-    setting: Setting, model: nn.Module, trained: list[nn.Parameter], loss: Callable[[Mark], Tensor]
-) -> Callable[[Mark], None]:
+def _flops(setting: Setting, trained: list[nn.Parameter], loss: Callable[[Mark], Tensor]) -> float:
+    """Operations of a loss and its gradients, counted while they are computed."""
+    with FlopCounterMode(display=False) as counter:
+        with _autocast(setting):
+            value = loss(lambda _: None)
+        value.backward()  # type: ignore[no-untyped-call]
+    for parameter in trained:
+        parameter.grad = None
+    return float(counter.get_total_flops())
+
+
+def _step(setting: Setting, trained: list[nn.Parameter], loss: Callable[[Mark], Tensor]) -> Callable[[Mark], None]:
     optimizer = torch.optim.AdamW(trained, lr=5e-5, betas=(0.9, 0.95), weight_decay=1e-2, fused=True)
 
     def step(mark: Mark) -> None:
@@ -162,8 +163,12 @@ def _step(
 
 
 def _timed(
-    setting: Setting, dtype: torch.dtype, step: Callable[[Mark], None], model: nn.Module, model_flops: float, all_flops: float
+    setting: Setting, dtype: torch.dtype, model: nn.Module, trained: list[nn.Parameter], loss: Callable[[Mark], Tensor]
 ) -> Section:
+    model_flops = _flops(setting, trained, loss)
+    checkpoint_activations(setting.family.BLOCKS(model))
+    all_flops = _flops(setting, trained, loss)
+    step = _step(setting, trained, loss)
     params, on_gpu = setting.job.params, setting.device != "cpu"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
@@ -206,12 +211,6 @@ def _contract(setting: Setting, dtype: str, stages: tuple[str, ...], n: int) -> 
 
 def _autocast(setting: Setting) -> torch.autocast:
     return torch.autocast(torch.device(setting.device).type, torch.bfloat16)
-
-
-def _meta(setting: Setting) -> nn.Module:
-    with torch.device("meta"):
-        model: nn.Module = setting.family.build(setting.config)
-    return model
 
 
 def _forget() -> None:

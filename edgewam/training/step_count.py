@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from edgewam.core.estimate import Line
 from edgewam.data.windows import WindowLayout
@@ -30,7 +30,7 @@ from edgewam.training.parallel import checkpoint_activations
 from edgewam.training.windows import Choice
 
 T = TypeVar("T")
-_DEPTHS = (2, 3)  # layers of the networks that are counted; the last layer of a context pass is special, so not one
+_DEPTHS = (1, 2)  # layers of the networks that are counted
 
 
 @dataclass(frozen=True)
@@ -141,22 +141,35 @@ def _batch(sizes: Any, layout: WindowLayout, batch: int) -> LossBatch:
 def _count(loss: Callable[[], Tensor], model: nn.Module) -> dict[str, float]:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-    with AliveTensors() as alive:
-        with FlopCounterMode(display=False) as forward, torch.autocast("cpu", torch.bfloat16):
+    with _Counter() as counter:
+        with torch.autocast("cpu", torch.bfloat16):
             value = loss()
-        kept = alive.now
-        with FlopCounterMode(display=False) as backward:
-            value.backward()  # type: ignore[no-untyped-call]
+        kept, forward = counter.now, counter.flops
+        value.backward()  # type: ignore[no-untyped-call]
     return {
-        "forward_flops": forward.get_total_flops(), "backward_flops": backward.get_total_flops(), "frozen_flops": 0.0,
-        "kept_bytes": kept, "peak_bytes": alive.peak,
+        "forward_flops": forward, "backward_flops": counter.flops - forward, "frozen_flops": 0.0, "kept_bytes": kept,
+        "peak_bytes": counter.peak,
     }  # fmt: skip
 
 
 def _flops(run: Callable[[], T]) -> tuple[float, T]:
-    with FlopCounterMode(display=False) as counter, torch.autocast("cpu", torch.bfloat16):
+    with _Counter() as counter, torch.autocast("cpu", torch.bfloat16):
         result = run()
-    return float(counter.get_total_flops()), result
+    return counter.flops, result
+
+
+class _Counter(AliveTensors):
+    """Alive bytes, and operations as torch's FlopCounterMode counts them, without what that does for each module besides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        if operations := flop_registry.get(func._overloadpacket):
+            self.flops += operations(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 @dataclass(frozen=True)
@@ -184,9 +197,9 @@ def count_encoding(config: WanVaeConfig, sizes: Any, layout: WindowLayout, batch
 
         def encoded(*leading: int) -> EncodeCount:
             pixels = torch.empty(*leading, *shape)
-            with AliveTensors() as alive, FlopCounterMode(display=False) as counter:
+            with _Counter() as counter:
                 vae.encode(pixels)
-            return EncodeCount(counter.get_total_flops(), alive.peak / 2)  # counted in float32
+            return EncodeCount(counter.flops, counter.peak / 2)  # counted in float32
 
         clip, image = encoded(1, 3, layout.num_video_frames), encoded(1, 3, 1)
     images = layout.num_history + (layout.num_chunks if chunk_images else 0)

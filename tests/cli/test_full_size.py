@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.warm_start import PLANNER
+from edgewam.training import step_count
 from edgewam.training.policy_artifact import load_policy
 from tests.cli.command import here
 from tests.data.robotwin import robotwin
@@ -65,7 +66,9 @@ def test_the_policy_is_distilled_with_a_recipe_and_the_same_frames(road, policy)
     assert load_policy(road / "student").facts.ode_metadata["teacher_num_inference_steps"] == 4
 
 
-def test_a_plan_names_parts_ranks_and_device_and_writes_nothing(road):
+def test_a_plan_names_parts_ranks_and_device_and_writes_nothing(road, monkeypatch):
+    count = step_count.PassCount(forward_flops=1e12, backward_flops=2e12, frozen_flops=0.0, kept_bytes=1e9, peak_bytes=2e9)
+    monkeypatch.setattr(step_count, "count_policy_pass", lambda *_: count)  # it has tests of its own
     command = ["train", road / "data", road / "plan", "--recipe", POLICY, "--dry-run", "--on", "nvidia-h200", "--ranks", "2"]
     done = here(*command, "--json").ok()
     plan = done.json

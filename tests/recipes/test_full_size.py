@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from edgewam.core import plugins
 from edgewam.core.errors import EdgewamError
+from edgewam.data.windows import fast_wam_layout
 from edgewam.flow.training import weight_constants
 from edgewam.models.flow_loss import draw_noise
 from edgewam.profiles.device import load_device
@@ -149,43 +151,48 @@ def test_a_students_jump_costs_what_the_facts_say():
 
 
 def test_shallow_networks_tell_the_deep_one(monkeypatch):
-    family = plugins.load("family", "aha_wam")
-    sizes = replace(tiny.MODEL, num_layers=5)
-    found = step_count.count_policy_pass(family, sizes, tiny.LAYOUT, 2, True)
-    monkeypatch.setattr(step_count, "_DEPTHS", (4, 5))  # the second of which is the network itself
-    direct = step_count.count_policy_pass(family, sizes, tiny.LAYOUT, 2, True)
+    family = plugins.load("family", "fast_wam")  # the one with fewer operations
+    sizes = replace(family.small(), num_layers=4)
+    found = step_count.count_policy_pass(family, sizes, fast_wam_layout(), 2, False)
+    monkeypatch.setattr(step_count, "_DEPTHS", (3, 4))  # the second of which is the network itself
+    direct = step_count.count_policy_pass(family, sizes, fast_wam_layout(), 2, False)
     assert (found.forward_flops, found.backward_flops) == (direct.forward_flops, direct.backward_flops)
     assert found.kept_bytes == pytest.approx(direct.kept_bytes, rel=1e-6)
     assert found.peak_bytes == pytest.approx(direct.peak_bytes, rel=0.1)  # which layer is the worst may change
 
 
-def test_fake_tensors_count_what_real_ones_hold():
-    family = plugins.load("family", "aha_wam")
+def test_fake_tensors_count_what_real_ones_hold_and_compute():
+    family = plugins.load("family", "fast_wam")
+    sizes, layout = replace(family.small(), num_layers=2), fast_wam_layout()
 
-    def kept() -> int:
-        model = family.build(replace(tiny.MODEL, num_layers=2))
+    def counted(mode: AliveTensors | FlopCounterMode) -> AliveTensors | FlopCounterMode:
+        model = family.build(sizes)
         checkpoint_activations(family.BLOCKS(model)[:2])
-        data = step_count._batch(tiny.MODEL, tiny.LAYOUT, 2)
+        data = step_count._batch(sizes, layout, 2)
         noise = draw_noise(data, torch.Generator(), 1, 5.0)
-        with AliveTensors() as alive:
+        with mode:
             loss = family.training_loss(model, data, noise).total
-        assert loss.requires_grad
-        return alive.now
+            mode.held = mode.now if isinstance(mode, AliveTensors) else 0
+            loss.backward()
+        return mode
 
     weight_constants(5.0)
     with FakeTensorMode():
-        fake = kept()
-    assert fake == kept()
+        fake = counted(step_count._Counter())
+    assert fake.held == counted(AliveTensors()).held > 0
+    assert fake.flops == counted(FlopCounterMode(display=False)).get_total_flops() > 0
 
 
-def test_a_student_needs_its_teacher_and_little_else():
-    recipe = own.student()
-    full_size, rollout = estimate_student(recipe, 2)
+def test_a_student_needs_its_teacher_and_little_else(monkeypatch):
+    step = step_count.PassCount(forward_flops=1e12, backward_flops=2e12, frozen_flops=5e12, kept_bytes=1e9, peak_bytes=2e9)
+    monkeypatch.setattr(step_count, "count_student_pass", lambda *_: step_count.StudentCount(step, 3e12))
+    full_size, rollout = estimate_student(own.student(), 2)
     held = full_size.memory["loss and gradients"]
     total = sum(part.parameters for part in full_size.parts)
     trained = sum(part.trained for part in full_size.parts)
-    assert held["teacher"] == 4 * total and held["AdamW"] == 8 * trained // 2 < 4 * total and rollout > 0
-    assert full_size.fits is None and full_size.step_seconds is None  # no device was named
+    assert held["teacher"] == 4 * total and held["AdamW"] == 8 * trained // 2 < 4 * total and rollout == 3e12
+    assert held["gradients of earlier passes"] == 4 * trained  # two passes to a step: whole until the last one
+    assert full_size.model_flops == 2 * 8e12 and full_size.fits is None and full_size.step_seconds is None  # no device was named
     executor = next(part for part in full_size.parts if part.name.startswith("executor"))
     assert trained == executor.parameters + 2 * tiny.MODEL.action_hidden_dim  # and the branch embedding
 
