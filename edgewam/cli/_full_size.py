@@ -120,9 +120,7 @@ def distillation(
     if plan.dry_run:
         _show(recipe, cluster, dataset, out, steps, plan, as_json)
         return None
-    return recipe.distillation(
-        teacher, dataset, cluster, device, steps, batches, text, init_from=init_from, num_workers=workers
-    )
+    return recipe.distillation(teacher, dataset, cluster, device, steps, batches, text, init_from=init_from, num_workers=workers)
 
 
 @contextmanager

@@ -55,8 +55,8 @@ def command(
         if method != "ode" or released:
             raise EdgewamError("A full-size recipe is for the method ode, and its own way already; --released is for small.")
         config = _full_size.distillation(
-            recipe, teacher, dataset, out, steps=steps, batches=batches, text=text, init_from=init_from, workers=workers, device=device,
-            plan=_full_size.Plan(dry_run, on, ranks), as_json=as_json,
+            recipe, teacher, dataset, out, steps=steps, batches=batches, text=text, init_from=init_from, workers=workers,
+            device=device, plan=_full_size.Plan(dry_run, on, ranks), as_json=as_json,
         )  # fmt: skip
         if config is None:
             return
