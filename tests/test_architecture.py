@@ -96,7 +96,7 @@ def test_importing_the_light_packages_touches_nothing_optional_and_no_gpu():
 
 def test_all_is_what_is_importable():
     for path, parts in modules():
-        if "__all__" not in path.read_text():
+        if "\n__all__ =" not in path.read_text():
             continue
         name = ".".join(("edgewam", *[p for p in parts if p != "__init__"]))
         module = importlib.import_module(name)

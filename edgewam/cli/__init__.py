@@ -32,8 +32,16 @@ ORDER = (
 )  # fmt: skip
 
 
+def _place(name: str) -> tuple[int, str]:
+    return ORDER.index(name) if name in ORDER else len(ORDER), name
+
+
 class _Road(typer.core.TyperGroup):
     """The commands; Ctrl-C ends any of them with a sentence that says how to go on."""
+
+    def list_commands(self, ctx: typer.Context) -> list[str]:
+        """In the order of the road; typer would list groups of commands last."""
+        return sorted(super().list_commands(ctx), key=_place)
 
     def invoke(self, ctx: typer.Context) -> Any:
         with _stop_says_how_to_go_on():
@@ -78,7 +86,7 @@ def build() -> typer.Typer:
         pretty_exceptions_enable=False,
     )
     found = {info.name for info in pkgutil.iter_modules(__path__) if not info.name.startswith("_")}
-    for name in sorted(found, key=lambda n: (ORDER.index(n) if n in ORDER else len(ORDER), n)):
+    for name in sorted(found, key=_place):
         module = importlib.import_module(f"{__name__}.{name}")
         if hasattr(module, "app"):
             app.add_typer(module.app, name=name)

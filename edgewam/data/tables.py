@@ -27,8 +27,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> Any:
         raise ArtifactError(f"'{path}' is missing. Copy or collect the dataset again.")
     try:
         # one thread a file: callers read files side by side
-        return pq.read_table(path, partitioning=None, columns=None if columns is None else list(columns), use_threads=False)
-    except (pa.ArrowException, OSError) as error:
+        found = pq.read_table(path, partitioning=None, columns=None if columns is None else list(columns), use_threads=False)
+        found.column_names  # noqa: B018 (decodes them)
+        return found
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise ArtifactError(
             f"Cannot read '{path}' ({error}): it is truncated or no parquet file. Copy or collect the dataset again."
         ) from error

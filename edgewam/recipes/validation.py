@@ -84,13 +84,13 @@ def validate_against(
             f"'{bundle}' was not compiled from '{reference}' ({origin.kind} {origin.digest[:12]}). Give the policy that it was "
             f"compiled from ({', '.join(digest[:12] for digest in manifest.parents.values())}), or a teacher."
         )
-    known = prompt_names(bundle)
+    known, source = prompt_names(bundle), "" if manifest.config["host"].get("text_encoder") == "small" else " --text ENCODER"
     frames = dataset_frames(Dataset.open(dataset), num_frames)
     for words in dict.fromkeys(prompt or frame.prompt for frame in frames):
         if words not in known:  # before minutes of work, not after
             raise EdgewamError(
                 f"'{bundle}' has no embedding of the prompt '{words}'. It has: {', '.join(map(repr, known))}. "
-                f'Add it with: edgewam prompt add {bundle} "{words}"; or judge with one that it has: --prompt'
+                f'Add it with: edgewam prompt add {bundle} "{words}"{source}; or judge with one that it has: --prompt'
             )
     opened = Bundle.open(bundle, threads=threads)
     steps = manifest.config["num_action_steps"] if is_engine else None

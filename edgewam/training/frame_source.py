@@ -44,6 +44,10 @@ class FrameChoice:
         numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
         return (replace(self, index=number) for number in numbers)
 
+    def __len__(self) -> int:
+        """Number of windows."""
+        return self.last - self.first
+
     def rows(self, first: int, last: int) -> FrameChoice:
         """Some of these rows: what one rank takes of a choice that all ranks draw alike."""
         assert 0 <= first < last <= len(self), "rows of a choice"

@@ -109,9 +109,10 @@ ALONE = Ranks(WHOLE, torch.device("cpu"))
 
 
 def join_ranks(device: str = "cpu") -> Ranks:
-    """The ranks that this process was started with; joins their process group the first time.
+    """The ranks that this process was started with; joins their process group the first time, unless the launcher has.
 
-    With CUDA each rank takes the device of its LOCAL_RANK, which "cuda" then means everywhere.
+    With CUDA each rank takes the device of its LOCAL_RANK, which "cuda" then means everywhere.  A launcher's own group must
+    serve both kinds of tensors ("cpu:gloo,cuda:nccl").
 
     Raises:
         EdgewamError: the launcher's variables are incomplete, or there are fewer devices than local ranks.
@@ -124,6 +125,8 @@ def join_ranks(device: str = "cpu") -> Ranks:
         raise EdgewamError(
             f"WORLD_SIZE is {world} but {', '.join(missing)} is not set. Start with torchrun, or unset WORLD_SIZE for one."
         )
+    if torch.device(device).index is not None:
+        raise EdgewamError(f"'{device}' is one device, but there are {world} ranks. Say {kind}: each rank takes its own.")
     if kind == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
@@ -133,7 +136,7 @@ def join_ranks(device: str = "cpu") -> Ranks:
             )
         torch.cuda.set_device(local)
     global _joined
-    if _joined is None:
+    if not dist.is_initialized():
         store, rank, world = next(dist.rendezvous("env://"))
         store.set_timeout(TIMEOUT)
         dist.init_process_group(

@@ -148,7 +148,7 @@ def train_policy(
         config.vae,
         PolicyFacts(
             config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix,
-            text_encoder=SMALL if config.text == SMALL else "umt5", composition=config.composition, fps=dataset.fps,
+            text_encoder=config.text_encoder, composition=config.composition, fps=dataset.fps,
         ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,

@@ -66,6 +66,11 @@ class PolicyTraining:
                 f"{self.max_prefix}."
             )
 
+    @property
+    def text_encoder(self) -> str:
+        """What made its text rows, as a policy's facts name it."""
+        return SMALL if self.text == SMALL else "umt5"
+
     def settings(self) -> dict[str, Any]:
         """What the result depends on, as plain JSON, without paths and the loop."""
         names = (
@@ -80,8 +85,8 @@ class PolicyTraining:
         )
         # only where they are not what all runs had before there was a choice, so that those go on
         usual = {
-            "max_prefix": 0, "family": SMALL_FAMILY, "text": SMALL, "composition": THREE_CAMERAS, "normalisation": "z-score",
-            "frames": False,
+            "max_prefix": 0, "family": SMALL_FAMILY, "text_encoder": SMALL, "composition": THREE_CAMERAS,
+            "normalisation": "z-score", "frames": False,
         }  # fmt: skip
         chosen = {name: getattr(self, name) for name, value in usual.items() if getattr(self, name) != value}
         parts = {"model": self.model.to_json(), "layout": asdict(self.layout)}

@@ -58,14 +58,16 @@ def same(found, expected) -> None:
             assert found[key] == value and type(found[key]) is type(value), key
 
 
-@pytest.mark.parametrize("source", [files.AHA_WAM, files.STUDENT, files.VAE], ids=["policy", "student", "vae"])
+@pytest.mark.parametrize(
+    "source", [files.AHA_WAM, files.STUDENT, files.VAE, files.FAST_WAM], ids=["policy", "student", "vae", "fast_wam"]
+)
 def test_a_file_comes_back_equal_in_tensors_values_order_and_dtypes(source, tmp_path):
     content = files.loaded(source)
     if source == files.STUDENT:  # mixed dtypes, and values that JSON has no form for
         content["mot"] = {k: v.bfloat16() if v.ndim > 1 else v for k, v in content["mot"].items()}
         content["more"] = {"pair": (1, 2.5), "by_number": {3: "c"}, "none": None, "nan_is_no_json": float("inf")}
     torch.save(content, tmp_path / "before.pt")
-    options = () if source == files.VAE else AHA
+    options = {files.VAE: (), files.FAST_WAM: ("--config", files.FAST_CONFIG)}.get(source, AHA)
     here("convert", tmp_path / "before.pt", tmp_path / "artifact", *options, "--shard-gb", 0.0005).ok()
     assert len(list((tmp_path / "artifact").glob("model-0*.safetensors"))) > 1
     here("convert", tmp_path / "artifact", tmp_path / "after.pt", "--format", "upstream").ok()

@@ -1,6 +1,8 @@
 import shutil
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from edgewam.core.errors import ArtifactError, EdgewamError
@@ -53,3 +55,22 @@ def test_layouts_join_when_their_features_agree_and_not_when_their_rates_differ(
     np.testing.assert_array_equal(joined.actions(0), one.actions)
     with pytest.raises(EdgewamError, match=r"c' has 10 steps and 10 frames a second, '.*a' 25"):
         join(tmp_path / "all", [first, slow])
+
+
+@pytest.mark.parametrize(
+    ("file", "column", "values", "what"),
+    [
+        ("meta/episodes/chunk-000/file-000", "length", ["x"] * 4, "column 'length' does not hold a whole number"),
+        ("meta/episodes/chunk-000/file-000", "data/file_index", [None, 0, 0, 0], "column 'data/file_index' does not hold"),
+        ("meta/episodes/chunk-000/file-000", "videos/observation.images.image/from_timestamp", [0.0, None, 0.0, 0.0],
+         "from_timestamp' does not hold a number"),
+        ("meta/tasks", "task", [1, 2], r"tasks\.parquet' does not hold tasks 0\.\.1 with a text each"),
+    ],
+)  # fmt: skip
+def test_metadata_of_another_kind_is_refused(good, tmp_path, file, column, values, what):
+    copy = shutil.copytree(good.path, tmp_path / "copy")
+    path = copy / f"{file}.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(table.schema.get_field_index(column), column, pa.array(values)), path)
+    with pytest.raises(ArtifactError, match=what):
+        Dataset.open(copy)

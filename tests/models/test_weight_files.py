@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -21,7 +22,7 @@ from edgewam.models.checkpoints.templates import KINDS, match
 from edgewam.models.umt5 import Umt5
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 from tests.golden import golden_dir
-from tests.models import tiny_umt5
+from tests.models import tiny_umt5, umt5_reference
 from tests.models import weight_files as files
 
 MANIFESTS = golden_dir().parent / "manifests"
@@ -139,6 +140,22 @@ def test_both_forms_of_lerobots_folder_have_the_released_names(by_layer, tmp_pat
     found, plain = identify(folder), identify(files.fast_wam(tmp_path / "plain.pt"))
     assert found.kind == "fast_wam" and not found.unexpected and found.file.config["type"] == "fastwam"
     equal(mapped(found.tensors), mapped(plain.tensors))
+
+
+@pytest.mark.parametrize("tied", [(), ("encoder.embed_tokens.weight",)])
+def test_a_text_encoder_as_transformers_saves_it_has_wans_names(tied, tmp_path):
+    network, named = Umt5(tiny_umt5.CONFIG), {}
+    for name, tensor in network.state_dict().items():
+        for theirs, ours in reversed(umt5_reference.WAN_OF_HF.items()):
+            name = re.sub(rf"(^|\.){ours}(?=\.)", rf"\g<1>{theirs}", name)
+        named[name] = tensor
+    named |= {name: named["shared.weight"].clone() for name in tied}
+    save_file(named, tmp_path / "model.safetensors")
+    found = identify(tmp_path / "model.safetensors")
+    assert found.kind == "umt5" and not found.unexpected and len(found.renamed) == 1
+    tensors = mapped(found.tensors)
+    assert tensors.keys() == network.state_dict().keys()
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in network.state_dict().items())
 
 
 def test_what_is_unexpected_is_said_by_key(tmp_path):

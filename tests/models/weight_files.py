@@ -15,7 +15,8 @@ from tests.golden import golden_dir
 
 AHA_WAM, STUDENT = golden_dir() / "checkpoint_ahawam.pt", golden_dir() / "checkpoint_ahawam_student_ode.pt"
 VAE = golden_dir() / "vae_raw.pt"
-CONFIG = golden_dir() / "config_ahawam.json"
+FAST_WAM = golden_dir() / "checkpoint_fastwam.pt"
+CONFIG, FAST_CONFIG = golden_dir() / "config_ahawam.json", golden_dir() / "config_fastwam.json"
 EDITOR = "chunk_kv_cache_editor."
 
 

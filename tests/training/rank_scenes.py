@@ -103,6 +103,12 @@ def half(out: Path) -> None:
         save_file(found, out / "gradients.safetensors")
 
 
+def inside(task: RankToy, config: LoopConfig, out: Path) -> None:
+    """As by Ray, which joins its ranks before it calls the function that trains."""
+    torch.distributed.init_process_group("gloo")
+    train(task, config, out)
+
+
 class Windows:
     """Stands in for a `WindowSource` of `small`: random content, and every sample padded at another place."""
 
@@ -174,6 +180,7 @@ def main(out: Path) -> None:
         ("two", 2, train, (RankToy(matrices=False), MANY)),
         ("back_to_one", 1, train, (RankToy(matrices=False), TOY)),
         ("four", 4, train, (RankToy(matrices=False), MANY)),
+        ("inside", 2, inside, (RankToy(matrices=False), MANY)),
         ("rewritten", 4, rewrite, (out / "stopped",)),
         ("nan", 4, train, (RankToy(bad_row=(6, 5)), MANY)),
         ("killed", 2, train, (Signalled(signal.SIGKILL, 1, 8, matrices=False), replace(MANY, checkpoint_steps=2))),

@@ -67,7 +67,7 @@ def difference(left: Path, right: Path) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("ranks", ["two", "back_to_one", "four", "after_kill"])
+@pytest.mark.parametrize("ranks", ["two", "back_to_one", "four", "after_kill", "inside"])
 def test_any_number_of_ranks_stopped_killed_or_resharded_trains_the_same(scenes: Path, ranks: str) -> None:
     """7 rows on 1, 2 (3 + 4) and 4 (1 + 2 + 2 + 2) ranks; `one` is not sharded and recomputes nothing."""
     assert_went_well(scenes, "one", ranks)
@@ -192,3 +192,7 @@ def test_one_process_is_one_rank_and_a_launcher_that_says_half_is_refused(monkey
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(EdgewamError, match=r"MASTER_ADDR, MASTER_PORT is not set. Start with torchrun"):
         join_ranks("cpu")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    with pytest.raises(EdgewamError, match="Say cuda: each rank takes its own"):
+        join_ranks("cuda:0")

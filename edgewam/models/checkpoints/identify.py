@@ -2,7 +2,8 @@
 
 Wrappers and prefixes are undone here and named in `renamed`: `model_state`, `state_dict` and other groups around all
 tensors, `module.` from data-parallel training, `model.` of VAE and LeRobot files, LeRobot's grouping by layer
-(huggingface/lerobot at 7427f31: `model.mot.layers.<i>.blocks.<expert>.*`, before that `model.mot.mixtures.<expert>.*`).
+(huggingface/lerobot at 7427f31: `model.mot.layers.<i>.blocks.<expert>.*`, before that `model.mot.mixtures.<expert>.*`), and
+the names that transformers gives a UMT5 encoder.
 """
 
 from __future__ import annotations
@@ -21,6 +22,13 @@ from edgewam.models.checkpoints.templates import Match, matched
 WRAPPERS = ("model_state", "model_state_dict", "state_dict", "model", "module", "backbone_state_dict", "dit")
 _LAYERS = re.compile(r"mot\.layers\.(\d+)\.blocks\.([a-z]+)\.(.+)")
 _ALIASES = {"dit.mixtures.": "mot.mixtures.", "video_expert.": "mot.mixtures.video.", "action_expert.": "mot.mixtures.action."}
+_HUGGING_FACE = {
+    "layer.0.SelfAttention.relative_attention_bias": "pos_embedding.embedding", "layer.0.SelfAttention": "attn",
+    "layer.0.layer_norm": "norm1", "layer.1.layer_norm": "norm2", "layer.1.DenseReluDense.wi_0": "ffn.gate.0",
+    "layer.1.DenseReluDense.wi_1": "ffn.fc1", "layer.1.DenseReluDense.wo": "ffn.fc2",
+}  # fmt: skip
+_UMT5_ENDS = {"shared.weight": "token_embedding.weight", "encoder.final_layer_norm.weight": "norm.weight"}
+_UMT5_TIED = "encoder.embed_tokens.weight"  # another name of shared.weight
 BRANCH, QUERIES = "mot.action_branch_embedding", "chunk_obs_query_encoder.base_queries"
 
 
@@ -90,7 +98,25 @@ def _renamed(entries: Mapping[str, Entry]) -> tuple[dict[str, Entry], tuple[str,
     if any(name != new for name, new in lerobot.items()):
         tensors = {lerobot[name]: entry for name, entry in tensors.items()}
         said.append("LeRobot's names were changed to the released ones")
+    if any(name in tensors for name in ("shared.weight", _UMT5_TIED)) and "encoder.final_layer_norm.weight" in tensors:
+        tensors = _from_hugging_face(tensors)
+        said.append("Hugging Face's names of the text encoder were changed to Wan's")
     return tensors, tuple(said)
+
+
+def _from_hugging_face(tensors: Mapping[str, Entry]) -> dict[str, Entry]:
+    """UMT5 as transformers names it; the embedding may be there under two names."""
+    found = {}
+    for name, entry in tensors.items():
+        if name == _UMT5_TIED:
+            if "shared.weight" not in tensors:
+                found["token_embedding.weight"] = entry
+            continue
+        changed = _UMT5_ENDS.get(name, re.sub(r"^encoder\.block\.(\d+)\.", r"blocks.\1.", name))
+        for theirs, ours in _HUGGING_FACE.items():
+            changed = changed.replace(f".{theirs}.", f".{ours}.")
+        found[changed] = entry
+    return found
 
 
 def _is_alias(wrapper: str, tensors: Mapping[str, Entry]) -> bool:

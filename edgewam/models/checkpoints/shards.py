@@ -80,7 +80,7 @@ class Held:
         """All bytes at once."""
         import torch
 
-        yield self.tensor.contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        yield self.tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
 def nbytes(source: Source) -> int:

@@ -56,6 +56,7 @@ class _Call:
     """An inert stand-in for a named function: may be called by the pickle, and holds nothing that it could change."""
 
     __slots__ = ("_make",)
+    _make: Callable[..., Any]
 
     def __init__(self, make: Callable[..., Any]) -> None:
         object.__setattr__(self, "_make", make)

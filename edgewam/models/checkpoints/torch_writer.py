@@ -47,8 +47,8 @@ class _Pickled:
         self.shape = source.shape
 
     def __reduce__(self) -> Any:
-        arguments = (self.storage, 0, self.shape, row_major(self.shape), False, OrderedDict())
-        return torch._utils._rebuild_tensor_v2, arguments  # type: ignore[attr-defined]
+        hooks: OrderedDict[int, Any] = OrderedDict()
+        return torch._utils._rebuild_tensor_v2, (self.storage, 0, self.shape, row_major(self.shape), False, hooks)
 
 
 class _Pickler(pickle.Pickler):
