@@ -12,6 +12,7 @@ import inspect
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from edgewam.core.errors import EdgewamError
@@ -204,7 +205,7 @@ class StudentRecipe:
 
 def recipe_names() -> list[str]:
     """Names of the recipes that come with edgewam."""
-    return [name for module in MODULES for name in importlib.import_module(module).__all__]
+    return list(_shipped())
 
 
 def find_recipe(name: str) -> PolicyRecipe | StudentRecipe:
@@ -223,7 +224,9 @@ def find_recipe(name: str) -> PolicyRecipe | StudentRecipe:
                 "and in PYTHONPATH: start with PYTHONPATH=. edgewam ... where your file lies."
             ) from error
     else:
-        module, function = _module_of(name), name
+        if name not in (found := _shipped()):
+            raise EdgewamError(f"Unknown recipe '{name}'. Available: small, {', '.join(found)}, or MODULE:FUNCTION of your own.")
+        module, function = found[name], name
     made = getattr(module, function, None)
     if not inspect.isfunction(made):
         raise EdgewamError(f"There is no function '{function}' in '{module.__name__}'. --recipe takes MODULE:FUNCTION.")
@@ -235,9 +238,12 @@ def find_recipe(name: str) -> PolicyRecipe | StudentRecipe:
     return recipe
 
 
-def _module_of(name: str) -> Any:
-    for path in MODULES:
-        module = importlib.import_module(path)
-        if name in module.__all__:
-            return module
-    raise EdgewamError(f"Unknown recipe '{name}'. Available: small, {', '.join(recipe_names())}, or MODULE:FUNCTION of your own.")
+def _shipped() -> dict[str, ModuleType]:
+    """Recipe -> its module: every function of `MODULES` that is not private."""
+    modules = [importlib.import_module(path) for path in MODULES]
+    return {
+        name: module
+        for module in modules
+        for name, value in vars(module).items()
+        if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_")
+    }

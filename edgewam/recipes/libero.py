@@ -7,8 +7,6 @@ from dataclasses import replace
 from edgewam.recipes.full_size import PolicyRecipe
 from edgewam.recipes.robotwin import robotwin_fastwam
 
-__all__ = ["libero_fastwam"]
-
 
 def libero_fastwam() -> PolicyRecipe:
     """Two 224x224 cameras on a canvas of 224x448; a state of 8 numbers; min/max normalisation."""

@@ -16,15 +16,6 @@ from dataclasses import replace
 
 from edgewam.recipes.full_size import PolicyRecipe, Schedule, StudentRecipe
 
-__all__ = [
-    "robotwin_ahawam",
-    "robotwin_ahawam_ode",
-    "robotwin_ahawam_offset",
-    "robotwin_ahawam_offset_ode",
-    "robotwin_fastwam",
-    "robotwin_fastwam_ode",
-]
-
 
 def robotwin_ahawam() -> PolicyRecipe:
     """The released policy: 65 steps, 4 chunks of 16, six history frames 64 steps apart, no offset."""

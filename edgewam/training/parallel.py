@@ -265,7 +265,12 @@ def is_sharded(module: nn.Module) -> bool:
 def reduce_gradients(module: nn.Module, wanted: bool) -> None:
     """Whether the next backward pass sums gradients over the ranks; otherwise they add up locally until one does."""
     if is_sharded(module):
-        module.set_requires_gradient_sync(wanted)  # type: ignore[operator]
+        from torch.distributed.fsdp import FSDPModule  # 0.3 s
+
+        for part in module.modules():
+            # a frozen block that the loss does not visit was never gathered and must not be asked for gradients to keep
+            if isinstance(part, FSDPModule) and any(parameter.requires_grad for parameter in part.parameters()):
+                part.set_requires_gradient_sync(wanted, recurse=False)
         module.set_is_last_backward(wanted)  # type: ignore[operator]
 
 
