@@ -101,8 +101,7 @@ class Ranks:
 
     def wait(self) -> None:
         """Until every rank is here."""
-        if self.world > 1:
-            dist.barrier()
+        self.sum([0.0])  # on the CPU, which a barrier of a group that also serves GPUs would not be
 
 
 ALONE = Ranks(WHOLE, torch.device("cpu"))

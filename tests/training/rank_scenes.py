@@ -5,6 +5,7 @@ Run as a program with a directory: it forks the ranks and leaves their checkpoin
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch._dynamo
 import torch.distributed.fsdp
 from safetensors.torch import save_file
@@ -109,6 +111,21 @@ def inside(task: RankToy, config: LoopConfig, out: Path) -> None:
     train(task, config, out)
 
 
+def full_disk(config: LoopConfig, out: Path) -> None:
+    """Rank 1 finds no space for its second shard."""
+    real, writes = safetensors.torch.save, 0
+
+    def save(*arguments: Any, **options: Any) -> bytes:
+        nonlocal writes
+        writes += 1
+        if writes == 2 and os.environ["RANK"] == "1":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*arguments, **options)
+
+    safetensors.torch.save = save
+    train(RankToy(matrices=False), config, out)
+
+
 class Windows:
     """Stands in for a `WindowSource` of `small`: random content, and every sample padded at another place."""
 
@@ -170,6 +187,9 @@ def learn(out: Path) -> None:
     distill(config, out / "student")
 
 
+BEFORE = {"two": "stopped", "back_to_one": "stopped", "four": "stopped", "after_kill": "killed", "after_full_disk": "full_disk"}
+
+
 def main(out: Path) -> None:
     said = {}
     for name, world, function, arguments in (
@@ -184,7 +204,9 @@ def main(out: Path) -> None:
         ("rewritten", 4, rewrite, (out / "stopped",)),
         ("nan", 4, train, (RankToy(bad_row=(6, 5)), MANY)),
         ("killed", 2, train, (Signalled(signal.SIGKILL, 1, 8, matrices=False), replace(MANY, checkpoint_steps=2))),
+        ("full_disk", 2, full_disk, (replace(MANY, checkpoint_steps=2),)),
         ("after_kill", 2, train, (RankToy(matrices=False), MANY)),
+        ("after_full_disk", 1, train, (RankToy(matrices=False), TOY)),
         ("too_small", 4, train, (RankToy(rows=3), MANY)),
         ("half", 2, half, ()),
         ("small_one", 1, small_step, ()),
@@ -195,7 +217,7 @@ def main(out: Path) -> None:
         ("learnt_one", 1, learn, ()),
         ("learnt_two", 2, learn, ()),
     ):
-        before = {"two": "stopped", "back_to_one": "stopped", "four": "stopped", "after_kill": "killed"}.get(name)
+        before = BEFORE.get(name)
         if before is not None:
             shutil.copytree(out / before, out / name)
         (out / name).mkdir(exist_ok=True)

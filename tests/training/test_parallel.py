@@ -67,7 +67,7 @@ def difference(left: Path, right: Path) -> dict[str, float]:
     }
 
 
-@pytest.mark.parametrize("ranks", ["two", "back_to_one", "four", "after_kill", "inside"])
+@pytest.mark.parametrize("ranks", ["two", "back_to_one", "four", "after_kill", "after_full_disk", "inside"])
 def test_any_number_of_ranks_stopped_killed_or_resharded_trains_the_same(scenes: Path, ranks: str) -> None:
     """7 rows on 1, 2 (3 + 4) and 4 (1 + 2 + 2 + 2) ranks; `one` is not sharded and recomputes nothing."""
     assert_went_well(scenes, "one", ranks)
@@ -152,6 +152,7 @@ def test_a_checkpoint_of_two_ranks_comes_back_from_four_bit_for_bit(scenes: Path
         ("stopped", [1, 1], "Stopped after step 3; run the same command again"),
         ("nan", [1, 1, 1, 1], "The loss is nan at step 3, batch toy rows of batch 6"),
         ("killed", [1, -9], "Another rank ended without a word"),
+        ("full_disk", [1, 1], "Cannot write the checkpoint"),
         ("too_small", [1, 1, 1, 1], "A batch of 3 cannot be divided among 4 ranks"),
     ],
 )
@@ -161,6 +162,13 @@ def test_a_failure_on_any_rank_ends_all_with_one_message(scenes: Path, scene: st
     (words,) = [words for _, words in found if words]
     assert words.startswith(f"edgewam: {sentence}")
     assert words.count("\n") == 1
+
+
+def test_a_full_disk_on_one_rank_leaves_the_checkpoint_of_all_as_it_was(scenes: Path) -> None:
+    words = "".join(words for _, words in said(scenes, "full_disk"))
+    assert "at step 4: rank 1: [Errno 28] No space left on device. The checkpoint before it is untouched" in words
+    assert read_header(scenes / "full_disk" / CHECKPOINT)["step"] == 2
+    assert sorted(path.name for path in (scenes / "full_disk").glob("checkpoint*")) == ["checkpoint.a", CHECKPOINT]
 
 
 def test_shares_are_contiguous_and_cover_a_batch() -> None:
