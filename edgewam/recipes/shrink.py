@@ -154,7 +154,7 @@ def check_fits(policy: LoadedPolicy, data: Dataset) -> None:
     from edgewam.core.observation import composition_named
     from edgewam.models.text_sources import SMALL
 
-    policy.stats.check(data, f"'{policy.path}'")
+    data.check_fits(f"'{policy.path}'", policy.sizes.proprio_dim, policy.sizes.action_dim, policy.facts.fps)
     composition_named(policy.facts.composition).chosen(data.cameras)
     missing = [task for task in data.tasks if task not in policy.prompts]
     if policy.facts.text_encoder != SMALL and missing:

@@ -290,7 +290,7 @@ def test_wrong_inputs_are_refused_before_anything_is_done(road: Road, tmp_path: 
     _refused(here("shrink", road.teacher, *plain, "--dataset", tmp_path / "none"), "does not exist", "edgewam collect")
     _refused(here("shrink", road.out.parent / "vae", *plain, *data), "is a vae, but a policy is needed")
     _refused(here("shrink", road.out, *plain, *data), "is a bundle, but a policy is needed")
-    _refused(here("shrink", released, *plain, *data), "is a file", "edgewam inspect")
+    _refused(here("shrink", released, *plain, *data), "is a file", "edgewam convert")
     _refused(here("shrink", road.teacher, "--target", "torch", "--out", road.dataset, *data), "Give another path")
     assert not out.exists() and not list(tmp_path.iterdir())
     assert not Path(f"{road.dataset}.shrink").exists()

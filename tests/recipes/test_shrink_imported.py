@@ -168,6 +168,7 @@ def test_an_imported_teacher_is_distilled_to_a_bundle_that_acts_as_its_student(p
     assert_acts_as_the_sampler(out, student, place.dataset, STEPS)
 
 
+@pytest.mark.slow
 def test_an_imported_student_is_not_distilled_again(place: Place) -> None:
     checkpoint = place.policy("checkpoint_ahawam_student_ode", *SIZES)
     out, result = place.shrunk(checkpoint, "torch")

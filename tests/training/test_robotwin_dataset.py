@@ -68,6 +68,7 @@ def test_two_cameras_and_another_arm_train_by_min_max(frames: bool, tmp_path: Pa
     config = tiny.policy_training(
         dataset, tiny.vae_at(tmp_path / "vae"), tmp_path / "latents", loop=replace(tiny.LOOP, steps=2, warmup_steps=1),
         family="fast_wam", model=model, layout=FAST_LAYOUT, composition="side_by_side", normalisation="min/max", frames=frames,
+        num_workers=0,
     )  # fmt: skip
     assert np.isfinite(train_policy(config, tmp_path / "policy")["action_rms"])
     policy = load_policy(tmp_path / "policy")
