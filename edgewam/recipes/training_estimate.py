@@ -126,7 +126,11 @@ def estimate_policy(recipe: PolicyRecipe, ranks: int, device: Device | None = No
     network = _Network.of(recipe.family, recipe.model, ("",))
     held = network.held(ranks, schedule, recipe.reshard)
     memory = {
-        "loss and gradients": {**held, **network.gathered(ranks, recipe.reshard), **_activations(counts[recipe.recompute])},
+        "loss and gradients": {
+            **held,
+            **network.gathered(ranks, recipe.reshard, network.total),
+            **_activations(counts[recipe.recompute]),
+        },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
     }
     pictures = _pictures(recipe, schedule, held, memory)
@@ -148,9 +152,11 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
     network = _Network.of(teacher.family, teacher.model, family.LEARNT_BY_STUDENTS)
     held = network.held(ranks, schedule, reshard=False)
     held["teacher"] = FLOAT32 * network.total
+    # what conditions it is the teacher's work, unless the family says otherwise: the student's frozen layers are not computed
+    visited = network.total if family.OWN_CONDITIONING else network.outside + network.learning_blocks
     memory = {
         "loss and gradients": {
-            **held, **network.gathered(ranks, reshard=False), "teacher's weights in bf16": BFLOAT16 * network.total,
+            **held, **network.gathered(ranks, reshard=False, visited=visited), "teacher's weights in bf16": BFLOAT16 * network.total,
             **_activations(students[recipe.recompute].step),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
@@ -163,10 +169,11 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
 
 @dataclass(frozen=True)
 class _Network:
-    """Numbers of values: of the parts, of the largest block that is gathered alone, and of what is outside of blocks."""
+    """Numbers of values: of the parts, the largest block (blocks are gathered one by one), those that learn, and what is outside."""
 
     parts: tuple[Part, ...]
     largest_block: int
+    learning_blocks: int
     outside: int
 
     @staticmethod
@@ -182,8 +189,11 @@ class _Network:
             before, count = parts.get(part, Part(part, 0, 0)), parameter.numel()
             learns = count if name.startswith(trained) else 0
             parts[part] = Part(part, before.parameters + count, before.trained + learns)
-        blocks = [sum(p.numel() for p in block.parameters()) for block in module.BLOCKS(model)]
-        return _Network(tuple(parts.values()), max(blocks), sum(part.parameters for part in parts.values()) - sum(blocks))
+        learning = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(trained)}
+        blocks = [(sum(p.numel() for p in block.parameters()), block) for block in module.BLOCKS(model)]
+        learns = sum(values for values, block in blocks if any(id(p) in learning for p in block.parameters()))
+        outside = sum(part.parameters for part in parts.values()) - sum(values for values, _ in blocks)
+        return _Network(tuple(parts.values()), max(values for values, _ in blocks), learns, outside)
 
     @property
     def total(self) -> int:
@@ -210,11 +220,11 @@ class _Network:
             parts["gradients of earlier passes"] = FLOAT32 * self.trained
         return parts
 
-    def gathered(self, ranks: int, reshard: bool) -> dict[str, int]:
-        """Weights in the type of the products: all of them, or two blocks at a time; and the gradients of two blocks."""
+    def gathered(self, ranks: int, reshard: bool, visited: int) -> dict[str, int]:
+        """Weights in the type of the products: the `visited` ones, or two blocks at a time; and the gradients of two blocks."""
         if ranks == 1:
-            return {"weights in bf16": BFLOAT16 * self.total}
-        values = self.outside + 2 * self.largest_block if reshard else self.total
+            return {"weights in bf16": BFLOAT16 * visited}
+        values = self.outside + 2 * self.largest_block if reshard else visited
         return {
             "gathered weights": BFLOAT16 * values,
             "gradients on their way": FLOAT32 * (self.outside + 2 * self.largest_block),
