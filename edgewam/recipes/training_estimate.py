@@ -156,7 +156,7 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
     visited = network.total if family.OWN_CONDITIONING else network.outside + network.learning_blocks
     memory = {
         "loss and gradients": {
-            **held, **network.gathered(ranks, reshard=False, visited=visited), "teacher's weights in bf16": BFLOAT16 * network.total,
+            **held, **network.gathered(ranks, False, visited), "teacher's weights in bf16": BFLOAT16 * network.total,
             **_activations(students[recipe.recompute].step),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
@@ -169,7 +169,7 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
 
 @dataclass(frozen=True)
 class _Network:
-    """Numbers of values: of the parts, the largest block (blocks are gathered one by one), those that learn, and what is outside."""
+    """Numbers of values: of the parts, of the largest block, of the blocks that learn, and of what is in none."""
 
     parts: tuple[Part, ...]
     largest_block: int
