@@ -116,8 +116,7 @@ class FullSize:
 
 def estimate_policy(recipe: PolicyRecipe, ranks: int, device: Device | None = None) -> FullSize:
     """One optimiser step of a policy's training on one of `ranks` ranks."""
-    from edgewam.models.wan_vae import WanVaeConfig
-    from edgewam.training.step_count import count_encoding, count_policy_pass
+    from edgewam.training.step_count import count_policy_pass
 
     family, schedule = plugins.load("family", recipe.family), recipe.schedule
     counts = {
@@ -127,19 +126,14 @@ def estimate_policy(recipe: PolicyRecipe, ranks: int, device: Device | None = No
     network = _Network.of(recipe.family, recipe.model, ("",))
     held = network.held(ranks, schedule, recipe.reshard)
     memory = {
-        "loss and gradients": {**held, **network.gathered(ranks, recipe.reshard), **_activations(counts[recipe.recompute])},
+        "loss and gradients": {
+            **held,
+            **network.gathered(ranks, recipe.reshard, network.total),
+            **_activations(counts[recipe.recompute]),
+        },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
     }
-    pictures = 0.0
-    if recipe.frames:
-        # with one chunk its picture is the planner's own
-        count = count_encoding(
-            WanVaeConfig(), recipe.model, recipe.layout, schedule.batch_per_rank, chunk_images=recipe.model.num_chunks > 1
-        )
-        memory["encoding pictures"] = {**held, "pictures": round(count.peak_bytes)}
-        for parts in memory.values():
-            parts["image encoder"] = BFLOAT16 * _vae_parameters()
-        pictures = count.flops
+    pictures = _pictures(recipe, schedule, held, memory)
     return _full_size(network, memory, counts, recipe.recompute, schedule, ranks, device, pictures)
 
 
@@ -158,24 +152,28 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
     network = _Network.of(teacher.family, teacher.model, family.LEARNT_BY_STUDENTS)
     held = network.held(ranks, schedule, reshard=False)
     held["teacher"] = FLOAT32 * network.total
+    # what conditions it is the teacher's work, unless the family says otherwise: the student's frozen layers are not computed
+    visited = network.total if family.OWN_CONDITIONING else network.outside + network.learning_blocks
     memory = {
         "loss and gradients": {
-            **held, **network.gathered(ranks, reshard=False), "teacher's weights in bf16": BFLOAT16 * network.total,
+            **held, **network.gathered(ranks, False, visited), "teacher's weights in bf16": BFLOAT16 * network.total,
             **_activations(students[recipe.recompute].step),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
     }  # fmt: skip
     counts = {recompute: student.step for recompute, student in students.items()}
-    full_size = _full_size(network, memory, counts, recipe.recompute, schedule, ranks, device, 0.0)
+    pictures = _pictures(teacher, schedule, held, memory)
+    full_size = _full_size(network, memory, counts, recipe.recompute, schedule, ranks, device, pictures)
     return full_size, students[recipe.recompute].rollout_flops
 
 
 @dataclass(frozen=True)
 class _Network:
-    """Numbers of values: of the parts, of the largest block that is gathered alone, and of what is outside of blocks."""
+    """Numbers of values: of the parts, of the largest block, of the blocks that learn, and of what is in none."""
 
     parts: tuple[Part, ...]
     largest_block: int
+    learning_blocks: int
     outside: int
 
     @staticmethod
@@ -191,8 +189,11 @@ class _Network:
             before, count = parts.get(part, Part(part, 0, 0)), parameter.numel()
             learns = count if name.startswith(trained) else 0
             parts[part] = Part(part, before.parameters + count, before.trained + learns)
-        blocks = [sum(p.numel() for p in block.parameters()) for block in module.BLOCKS(model)]
-        return _Network(tuple(parts.values()), max(blocks), sum(part.parameters for part in parts.values()) - sum(blocks))
+        learning = {id(parameter) for name, parameter in model.named_parameters() if name.startswith(trained)}
+        blocks = [(sum(p.numel() for p in block.parameters()), block) for block in module.BLOCKS(model)]
+        learns = sum(values for values, block in blocks if any(id(p) in learning for p in block.parameters()))
+        outside = sum(part.parameters for part in parts.values()) - sum(values for values, _ in blocks)
+        return _Network(tuple(parts.values()), max(values for values, _ in blocks), learns, outside)
 
     @property
     def total(self) -> int:
@@ -219,11 +220,11 @@ class _Network:
             parts["gradients of earlier passes"] = FLOAT32 * self.trained
         return parts
 
-    def gathered(self, ranks: int, reshard: bool) -> dict[str, int]:
-        """Weights in the type of the products: all of them, or two blocks at a time; and the gradients of two blocks."""
+    def gathered(self, ranks: int, reshard: bool, visited: int) -> dict[str, int]:
+        """Weights in the type of the products: the `visited` ones, or two blocks at a time; and the gradients of two blocks."""
         if ranks == 1:
-            return {"weights in bf16": BFLOAT16 * self.total}
-        values = self.outside + 2 * self.largest_block if reshard else self.total
+            return {"weights in bf16": BFLOAT16 * visited}
+        values = self.outside + 2 * self.largest_block if reshard else visited
         return {
             "gathered weights": BFLOAT16 * values,
             "gradients on their way": FLOAT32 * (self.outside + 2 * self.largest_block),
@@ -239,12 +240,22 @@ _PARTS = (
 )
 
 
-def _vae_parameters() -> int:
-    from edgewam.models.wan_vae import WanVae
+def _pictures(recipe: PolicyRecipe, schedule: Schedule, held: Mapping[str, int], memory: dict[str, dict[str, int]]) -> float:
+    """Operations of encoding the pictures of one pass, none where latents are cached; the bytes are added to `memory`."""
+    if not recipe.frames:
+        return 0.0
+    from edgewam.models.wan_vae import WanVae, WanVaeConfig
+    from edgewam.training.step_count import count_encoding
 
     torch = require("torch", extra="train")
+    chunk_images = recipe.model.num_chunks > 1  # one chunk looks at the planner's own picture
+    count = count_encoding(WanVaeConfig(), recipe.model, recipe.layout, schedule.batch_per_rank, chunk_images)
     with torch.device("meta"):
-        return sum(p.numel() for p in WanVae().parameters())
+        vae = WanVae()
+    memory["encoding pictures"] = {**held, "pictures": round(count.peak_bytes)}
+    for parts in memory.values():
+        parts["image encoder"] = BFLOAT16 * sum(p.numel() for p in vae.parameters())
+    return count.flops
 
 
 def _activations(count: PassCount) -> dict[str, int]:
@@ -307,7 +318,8 @@ def plan_steps(
     if todo is None and cluster.num_windows:
         todo = schedule.steps(cluster)
     each = full_size.step_seconds
-    trained = sum(part.trained for part in full_size.parts)
+    values, trained = (sum(getattr(part, name) for part in full_size.parts) for name in ("parameters", "trained"))
+    checkpoint = FLOAT32 * (values + 2 * trained)  # weights, and both moments of what is trained
     training = StepPlan(
         name="train" if is_policy else "distill",
         inputs=(str(dataset),),
@@ -316,8 +328,8 @@ def plan_steps(
         duration=Duration(None if each is None or todo is None else each * todo, _source(each, device)),
         memory=full_size.memory,
         # a student's file holds what differs from its teacher's
-        disk={"checkpoint": 3 * FLOAT32 * trained, "policy" if is_policy else "student": BFLOAT16 * trained},
-        disk_extra=3 * FLOAT32 * trained,
+        disk={"checkpoint": checkpoint, "policy" if is_policy else "student": BFLOAT16 * trained},
+        disk_extra=checkpoint,
         notes=("memory is of one rank's device; its host holds the whole network in float32 while it is built",),
     )
     if is_policy or not cluster.num_windows:

@@ -193,6 +193,7 @@ def test_a_student_needs_its_teacher_and_little_else(monkeypatch):
     assert held["teacher"] == 4 * total and held["AdamW"] == 8 * trained // 2 < 4 * total and rollout == 3e12
     assert held["gradients of earlier passes"] == 4 * trained  # two passes to a step: whole until the last one
     assert full_size.model_flops == 2 * 8e12 and full_size.fits is None and full_size.step_seconds is None  # no device was named
+    assert held["gathered weights"] < 2 * total  # the planner's and the router's layers are the teacher's work
     executor = next(part for part in full_size.parts if part.name.startswith("executor"))
     assert trained == executor.parameters + 2 * tiny.MODEL.action_hidden_dim  # and the branch embedding
 

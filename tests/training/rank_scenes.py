@@ -182,7 +182,7 @@ def learn(out: Path) -> None:
     one = out.parent / "taught_one"
     config = OdeDistillation(
         teacher=one / "teacher", dataset=out.parent / "road/dataset", latents=one / "latents", trajectories=plan,
-        loop=replace(tiny.LOOP, steps=2), rollout=True,
+        loop=replace(tiny.LOOP, steps=2, accumulate=2), rollout=True,  # frozen blocks keep no gradients between passes
     )  # fmt: skip
     distill(config, out / "student")
 
