@@ -70,7 +70,7 @@ def test_what_is_compressed_or_sparse_is_not_unpacked_into_memory(tmp_path):
 
 def _refused_in_little_memory(path):
     tracemalloc.start()
-    with pytest.raises(ArtifactError, match="is compressed|larger than that of any checkpoint"):
+    with pytest.raises(ArtifactError, match=r"is compressed|larger than that of any checkpoint"):
         open_weights(path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
