@@ -12,6 +12,7 @@ from edgewam.core.errors import ContractError
 
 
 def command(
+    context: typer.Context,
     source: Annotated[
         Path, typer.Argument(help="Weight file (.pt, .pth, .safetensors, an index of shards) or folder; or an artifact.")
     ],
@@ -41,7 +42,7 @@ def command(
     strict: Annotated[
         bool, typer.Option("--strict/--lenient", help="Refuse tensors that do not belong there, or leave them out and say so.")
     ] = True,
-    shard_gb: Annotated[float, typer.Option(help="Largest shard in GB.", min=1e-6)] = 4.0,
+    shard_gb: Annotated[float, typer.Option(help="Largest shard in GB.", min=1e-6, max=1e6)] = 4.0,
     as_json: Json = False,
 ) -> None:
     """Convert a released checkpoint, VAE or text encoder; memory stays small whatever its size."""
@@ -50,6 +51,7 @@ def command(
     from edgewam.recipes.export_upstream import export_upstream
 
     if to == "upstream":
+        _refuse_others(context)
         said = export_upstream(source, out)
         say(f"{out}: upstream's file of {source}, {said['size_bytes'] / 1e9:.3f} GB")
         return emit(said, as_json)
@@ -72,3 +74,11 @@ def command(
         for sentence in result[what]:
             say(f"  {what.rstrip('s')}: {sentence}")
     emit(result, as_json)
+
+
+def _refuse_others(context: typer.Context) -> None:
+    """Options that writing a file back would ignore."""
+    given = [name for name in context.params if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"]
+    if others := [name for name in given if name not in ("source", "out", "to", "as_json")]:
+        names = ", ".join("--" + name.replace("_", "-") for name in others)
+        raise ContractError(f"--format upstream writes an artifact back as it is; {names} would be ignored. Leave that out.")

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,7 @@ from edgewam.core.errors import ArtifactError
 
 MANIFEST = "manifest.json"
 FORMAT = 1
+_WEIGHTS, _WITH_MORE = "weights", ("policy", "student")  # converted again with more or less beside it, one replaces the other
 _RECORDED_PACKAGES = ("edgewam", "numpy", "torch", "onnx", "onnxruntime", "safetensors", "mujoco", "av", "pyarrow")
 
 
@@ -52,6 +54,11 @@ def read_manifest(directory: Path | str, kind: str | None = None, verify: bool =
     """
     directory = Path(directory)
     path = directory / MANIFEST
+    if directory.is_file():
+        raise ArtifactError(
+            f"'{directory}' is a file, but an artifact is a directory. If others released it, make an artifact of it with: "
+            f"edgewam convert {shlex.quote(str(directory))} OUT"
+        )
     try:
         data = json.loads(path.read_text())
     except FileNotFoundError:
@@ -87,6 +94,28 @@ def _verify_files(directory: Path, manifest: Manifest) -> None:
         raise ArtifactError(f"The manifest of '{directory}' does not match its digest: it was edited. Make the artifact again.")
 
 
+def refuse_to_replace(directory: Path, kind: str) -> None:
+    """Raise unless an artifact of this kind may be written here: nothing is there, an empty directory, or one of its kind.
+
+    Long work asks this before it begins; `write_artifact` asks it in any case.
+
+    Raises:
+        ArtifactError: a file, a directory of other things, or an artifact of another kind, which would be lost.
+    """
+    if (directory.is_dir() and not any(directory.iterdir())) or not directory.exists():
+        return
+    if not directory.is_dir():
+        what = "a file"
+    elif not (directory / MANIFEST).exists():
+        what = "a directory that is no artifact"
+    else:
+        found = read_manifest(directory, verify=False).kind
+        if found == kind or (_WEIGHTS in (found, kind) and {found, kind} & set(_WITH_MORE)):
+            return
+        what = f"a {found}"
+    raise ArtifactError(f"'{directory}' is {what} and is not replaced by a {kind}. Give another path, or remove it first.")
+
+
 @contextmanager
 def write_artifact(
     directory: Path | str,
@@ -99,8 +128,12 @@ def write_artifact(
     """Yield a temporary directory to fill; on success add the manifest and put it in place of `directory` by rename.
 
     `measured` may be filled inside the block.  On any exception the temporary directory is removed and `directory` stays.
+
+    Raises:
+        ArtifactError: something else is there, see `refuse_to_replace`.
     """
     directory = Path(directory)
+    refuse_to_replace(directory, kind)
     with replaced_directory(directory) as temporary:
         yield temporary
         files = {str(p.relative_to(temporary)): file_digest(p) for p in sorted(temporary.rglob("*")) if p.is_file()}

@@ -110,9 +110,10 @@ def read_stats(path: Path | str, mode: Mode | None = None) -> DatasetStats:
         if chosen not in MODES:
             raise ValueError(f"normalization is {chosen!r}, not one of {', '.join(MODES)}")
         found = [_normalizer(_only_key(data[name], name), chosen) for name in ("state", "action")]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ArtifactError(
-            f"Cannot read normalisation statistics from '{path}': {error!r}. Give the dataset_stats.json of these weights."
+            f"Cannot read normalisation statistics from '{path}': {reason}. Give the dataset_stats.json of these weights."
         ) from error
     return DatasetStats(*found)
 

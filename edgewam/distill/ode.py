@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from edgewam.core.artifacts import refuse_to_replace
 from edgewam.core.errors import EdgewamError
 from edgewam.core.estimate import StepPlan
 from edgewam.data.dataset import Dataset
@@ -176,6 +177,7 @@ def distill(
         EdgewamError: what teacher, dataset, caches or loop refuse.
     """
     out = Path(out)
+    refuse_to_replace(out, "student")
     work = out.parent / f"{out.name}.training"
     task, held, teacher = prepare(config, work, report)
     result = train(task, config.loop, work, progress=progress)

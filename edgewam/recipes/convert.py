@@ -7,7 +7,7 @@ instructions) is named by option, and without VAE and statistics a policy become
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -51,6 +51,7 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
         ContractError: options that contradict each other or the file.
     """
     from edgewam.core import plugins
+    from edgewam.core.artifacts import refuse_to_replace
     from edgewam.models.checkpoints import identify
     from edgewam.models.checkpoints.prepare import prepared
     from edgewam.recipes.convert_options import refuse_senseless, refuse_to_overwrite
@@ -66,6 +67,7 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
     )  # fmt: skip
     is_policy = found.kind in plugins.names("family")
     refuse_senseless(found.kind, is_policy, plan)
+    refuse_to_replace(plan.out, _kind(plan, found))
     if is_policy:
         kind, said = _policy(plan, found, ready, configured, report)
     else:
@@ -76,10 +78,15 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _kind(plan: Conversion, found: Checkpoint) -> str:
+    """Of the artifact that will be written; a policy's is one of three that may replace each other."""
+    return {"wan_vae": "vae", "umt5": "text_encoder"}.get(found.kind, "weights")
+
+
 def _configured(found: Checkpoint, plan: Conversion) -> dict[str, Any]:
     from edgewam.recipes.convert_options import sizes_from, sizes_in
 
-    configured = sizes_from(found.file.config) if found.file.config else {}
+    configured = sizes_from(found.file.config, plan.source / "config.json") if found.file.config else {}
     return {**configured, **(sizes_in(plan.config) if plan.config else {})}
 
 
@@ -123,7 +130,10 @@ def _policy(
     family = plugins.load("family", found.kind)
     config = config_of(family, {name: source.shape for name, source in ready.tensors.items()}, configured, plan.given)
     upstream, said = _upstream(found, plan.dtype)
-    made = Import(found.kind, config, ready.tensors, upstream, found.file.extra.get("ode_metadata"))
+    ode = found.file.extra.get("ode_metadata")
+    if ode is not None and not isinstance(ode, dict):
+        raise ArtifactError(f"'{plan.source}': 'ode_metadata' is {ode!r}, but a student's names its teacher and its grid.")
+    made = Import(found.kind, config, ready.tensors, upstream, ode)
     recipe = _recipe(plan, found, ready)
     stats, stats_name = _stats(plan) if plan.vae else (None, "")
     if plan.vae is None:
@@ -155,7 +165,8 @@ def _policy(
 def _assumed(config: Any, known: Mapping[str, Any]) -> list[str]:
     """The sizes that neither shapes nor the user told."""
     names = ("head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len")
-    assumed = [f"{name} {getattr(config, name)}" for name in names if hasattr(config, name) and name not in known]
+    own = {field.name for field in fields(config)}  # Fast-WAM's one chunk is its horizon
+    assumed = [f"{name} {getattr(config, name)}" for name in names if name in own and name not in known]
     return [f"released values were assumed: {', '.join(assumed)}"] if assumed else []
 
 

@@ -28,6 +28,9 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "lambda_video": ("loss.lambda_video",),
     "lambda_action": ("loss.lambda_action_prior", "loss.lambda_action"),
 }
+_SIDES = ("image_height", "image_width")
+_SIZES = (*_PLACES, *_SIDES)
+_FACTORS = ("shift", "train_shift", "lambda_video", "lambda_action")
 _IMAGE = ("golden_sizes.image_hw", "image_hw", "image_size")
 
 
@@ -35,30 +38,45 @@ def sizes_in(path: Path) -> dict[str, Any]:
     """Sizes in a JSON file: upstream's or LeRobot's configuration, or plainly {size: number} with our names.
 
     Raises:
-        ArtifactError: no JSON object.
+        ArtifactError: no JSON object, a name that is no size, or a value that is none.
     """
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"Cannot read the configuration '{path}': {error}. Give a JSON file.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"The configuration '{path}' is no JSON object. Give upstream's configuration, or sizes by name.")
-    return sizes_from(data)
+    if any(isinstance(value, dict) for value in data.values()):
+        return sizes_from(data, path)
+    if unknown := sorted(set(data) - set(_SIZES)):
+        raise ArtifactError(f"'{path}': '{unknown[0]}' is no size that can be given. Known: {', '.join(_SIZES)}.")
+    return {name: _checked(name, value, path) for name, value in data.items()}
 
 
-def sizes_from(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The same of what was read already."""
-    if not any(isinstance(value, dict) for value in data.values()):
-        return dict(data)
+def sizes_from(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The same of upstream's or LeRobot's configuration, read from `path` already."""
     found = {}
     for size, places in _PLACES.items():
         values = [value for place in places if (value := _at(data, place)) is not None]
         if values:
-            found[size] = values[0]
+            found[size] = _checked(size, values[0], path)
     image = next((value for place in _IMAGE if (value := _at(data, place)) is not None), None)
     if image is not None:
-        found["image_height"], found["image_width"] = map(int, image)
+        if not isinstance(image, list) or len(image) != 2:
+            raise ArtifactError(f"'{path}': the image size is {image!r}, but it must be [height, width].")
+        for name, side in zip(_SIDES, image, strict=True):
+            found[name] = _checked(name, side, path)
     return found
+
+
+def _checked(name: str, value: Any, path: Path) -> int | float:
+    """A size is a whole number from 1 (frames of history from 0); shifts and weights of losses are numbers from 0."""
+    least = 0 if name == "memory_slots" else 1
+    is_number = isinstance(value, int | float if name in _FACTORS else int) and not isinstance(value, bool)
+    if not is_number or not (0 if name in _FACTORS else least) <= value < float("inf"):
+        wanted = "a number from 0" if name in _FACTORS else f"a whole number from {least}"
+        raise ArtifactError(f"'{path}': '{name}' is {value!r}, but it must be {wanted}.")
+    return value
 
 
 def _at(data: Mapping[str, Any], place: str) -> Any:
@@ -84,6 +102,8 @@ def image_size(text: str) -> dict[str, int]:
     """`384x320` as height and width."""
     try:
         height, width = (int(side) for side in text.lower().split("x"))
+        if min(height, width) < 1:
+            raise ValueError
     except ValueError:
         raise ContractError(f"'{text}' is no image size. Give HEIGHTxWIDTH in pixels, such as 384x320.") from None
     return {"image_height": height, "image_width": width}
@@ -108,12 +128,10 @@ def refuse_senseless(kind: str, is_policy: bool, plan: Conversion) -> None:
 
 
 def refuse_to_overwrite(plan: Conversion) -> None:
-    """Writing replaces a directory: it must be an artifact or empty, and hold nothing that is read."""
+    """Writing replaces a directory, which must not hold anything that is read."""
     if (plan.source / MANIFEST).exists():
         raise ContractError(f"'{plan.source}' is an artifact already. To write upstream's file of it, add --format upstream.")
     out = plan.out.resolve()
     inputs = (plan.source, plan.vae, plan.stats, plan.tokenizer, plan.config, plan.text if plan.text != "small" else None)
     if inside := [str(path) for path in inputs if path is not None and Path(path).resolve().is_relative_to(out)]:
         raise ContractError(f"'{plan.out}' would be replaced, but it holds '{inside[0]}'. Give another directory to write.")
-    if plan.out.is_dir() and any(plan.out.iterdir()) and not (plan.out / MANIFEST).exists():
-        raise ContractError(f"'{plan.out}' is a directory that is no artifact, and is not replaced. Give another to write.")

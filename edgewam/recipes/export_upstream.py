@@ -29,6 +29,8 @@ def export_upstream(artifact: Path, out: Path) -> dict[str, Any]:
 
     if out.is_dir():
         raise ContractError(f"'{out}' is a directory. Give the file to write, such as '{out / 'checkpoint.pt'}'.")
+    if out.resolve().is_relative_to(artifact.resolve()):
+        raise ContractError(f"'{out}' lies in the artifact '{artifact}', which it would damage. Give a file elsewhere.")
     manifest = read_manifest(artifact)
     stored, tensors = checkpoints.read(artifact), checkpoints.entries_of(artifact)
     upstream = checkpoints.upstream_of(artifact)

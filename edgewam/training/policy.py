@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgewam.core.artifacts import Manifest, file_digest, read_manifest
+from edgewam.core.artifacts import Manifest, file_digest, read_manifest, refuse_to_replace
 from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import Dataset, open_demonstrations
 from edgewam.data.stats import DatasetStats, measure_stats, read_stats
@@ -112,6 +112,7 @@ def train_policy(
         EdgewamError: what dataset, VAE, cache or loop refuse.
     """
     out = Path(out)
+    refuse_to_replace(out, "policy")
     work = out.parent / f"{out.name}.training"
     dataset = open_demonstrations(config.dataset)
     vae, vae_manifest = load_vae(config.vae)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from edgewam.core.artifacts import write_artifact
+from edgewam.core.artifacts import refuse_to_replace, write_artifact
 from edgewam.data.dataset import Dataset
 from edgewam.models import checkpoints
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
@@ -178,6 +178,7 @@ def train_vae(config: VaeTraining, out: Path | str, progress: Callable[[Progress
         EdgewamError: what the dataset or the loop refuses.
     """
     out = Path(out)
+    refuse_to_replace(out, "vae")
     work = out.parent / f"{out.name}.training"
     dataset = Dataset.open(config.dataset)
     split = dataset.num_episodes - held_out(dataset.num_episodes)

@@ -126,10 +126,14 @@ def test_a_directory_that_is_not_ours_is_not_replaced(vae, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
     copy = shutil.copyfile(files.VAE, tmp_path / "mine" / "vae.pth")
-    refused(here("convert", files.VAE, tmp_path / "mine"), "no artifact, and is not replaced")
+    refused(here("convert", files.VAE, tmp_path / "mine"), "a directory that is no artifact and is not replaced")
+    refused(here("convert", files.VAE, copy), "is a file and is not replaced by a vae")
+    refused(here("convert", files.AHA_WAM, vae, *AHA), "is a vae and is not replaced by a weights")
     refused(here("convert", copy, tmp_path), "would be replaced, but it holds")
     refused(here("convert", vae, tmp_path / "mine", "--format", "upstream"), "is a directory. Give the file")
+    refused(here("convert", vae, vae / "model.safetensors", "--format", "upstream"), "would damage")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["mine", "thesis.txt", "vae.pth"]
+    assert copy.read_bytes() == files.VAE.read_bytes() and read_manifest(vae).kind == "vae"
 
 
 def test_fast_wam_and_its_extra_key_are_taken(tmp_path):
@@ -291,7 +295,34 @@ def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     refused(here(*policy, "--vae", vae, "--stats", stats, "--composition", "mosaic"), "No composition 'mosaic'")
     refused(here("convert", vae, out), "is an artifact already", "--format upstream")
     refused(here("convert", vae, out, "--format", "gguf"), "Available: artifact, upstream")
+    refused(here("convert", vae, out, "--format", "upstream", "--dtype", "bf16"), "--dtype would be ignored")
+    refused(here(*policy, "--vae", files.VAE, "--stats", stats), "is a file, but an artifact is a directory", "edgewam convert")
     assert not out.exists() and not leftovers(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "phrase"),
+    [
+        ({"horizon": "x"}, "'horizon' is 'x', but it must be a whole number from 1"), ({"head_dim": 0}, "'head_dim' is 0"),
+        ({"num_queries": -2}, "'num_queries' is -2"), ({"rope_stride": 0}, "'rope_stride' is 0"), ({"text_len": None}, "None"),
+        ({"shift": float("inf")}, "'shift' is inf, but it must be a number"), ({"horizn": 80}, "'horizn' is no size.*horizon"),
+        ({"a": {}, "image_size": [64]}, "but it must be .height, width."), ([], "no JSON object"),
+    ],
+)  # fmt: skip
+def test_a_configuration_with_no_sizes_is_refused_by_name(sizes, phrase, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(sizes))
+    refused(here("convert", files.AHA_WAM, tmp_path / "out", "--config", tmp_path / "c.json"), r"c\.json'", phrase)
+
+
+def test_a_network_of_nothing_and_a_student_of_nobody_are_refused(tmp_path):
+    content = files.loaded(files.AHA_WAM)
+    torch.save({**content, "ode_metadata": [16, 2]}, tmp_path / "ode.pt")
+    refused(here("convert", tmp_path / "ode.pt", tmp_path / "out", *AHA), r"ode\.pt': 'ode_metadata' is \[16, 2\]")
+    encoder = content["chunk_obs_query_encoder"]
+    encoder["base_queries"] = encoder["base_queries"][:, :, :0]
+    torch.save(content, tmp_path / "none.pt")
+    refused(here("convert", tmp_path / "none.pt", tmp_path / "out", *AHA), r"none\.pt' is no aha_wam.*its num_queries is 0")
+    assert not (tmp_path / "out").exists()
 
 
 def test_no_space_leaves_what_was_there(vae, tmp_path):

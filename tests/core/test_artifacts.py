@@ -102,3 +102,30 @@ def test_replaced_file_keeps_the_old_file_on_error(tmp_path):
         temporary.write_text("new")
         raise RuntimeError
     assert path.read_text() == "old" and os.listdir(tmp_path) == ["x.json"]
+
+
+def test_what_is_no_artifact_of_this_kind_is_not_replaced(tmp_path):
+    def write(place, kind):
+        with write_artifact(place, kind, config={}) as directory:
+            (directory / "file").write_text(kind)
+
+    (tmp_path / "mine").mkdir()
+    write(tmp_path / "mine", "vae")  # empty: nothing is lost
+    for kind in ("policy", "dataset"):
+        with pytest.raises(ArtifactError, match=rf"mine' is a vae and is not replaced by a {kind}"):
+            write(tmp_path / "mine", kind)
+    write(tmp_path / "mine", "vae")
+    (tmp_path / "file").write_text("15 GB")
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat").write_text("meow")
+    for name, what in (("file", "a file"), ("photos", "a directory that is no artifact")):
+        with pytest.raises(ArtifactError, match=rf"{name}' is {what} and is not replaced"):
+            write(tmp_path / name, "vae")
+    assert (tmp_path / "file").read_text() == "15 GB" and (tmp_path / "photos" / "cat").read_text() == "meow"
+    for first, second, replaced in (("weights", "policy", True), ("student", "weights", True), ("policy", "student", False)):
+        write(tmp_path / f"{first}-{second}", first)
+        if replaced:
+            write(tmp_path / f"{first}-{second}", second)
+        else:  # a student written over its teacher
+            with pytest.raises(ArtifactError, match="is a policy and is not replaced by a student"):
+                write(tmp_path / f"{first}-{second}", second)

@@ -48,6 +48,7 @@ def prepared(found: Checkpoint, *, dtype: str | None, strict: bool, num_queries:
         )
     repairable = {BRANCH} if _one_row(found.tensors) else set()
     wrong = [f"'{name}' is missing" for name in match.missing]
+    wrong += [f"its {size} is 0" for size, found_size in match.sizes.items() if found_size == 0]
     wrong += [f"'{name}' {what}" for name, what in match.shapes.items() if name not in repairable]
     wrong += [f"'{name}' has dtype {kind}" for name, kind in match.dtypes.items() if kind not in _CONVERTIBLE]
     odd = [f"'{name}' is not part of a {match.kind}" for name in match.extra]
