@@ -7,10 +7,12 @@ after an hour.  Two layouts are known, v3.0 and v2.1 (`lerobot_v3_index`, `lerob
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from string import Formatter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from edgewam.data.lerobot_v3 import VERSION
 from edgewam.data.schema import ACTION, ENVIRONMENT, STATE, Floats, Images
 from edgewam.data.video import decode_frames
 
+_FIELD, _WIDTH = re.compile("[a-z_]+"), re.compile(r"(0\dd)?")  # of a path template: {episode_index:06d}
 _MAX_FPS = 100_000  # above it is no control rate, but a mistake (or infinity)
 
 
@@ -234,7 +237,12 @@ def _wrong_entry(info: Mapping[str, Any]) -> str | None:
             return f"'{name}' is {info[name]!r}"
     if info.get("chunks_size", 1) < 1:
         return f"'chunks_size' is {info['chunks_size']}"
+    for name in ("data_path", "video_path"):
+        if not _is_path_inside(info.get(name) or "data"):
+            return f"'{name}' is {info[name][:100]!r}, which is no path in the dataset"
     for name, entry in info["features"].items():
+        if "/" in name:
+            return f"a feature is called '{name}'"
         shape = entry.get("shape") if isinstance(entry, dict) else ()
         sizes = isinstance(shape, list) and all(isinstance(size, int) and size > 0 for size in shape)
         if not isinstance(entry, dict) or not isinstance(entry.get("info") or {}, dict) or not (shape is None or sizes):
@@ -242,10 +250,23 @@ def _wrong_entry(info: Mapping[str, Any]) -> str | None:
     return None
 
 
+def _is_path_inside(template: str) -> bool:
+    """Whether a template makes only paths in the dataset, of numbers and names without further formatting."""
+    try:
+        parts = list(Formatter().parse(template))
+    except ValueError:
+        return False
+    plain = all(
+        field is None or (_FIELD.fullmatch(field) and _WIDTH.fullmatch(spec or "") and conversion is None)
+        for _, field, spec, conversion in parts
+    )
+    return plain and not template.startswith("/") and ".." not in template.split("/")
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"Cannot read '{path}': {error}. Copy or collect the dataset again.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"'{path}' holds no JSON object. Copy or collect the dataset again.")

@@ -57,8 +57,11 @@ class KeyMap:
             return KeyMap()
         try:
             data = json.loads(path.read_text())
-            return KeyMap(data.get("state"), data.get("action"), dict(data.get("cameras") or {}))
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+            found = KeyMap(data.get("state"), data.get("action"), dict(data.get("cameras") or {}))
+            if not all(isinstance(key, str | None) for key in (found.state, found.action, *found.cameras.values())):
+                raise ValueError("a key is no text")
+            return found
+        except (OSError, ValueError, AttributeError, TypeError, RecursionError) as error:
             raise ArtifactError(f"Cannot read the key map '{path}': {error}. Write it again or delete it.") from error
 
 

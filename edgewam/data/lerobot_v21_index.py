@@ -199,7 +199,7 @@ def _read_lines(path: Path, needed: Mapping[str, type]) -> list[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ArtifactError(f"'{path}', line {number} is no JSON ({error}). Copy the dataset again.") from error
         if not isinstance(row, dict):
             raise ArtifactError(f"'{path}', line {number} is no JSON object. Copy the dataset again.")

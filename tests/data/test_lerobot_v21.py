@@ -161,6 +161,9 @@ def test_robotwin_helper_makes_three_cameras(tmp_path):
         ({"features": []}, "'features' is"), ({"fps": "fast"}, "'fps' is 'fast'"), ({"chunks_size": 0}, "'chunks_size' is 0"),
         ({"fps": float("nan")}, "fps nan"), ({"total_frames": None}, "'total_frames' is None"),
         ({"data_path": "data/{nothing}.parquet"}, "no v2.1 path"), ({"features": {"action": {"shape": ["a"]}}}, "'action' is"),
+        ({"data_path": "../{episode_index:06d}"}, "no path in the dataset"), ({"video_path": "/etc/passwd"}, "no path in"),
+        ({"data_path": "{episode_index.__class__}"}, "no path in"), ({"data_path": "{episode_index:0999999999d}"}, "no path in"),
+        ({"data_path": "{"}, "no path in"), ({"features": {"../../x": {}}}, "a feature is called '../../x'"),
     ],
 )  # fmt: skip
 def test_metadata_of_another_kind_is_refused(copy, changes, what):
@@ -176,3 +179,14 @@ def test_columns_of_another_kind_are_refused(copy, column):
     pq.write_table(table.set_column(table.schema.get_field_index("frame_index"), "frame_index", column), parquet(copy))
     with pytest.raises(ArtifactError, match=r"episode_000001\.parquet', column 'frame_index' does not hold a whole number"):
         Dataset.open(copy)
+
+
+def test_metadata_nested_without_end_is_refused_by_name(copy):
+    for name in ("meta/edgewam_keys.json", "meta/episodes.jsonl", "meta/info.json"):
+        (copy / name).write_text('{"state": ' + "[" * 100_000)
+        with pytest.raises(ArtifactError, match=name):
+            Dataset.open(copy)
+        (copy / "meta/edgewam_keys.json").unlink(missing_ok=True)
+    (copy / "meta/edgewam_keys.json").write_text('{"state": 5}')
+    with pytest.raises(ArtifactError, match=r"key map .*a key is no text"):
+        KeyMap.stored(copy)
