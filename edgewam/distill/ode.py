@@ -150,7 +150,7 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
     return frame_sources(
         dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
-        num_workers=config.num_workers, bfloat16=config.loop.autocast,
+        num_workers=config.num_workers, bfloat16=config.loop.autocast, chunk_images=trainable(teacher.family).CHUNK_IMAGES,
     )  # fmt: skip
 
 

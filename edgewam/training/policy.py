@@ -179,7 +179,7 @@ def _sources(
         return cached_sources(out, dataset, vae, vae_digest, plan, loop.device, stats, text, layout, report)
     return frame_sources(
         dataset, vae, plan, loop.device, stats, text, layout, batch_size=config.batch_size, num_workers=config.num_workers,
-        bfloat16=loop.autocast, chunk_images=config.model.num_chunks > 1,  # one chunk looks at the planner's own picture
+        bfloat16=loop.autocast, chunk_images=trainable(config.family).CHUNK_IMAGES,
     )  # fmt: skip
 
 
