@@ -66,9 +66,9 @@ _RELEASED_EXECUTED = 0.75  # RoboTwin executes 24 of 32 actions, then replans
 
 __all__ = [
     "BLOCKS", "CHUNK_IMAGES", "FAMILY", "LEARNT_BY_STUDENTS", "MATRICES", "OWN_CONDITIONING", "Config", "FastWam",
-    "FastWamConfig", "build", "condition", "draw_anchors", "draw_noise", "from_release_json", "full", "host_config", "libero", "load", "matches",
-    "ode_loss", "predict", "prefill", "programs", "prompt_inputs", "rollout_loss", "sample_horizon", "save", "sizes_of", "small",
-    "stages", "teacher_trajectory", "training_loss",
+    "FastWamConfig", "build", "condition", "draw_anchors", "draw_noise", "from_release_json", "full", "host_config", "libero",
+    "load", "matches", "ode_loss", "predict", "prefill", "programs", "prompt_inputs", "rollout_loss", "sample_horizon",
+    "save", "sizes_of", "small", "stages", "teacher_trajectory", "training_loss",
 ]  # fmt: skip
 
 
