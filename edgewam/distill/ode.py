@@ -33,9 +33,9 @@ from edgewam.models.flow_ode import Trajectory
 from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources
+from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
 

@@ -27,11 +27,11 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share, join_ranks, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources, training_episodes
+from edgewam.training.ranks import WHOLE, Share, join_ranks, one_message
 from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
 
