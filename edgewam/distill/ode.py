@@ -56,7 +56,8 @@ class OdeTask:
     ) -> None:
         self.config, self.teacher, self.cache, self.family = config, teacher, cache, trainable(family)
         self.module: nn.Module = student
-        table = euler_table(cache.plan.num_steps, sizes(teacher).shift)
+        # the student acts with the teacher's rounding of tables, so it learns at those timesteps
+        table = euler_table(cache.plan.num_steps, sizes(teacher).shift, cache.tables)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
         self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": cache.plan.to_json(), **config.settings()}
         for parameter in student.parameters():
@@ -97,7 +98,7 @@ class OdeTask:
             for anchors in (family.draw_anchors(whole, count, generator) for _ in range(self.config.anchor_draws))
         ]
         if self.config.rollout:
-            table = euler_table(self.config.num_action_steps, sizes(student).shift)
+            table = euler_table(self.config.num_action_steps, sizes(student).shift, self.cache.tables)
             losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
         return Loss(torch.stack(losses).mean(), {}, rows.stop - rows.start)
 
@@ -133,7 +134,7 @@ def prepare(
     teacher.model.to(device)
     cache = build_trajectories(
         work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
-        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
+        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"), facts.sampler_tables,
     )  # fmt: skip
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
@@ -150,7 +151,7 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
     return frame_sources(
         dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
-        num_workers=config.num_workers, bfloat16=config.loop.autocast,
+        num_workers=config.num_workers, bfloat16=config.loop.autocast, chunk_images=teacher.sizes.num_chunks > 1,
     )  # fmt: skip
 
 
@@ -188,7 +189,10 @@ def distill(
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    measured: dict[str, Any] = fidelity(teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps)
+    measured: dict[str, Any] = fidelity(
+        teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps,
+        tables=teacher.facts.sampler_tables,
+    )  # fmt: skip
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,
