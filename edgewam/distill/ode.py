@@ -130,6 +130,8 @@ def prepare(
     digest = teacher.manifest.parents["vae"]
     sources = _sources(config, work, dataset, teacher, say)
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
+    if config.start_stride is not None:  # trajectories start at other windows
+        digests["start_stride"] = str(config.start_stride)
     student, start = copy.deepcopy(teacher.model), teacher
     teacher.model.to(device)
     cache = build_trajectories(
@@ -145,7 +147,8 @@ def prepare(
 
 
 def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
-    plan, device, layout, text = policy_latents(teacher), config.loop.device, teacher.facts.layout, teacher.text(config.text)
+    plan, device = policy_latents(teacher, config.start_stride), config.loop.device
+    layout, text = teacher.facts.layout, teacher.text(config.text)
     if not config.frames:
         out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
@@ -155,10 +158,10 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
     )  # fmt: skip
 
 
-def policy_latents(policy: LoadedPolicy) -> LatentPlan:
-    """The latents that a policy's windows need."""
+def policy_latents(policy: LoadedPolicy, start_stride: int | None = None) -> LatentPlan:
+    """The latents that a policy's windows need, or windows that start every so many control steps."""
     facts = policy.facts
-    return latent_plan(facts.layout, policy.sizes, facts.start_stride, facts.latent_seed, facts.composition)
+    return latent_plan(facts.layout, policy.sizes, start_stride or facts.start_stride, facts.latent_seed, facts.composition)
 
 
 @one_message

@@ -15,11 +15,12 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.distill import ode
 from edgewam.distill.fidelity import fidelity
-from edgewam.distill.ode import OdeDistillation, distill, prepare
+from edgewam.distill.ode import OdeDistillation, OdeTask, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
 from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
+from edgewam.training.frames import held_out
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
 from edgewam.training.policy_artifact import load_policy
@@ -161,6 +162,23 @@ def test_a_student_learns_at_the_timesteps_that_it_will_act_at(
         for tables in ("bf16", "float32")
     ]
     assert found[0] != found[1], "what is measured is what acts"
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_windows_start_as_in_the_teachers_training_or_as_often_as_is_asked_for(road: Road, tmp_path: Path, frames: bool) -> None:
+    few = replace(PLAN, num_batches=1, batch_size=2)
+
+    def of(stride: int | None) -> OdeTask:
+        changes = {"latents": None, "frames": frames, "num_workers": 0, "start_stride": stride, "trajectories": few}
+        return prepare(config(road, **changes), tmp_path)[0]
+
+    dataset = road[0]
+    lengths = dataset.lengths[: dataset.num_episodes - held_out(dataset.num_episodes)]
+    assert of(None).cache.source.num_windows < lengths.sum() / 3, "the tiny training starts one at every sixth step"
+    with pytest.raises(ArtifactError, match="another start_stride" if frames else "belongs to another plan"):
+        of(1)
+    shutil.rmtree(tmp_path)
+    assert not frames or of(1).cache.source.num_windows == lengths.sum()
 
 
 def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None:
