@@ -33,9 +33,9 @@ from edgewam.models.flow_ode import Trajectory
 from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources
+from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
 
@@ -154,7 +154,7 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
     return frame_sources(
         dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
-        num_workers=config.num_workers, bfloat16=config.loop.autocast, chunk_images=teacher.sizes.num_chunks > 1,
+        num_workers=config.num_workers, bfloat16=config.loop.autocast, chunk_images=trainable(teacher.family).CHUNK_IMAGES,
     )  # fmt: skip
 
 

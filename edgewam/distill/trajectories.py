@@ -29,7 +29,7 @@ from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
-from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.ranks import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Source, WindowSource
 

@@ -28,11 +28,11 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share, join_ranks, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources, training_episodes
+from edgewam.training.ranks import WHOLE, Share, join_ranks, one_message
 from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
 
@@ -187,7 +187,7 @@ def _sources(
         return cached_sources(out, dataset, vae, vae_digest, plan, loop.device, stats, text, layout, report)
     return frame_sources(
         dataset, vae, plan, loop.device, stats, text, layout, batch_size=config.batch_size, num_workers=config.num_workers,
-        bfloat16=loop.autocast, chunk_images=config.model.num_chunks > 1,  # one chunk looks at the planner's own picture
+        bfloat16=loop.autocast, chunk_images=trainable(config.family).CHUNK_IMAGES,
     )  # fmt: skip
 
 
