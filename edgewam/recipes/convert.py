@@ -147,6 +147,8 @@ def _policy(
     said += [*_assumed(config, {**configured, **plan.given}), *lerobot_notes(found.file.config)]
     if made.sampler_tables == "float32":
         said.append("it was trained in float32, so its sampler's tables are not rounded to bf16")
+    if config.num_chunks > 1 and not plan.max_offset:
+        said.append("training without action offsets was assumed, as released: chunks start on the grid of their refresh")
     if plan.stats and plan.normalization is None and stats.action.limits is None:
         said.append("statistics are used by z-score; weights that were trained on LIBERO need --normalization min/max")
     write_imported(
@@ -166,8 +168,11 @@ def _tables(found: Checkpoint) -> Literal["float32", "bf16"]:
 
 def _assumed(config: Any, known: Mapping[str, Any]) -> list[str]:
     """The sizes that neither shapes nor the user told."""
-    names = ("head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len")
-    assumed = [f"{name} {getattr(config, name)}" for name in names if hasattr(config, name) and name not in known]
+    names = (
+        "head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len", "rope_stride", "memory_slots",
+    )  # fmt: skip
+    fields = config.to_json()
+    assumed = [f"{name} {fields[name]}" for name in names if name in fields and name not in known]
     return [f"released values were assumed: {', '.join(assumed)}"] if assumed else []
 
 
