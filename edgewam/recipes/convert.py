@@ -179,10 +179,10 @@ def _assumed(config: Any, known: Mapping[str, Any]) -> list[str]:
 def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:
     """Statistics and where they are from: the file that was given, or LeRobot's preprocessor beside the weights."""
     from edgewam.data.stats import read_stats
-    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_stats
+    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_normalization, lerobot_stats
 
     if plan.stats is not None:
-        return read_stats(plan.stats, plan.normalization), str(plan.stats)
+        return read_stats(plan.stats, plan.normalization or lerobot_normalization(plan.source)), str(plan.stats)
     return lerobot_stats(plan.source) if plan.source.is_dir() else None, str(plan.source / PREPROCESSOR)
 
 

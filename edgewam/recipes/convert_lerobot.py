@@ -15,14 +15,37 @@ from edgewam.core.errors import ArtifactError, ContractError
 
 if TYPE_CHECKING:
     from edgewam.core.observation import Normalizer
-    from edgewam.data.stats import DatasetStats
+    from edgewam.data.stats import DatasetStats, Mode
 
 PREPROCESSOR = "policy_preprocessor.json"
 _STEP = "normalizer_processor"
 _PARTS = {"STATE": "observation.state", "ACTION": "action"}
 _FIELDS = {"MEAN_STD": ("mean", "std"), "MIN_MAX": ("min", "max")}
+_MODES: Mapping[str, Mode] = {"MEAN_STD": "z-score", "MIN_MAX": "min/max"}
 _CAMERA = "observation.images."
 _SIDES = ("front", "wrist")  # of the composition side_by_side, left to right
+
+
+def lerobot_normalization(folder: Path) -> Mode | None:
+    """How a LeRobot policy folder uses statistics of actions; None where it has no preprocessor or does not say.
+
+    Raises:
+        ArtifactError: the preprocessor is damaged.
+    """
+    path = folder / PREPROCESSOR
+    return _MODES.get(_step(path)[1].get("ACTION", "")) if path.is_file() else None
+
+
+def _step(path: Path) -> tuple[str, dict[str, str]]:
+    """Of the step that normalises: its file of statistics, and how STATE and ACTION use them."""
+    try:
+        found = next(step for step in json.loads(path.read_text())["steps"] if step.get("registry_name") == _STEP)
+        return Path(found["state_file"]).name, dict(found["config"]["norm_map"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+        raise ArtifactError(
+            f"'{path}' does not say how states and actions are normalised: {error!r}. Give the dataset_stats.json of these weights "
+            "with --stats, and --normalization."
+        ) from error
 
 
 def lerobot_stats(folder: Path) -> DatasetStats | None:
@@ -38,12 +61,11 @@ def lerobot_stats(folder: Path) -> DatasetStats | None:
     from edgewam.models.checkpoints import open_weights
     from edgewam.models.checkpoints.mapped import mapped
 
+    state_file, modes = _step(path)
     try:
-        step = next(step for step in json.loads(path.read_text())["steps"] if step.get("registry_name") == _STEP)
-        modes: Mapping[str, str] = step["config"]["norm_map"]
-        values = mapped(open_weights(folder / Path(step["state_file"]).name).entries)
+        values = mapped(open_weights(folder / state_file).entries)
         found = {part: _normalizer(part, modes.get(part, "IDENTITY"), values, path) for part in _PARTS}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(
             f"Cannot read normalisation statistics from '{path}': {error!r}. "
             "Give the dataset_stats.json of these weights with --stats."

@@ -226,6 +226,12 @@ def test_dimensions_that_do_not_move_are_refused_where_lerobot_makes_something_e
     values["action.max"][3] = values["action.min"][3]
     save_file(values, state)
     refused(here("convert", folder, tmp_path / "out", "--vae", vae), r"ACTION by MIN_MAX, but its dimensions \[3\] do not move")
+    form = {
+        name: {"default": {"global_min": [-2.0] * size, "global_max": [2.0] * size}}
+        for name, size in (("state", 6), ("action", 5))
+    }
+    (tmp_path / "stats.json").write_text(json.dumps(form))  # only by what the folder says these can be used
+    here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", tmp_path / "stats.json").ok()
 
 
 def test_a_configuration_of_plain_sizes_has_no_names_that_mean_nothing(tmp_path):
