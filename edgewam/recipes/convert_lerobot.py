@@ -43,8 +43,8 @@ def _step(path: Path) -> tuple[str, dict[str, str]]:
         return Path(found["state_file"]).name, dict(found["config"]["norm_map"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
         raise ArtifactError(
-            f"'{path}' does not say how states and actions are normalised: {error!r}. Give the dataset_stats.json of these weights "
-            "with --stats, and --normalization."
+            f"'{path}' does not say how states and actions are normalised: {error!r}. Give the dataset_stats.json of these "
+            "weights with --stats, and --normalization."
         ) from error
 
 
