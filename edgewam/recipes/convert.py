@@ -154,7 +154,7 @@ def _policy(
     write_imported(
         plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
-        composition=composition, prompts=prompts, recipe=recipe,
+        composition=composition, prompts=prompts, recipe={**recipe, "notes": said},
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said

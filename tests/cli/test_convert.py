@@ -163,6 +163,7 @@ def test_lerobots_policy_folder_is_taken_with_its_sizes(by_layer, vae, stats, tm
     assert (facts["family"], facts["policy_folder"], facts["unexpected"]) == ("fast_wam", "fastwam", [])
     done = here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats, "--json").ok()
     assert any("LeRobot turns actions [-1]" in note for note in done.json["notes"])
+    assert read_manifest(tmp_path / "out").config["notes"] == done.json["notes"], "who deploys it later can still read them"
     loaded = load_policy(tmp_path / "out")
     config = loaded.model.config
     assert (config.horizon, config.head_dim, config.image_height, config.image_width, config.text_len) == (16, 20, 64, 96, 7)
