@@ -31,6 +31,7 @@ class OdeDistillation:
     huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
     frames: bool = False  # decode and encode pictures again and again, where latents of all would not fit on a disk
     num_workers: int = 2  # that decode ahead
+    start_stride: int | None = None  # control steps between window starts; None: as the teacher was trained
     text: str | None = None  # a source of embeddings for instructions that the teacher does not hold (`models.text_sources`)
     num_action_steps: int = 2  # what the student is meant to be sampled with
     shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)

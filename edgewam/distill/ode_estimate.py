@@ -44,7 +44,7 @@ def estimate_ode(config: OdeDistillation, out: Path) -> list[StepPlan]:
     cached: list[StepPlan] = []
     if not config.frames:
         digest, inputs = teacher.manifest.parents["vae"], (str(config.dataset), str(teacher.vae_path))
-        plan = policy_latents(teacher)
+        plan = policy_latents(teacher, config.start_stride)
         cached = [estimate_latents(latents, dataset, teacher.vae, digest, plan, device, before=before, inputs=inputs)]
     seen = places if config.frames else (*places, str(latents))
     return [

@@ -24,11 +24,12 @@ from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
+from edgewam.flow.schedule import TableDtype
 from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
-from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.ranks import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Source, WindowSource
 
@@ -74,6 +75,7 @@ class TrajectoryCache:
     plan: TrajectoryPlan
     source: Source
     shift: float  # of the teacher's grid
+    tables: TableDtype = "float32"  # how the teacher's timesteps and deltas are rounded
 
     def batch(self, index: int) -> Tensor:
         """States [kept steps, B, horizon, action_dim] of one batch."""
@@ -89,7 +91,7 @@ class TrajectoryCache:
     @cached_property
     def _focus(self) -> Focus:
         even = range(self.plan.num_batches - self.plan.focused)
-        first_step = -float(euler_table(self.plan.num_steps, self.shift).velocity[0])
+        first_step = -float(euler_table(self.plan.num_steps, self.shift, self.tables).velocity[0])
         second = self.plan.captured.index(1)
         weights = [spread(states[0], states[second], states[-1], first_step) for states in (self.states[i] for i in even)]
         if not isinstance(self.source, WindowSource):
@@ -133,6 +135,7 @@ def build_trajectories(
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    tables: TableDtype = "float32",
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
 
@@ -146,6 +149,7 @@ def build_trajectories(
         identity: digests of teacher, dataset and VAE.
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
+        tables: how the teacher's timesteps and deltas are rounded when it acts.
 
     Raises:
         ArtifactError: `out` was made from something else.
@@ -153,7 +157,7 @@ def build_trajectories(
     """
     ranks = join_ranks(str(next(teacher.parameters()).device))
     with one_voice(ranks):
-        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress)
+        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, tables)
 
 
 def _build(
@@ -165,10 +169,13 @@ def _build(
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    tables: TableDtype,
 ) -> TrajectoryCache:
     shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
-    header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
+    rounded = {} if tables == "float32" else {"tables": tables}  # without, caches are what they were before there was a choice
+    known = {"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout, **rounded}
+    header = json.loads(json.dumps(known))
     if ranks.is_main:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / HEADER).exists():
@@ -183,7 +190,7 @@ def _build(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress)
+            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, tables)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -191,7 +198,7 @@ def _build(
             ) from error
     if not path.exists() or path.stat().st_size != 4 * int(np.prod(shape)):
         raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and distil again.")
-    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
+    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift, tables)
 
 
 @torch.inference_mode()
@@ -205,6 +212,7 @@ def _roll_out(
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    tables: TableDtype,
 ) -> None:
     """In rounds of a batch per rank; focused batches begin in a round of their own, as they look at all the others."""
     path = out / STATES
@@ -220,13 +228,13 @@ def _roll_out(
     ]
     for first, end in rounds:
         if first in (done, even):  # opened again for what looks at all the others, which other machines wrote to
-            cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
+            cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift, tables)
         index = first + ranks.share.rank
         if index < end:
             batch = source.batch(cache.choice(index)).to(device)
             noise = plan_noise(batch, plan, index).to(device)
             conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, slice(None))
-            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
+            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix, tables)
             if not trajectory.states.isfinite().all():
                 raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
             write_rows(path, index, trajectory.states.cpu().numpy()[None])

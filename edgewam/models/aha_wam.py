@@ -27,14 +27,16 @@ from edgewam.models.wan_sizes import Shapes, transformer_sizes
 FAMILY = "aha_wam"
 Config = AhaWamConfig
 OWN_CONDITIONING = False  # teacher and student are conditioned by the teacher's planner and router
+CHUNK_IMAGES = True  # the router looks at the picture at the start of each chunk
 LEARNT_BY_STUDENTS = ("mot.mixtures.action.", "mot.action_branch_embedding")
 MATRICES = (".blocks.", ".layer_query_proj.", ".layer_delta_proj.")
 _EDITOR, _QUERIES = "mot.chunk_kv_cache_editor.", "chunk_obs_query_encoder.base_queries"
 
 __all__ = [
-    "BLOCKS", "FAMILY", "LEARNT_BY_STUDENTS", "MATRICES", "OWN_CONDITIONING", "AhaWam", "AhaWamConfig", "Config", "build",
-    "condition", "draw_anchors", "draw_noise", "full", "host_config", "load", "matches", "ode_loss", "programs", "prompt_inputs",
-    "rollout_loss", "sample_horizon", "save", "sizes_of", "small", "stages", "teacher_trajectory", "training_loss",
+    "BLOCKS", "CHUNK_IMAGES", "FAMILY", "LEARNT_BY_STUDENTS", "MATRICES", "OWN_CONDITIONING", "AhaWam", "AhaWamConfig",
+    "Config", "build", "condition", "draw_anchors", "draw_noise", "full", "host_config", "load", "matches", "ode_loss",
+    "programs", "prompt_inputs", "rollout_loss", "sample_horizon", "save", "sizes_of", "small", "stages",
+    "teacher_trajectory", "training_loss",
 ]  # fmt: skip
 
 

@@ -17,11 +17,12 @@ from edgewam.core.errors import PluginError
 # Beside build, load, save, stages, programs, host_config and prompt_inputs, which bundles need.
 # training_loss, draw_noise: the joint loss.  condition, sample_horizon: the sampler on a batch.  The rest is for distillation:
 # OWN_CONDITIONING, a student is conditioned by itself and not by its teacher; LEARNT_BY_STUDENTS, prefixes of its parameters.
-# MATRICES: parts of the names of 2-D weights that Muon may take.  BLOCKS(model): the layers that are sharded one by one.
+# CHUNK_IMAGES: it looks at a picture per chunk (`LossBatch.chunk_latents`).  MATRICES: parts of the names of 2-D weights that
+# Muon may take.  BLOCKS(model): the layers that are sharded one by one.
 # sizes_of, matches: what a checkpoint's tensors tell.
 TRAINABLE = (
     "Config", "sizes_of", "matches", "training_loss", "draw_noise", "condition", "sample_horizon", "draw_anchors", "ode_loss",
-    "rollout_loss", "teacher_trajectory", "OWN_CONDITIONING", "LEARNT_BY_STUDENTS", "MATRICES", "BLOCKS",
+    "rollout_loss", "teacher_trajectory", "OWN_CONDITIONING", "CHUNK_IMAGES", "LEARNT_BY_STUDENTS", "MATRICES", "BLOCKS",
 )  # fmt: skip
 
 

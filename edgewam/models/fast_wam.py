@@ -57,6 +57,7 @@ from edgewam.models.wan_sizes import Shapes, transformer_sizes
 
 FAMILY = "fast_wam"
 OWN_CONDITIONING = True  # a student is conditioned by its own prefill
+CHUNK_IMAGES = False  # actions see the picture of the planner
 LEARNT_BY_STUDENTS = ("mot.mixtures.action.",)
 MATRICES = (".blocks.",)
 _EDITOR = "mot.chunk_kv_cache_editor."
@@ -64,10 +65,10 @@ _UNUSED = ("mot.action_branch_embedding",)  # AHA-WAM's re-implementation stores
 _RELEASED_EXECUTED = 0.75  # RoboTwin executes 24 of 32 actions, then replans
 
 __all__ = [
-    "BLOCKS", "FAMILY", "LEARNT_BY_STUDENTS", "MATRICES", "OWN_CONDITIONING", "Config", "FastWam", "FastWamConfig", "build",
-    "condition", "draw_anchors", "draw_noise", "from_release_json", "full", "host_config", "libero", "load", "matches",
-    "ode_loss", "predict", "prefill", "programs", "prompt_inputs", "rollout_loss", "sample_horizon", "save", "sizes_of", "small",
-    "stages", "teacher_trajectory", "training_loss",
+    "BLOCKS", "CHUNK_IMAGES", "FAMILY", "LEARNT_BY_STUDENTS", "MATRICES", "OWN_CONDITIONING", "Config", "FastWam",
+    "FastWamConfig", "build", "condition", "draw_anchors", "draw_noise", "from_release_json", "full", "host_config", "libero",
+    "load", "matches", "ode_loss", "predict", "prefill", "programs", "prompt_inputs", "rollout_loss", "sample_horizon",
+    "save", "sizes_of", "small", "stages", "teacher_trajectory", "training_loss",
 ]  # fmt: skip
 
 

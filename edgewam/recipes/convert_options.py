@@ -23,7 +23,8 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "memory_slots": ("num_history_frames",),
     "rope_stride": ("video_rope_frame_stride", "action_video_freq_ratio", "golden_sizes.action_video_freq_ratio"),
     "num_queries": ("chunk_kv_editor_num_queries",),
-    "shift": ("scheduler.infer_shift", "action_scheduler.infer_shift"),
+    "execute_steps": ("n_action_steps",),
+    "shift": ("sigma_shift", "scheduler.infer_shift", "action_scheduler.infer_shift"),
     "train_shift": ("scheduler.train_shift", "action_scheduler.train_shift"),
     "lambda_video": ("loss.lambda_video",),
     "lambda_action": ("loss.lambda_action_prior", "loss.lambda_action"),
@@ -46,27 +47,24 @@ def sizes_in(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"Cannot read the configuration '{path}': {error}. Give a JSON file.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"The configuration '{path}' is no JSON object. Give upstream's configuration, or sizes by name.")
-    if any(isinstance(value, dict) for value in data.values()):
-        return sizes_from(data, path)
-    if unknown := sorted(set(data) - set(_SIZES)):
-        raise ArtifactError(f"'{path}': '{unknown[0]}' is no size that can be given. Known: {', '.join(_SIZES)}.")
-    return {name: _checked(name, value, path) for name, value in data.items()}
+    if _is_flat(data) and (unknown := sorted(set(data) - _names())):
+        raise ArtifactError(f"The configuration '{path}' has {', '.join(unknown)}, which no family has. Correct or remove that.")
+    return sizes_from(data, path)
 
 
 def sizes_from(data: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """The same of upstream's or LeRobot's configuration, read from `path` already."""
-    found = {}
+    """The same of what was read from `path` already."""
+    found = dict(data) if _is_flat(data) else {}
     for size, places in _PLACES.items():
         values = [value for place in places if (value := _at(data, place)) is not None]
         if values:
-            found[size] = _checked(size, values[0], path)
+            found[size] = values[0]
     image = next((value for place in _IMAGE if (value := _at(data, place)) is not None), None)
     if image is not None:
         if not isinstance(image, list) or len(image) != 2:
             raise ArtifactError(f"'{path}': the image size is {image!r}, but it must be [height, width].")
-        for name, side in zip(_SIDES, image, strict=True):
-            found[name] = _checked(name, side, path)
-    return found
+        found |= zip(_SIDES, image, strict=True)
+    return {name: _checked(name, value, path) if name in _SIZES else value for name, value in found.items()}
 
 
 def _checked(name: str, value: Any, path: Path) -> int | float:
@@ -77,6 +75,20 @@ def _checked(name: str, value: Any, path: Path) -> int | float:
         wanted = "a number from 0" if name in _FACTORS else f"a whole number from {least}"
         raise ArtifactError(f"'{path}': '{name}' is {value!r}, but it must be {wanted}.")
     return value
+
+
+def _is_flat(data: Mapping[str, Any]) -> bool:
+    """Whether it is {size: number}, and not an upstream configuration with its sections."""
+    return not any(isinstance(value, dict) for value in data.values())
+
+
+def _names() -> set[str]:
+    """Our sizes of all families, and upstream's names of them."""
+    from edgewam.core import plugins
+
+    families = (plugins.load("family", name) for name in plugins.names("family"))
+    own = {size.name for family in families if hasattr(family, "Config") for size in fields(family.Config)}
+    return own.union(_IMAGE, *_PLACES.values())
 
 
 def _at(data: Mapping[str, Any], place: str) -> Any:
