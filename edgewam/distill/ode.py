@@ -35,7 +35,7 @@ from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
-from edgewam.training.policy_source import Sources, cached_sources, frame_sources
+from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
 
@@ -72,8 +72,10 @@ class OdeTask:
         return [ParameterGroup("adamw", self._learning(), lr=self.config.lr, weight_decay=self.config.weight_decay)]
 
     def batch(self, index: int, generator: np.random.Generator) -> int:
-        """Cached batches in turn, reshuffled every round."""
+        """Cached batches in turn, reshuffled every round; pictures are read ahead, so theirs keep their order, a random one."""
         count = self.cache.plan.num_batches
+        if self.config.frames:
+            return index % count
         order = np.random.default_rng([self.config.loop.seed, index // count]).permutation(count)
         return int(order[index % count])
 
@@ -133,7 +135,7 @@ def prepare(
     teacher.model.to(device)
     cache = build_trajectories(
         work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
-        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"),
+        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"), config.loop.autocast,
     )  # fmt: skip
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
@@ -144,7 +146,8 @@ def prepare(
 
 
 def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
-    plan, device, layout, text = policy_latents(teacher), config.loop.device, teacher.facts.layout, teacher.text(config.text)
+    plan, device, layout = policy_latents(teacher, config.start_stride), config.loop.device, teacher.facts.layout
+    text = teacher.text(config.text)
     if not config.frames:
         out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
@@ -154,10 +157,10 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
     )  # fmt: skip
 
 
-def policy_latents(policy: LoadedPolicy) -> LatentPlan:
-    """The latents that a policy's windows need."""
+def policy_latents(policy: LoadedPolicy, start_stride: int | None = None) -> LatentPlan:
+    """The latents that a policy's windows need; they start as often as in its training, or every `start_stride` steps."""
     facts = policy.facts
-    return latent_plan(facts.layout, policy.sizes, facts.start_stride, facts.latent_seed, facts.composition)
+    return latent_plan(facts.layout, policy.sizes, start_stride or facts.start_stride, facts.latent_seed, facts.composition)
 
 
 @one_message
@@ -181,14 +184,18 @@ def distill(
     result = train(task, config.loop, work, progress=progress)
     if not result.ranks.is_main:
         return {}
-    student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
+    # in the task too: beside teacher and student no card has room for the shards
+    task.module = student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
     student.load_state_dict(rounded(result.weights, config.weights_dtype))
     student = student.to(config.loop.device)
     names = action_names(Dataset.open(config.dataset))
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    measured: dict[str, Any] = fidelity(teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps)
+    how_many = held_batches(config.frames)
+    measured: dict[str, Any] = fidelity(
+        teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps, **how_many
+    )
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,

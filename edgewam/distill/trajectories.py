@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,14 @@ from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
+from edgewam.training.frame_source import FrameChoice
 from edgewam.training.parallel import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Source, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
+# Contexts that the teacher takes at once; a batch is that of all ranks together.  At full size one takes about a gigabyte.
+AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,7 @@ def build_trajectories(
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    bfloat16: bool = False,
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
 
@@ -146,6 +150,7 @@ def build_trajectories(
         identity: digests of teacher, dataset and VAE.
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
+        bfloat16: the teacher's products in that type; states and steps stay float32.
 
     Raises:
         ArtifactError: `out` was made from something else.
@@ -153,22 +158,25 @@ def build_trajectories(
     """
     ranks = join_ranks(str(next(teacher.parameters()).device))
     with one_voice(ranks):
-        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress)
+        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, bfloat16)
 
 
 def _build(
     out: Path,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
     identity: Mapping[str, str],
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    bfloat16: bool,
 ) -> TrajectoryCache:
     shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
-    header = json.loads(json.dumps({"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout}))
+    products = {"products": "bfloat16"} if bfloat16 else {}
+    parts = {"format": 1, **identity, **products, "plan": plan.to_json(), "shape": shape, "layout": layout}
+    header = json.loads(json.dumps(parts))
     if ranks.is_main:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / HEADER).exists():
@@ -183,7 +191,7 @@ def _build(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress)
+            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, bfloat16)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -205,11 +213,12 @@ def _roll_out(
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    bfloat16: bool,
 ) -> None:
     """In rounds of a batch per rank; focused batches begin in a round of their own, as they look at all the others."""
     path = out / STATES
     if ranks.is_main:
-        allocate(path, 4 * int(np.prod(shape)))
+        allocate(path, 4 * int(np.prod(shape)), has_rows=done > 0)
     ranks.wait()
     module, device = trainable(family), next(teacher.parameters()).device
     began, even = time.monotonic(), plan.num_batches - plan.focused
@@ -223,13 +232,22 @@ def _roll_out(
             cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
         index = first + ranks.share.rank
         if index < end:
-            batch = source.batch(cache.choice(index)).to(device)
-            noise = plan_noise(batch, plan, index).to(device)
-            conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, slice(None))
-            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
-            if not trajectory.states.isfinite().all():
+            choice = cache.choice(index)
+            if isinstance(choice, FrameChoice):  # this rank's own batches are what comes next
+                choice = replace(choice, ahead=ranks.world)
+            batch = source.batch(choice)
+            noise, states = plan_noise(batch, plan, index), []
+            for rows in (slice(first_row, first_row + AT_ONCE) for first_row in range(0, len(noise), AT_ONCE)):
+                part = batch.rows(rows).to(device)
+                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+                    conditioning, prefix = module.condition(teacher, part), plan_prefix(part, plan, index, rows)
+                    start = noise[rows].to(device)
+                    found = module.teacher_trajectory(teacher, conditioning, start, plan.num_steps, plan.captured, prefix)
+                states.append(found.states.float().cpu())
+            whole = torch.cat(states, 1)
+            if not whole.isfinite().all():
                 raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
-            write_rows(path, index, trajectory.states.cpu().numpy()[None])
+            write_rows(path, index, whole.numpy()[None])
         ranks.wait()
         if ranks.is_main:
             write_json(out / DONE, {"batches": end})

@@ -197,7 +197,7 @@ class StudentRecipe:
         return OdeDistillation(
             teacher=teacher, dataset=dataset, vae=vae, text=text, init_from=init_from, trajectories=plan,
             loop=schedule.loop(cluster, steps, device=device, recompute=self.recompute), lr=schedule.lr,
-            frames=self.teacher.frames, num_workers=num_workers,
+            frames=self.teacher.frames, num_workers=num_workers, start_stride=self.teacher.start_stride,
             weight_decay=schedule.weight_decay, anchor_draws=self.anchor_draws, huber=self.huber, shift=self.shift,
             num_action_steps=self.num_action_steps, weights_dtype="bfloat16",
         )  # fmt: skip

@@ -238,7 +238,7 @@ def _encode(
     images, clips = (_file(out, name) for name in ("images", "clips"))
     if ranks.is_main:
         for name in ("images", "clips"):
-            allocate(_file(out, name), 2 * int(np.prod(header[name])))
+            allocate(_file(out, name), 2 * int(np.prod(header[name])), has_rows=done > 0)
     ranks.wait()
     episode_of, step_of = window_starts(dataset, plan)
     frame_starts = np.cumsum(-(-dataset.lengths // hold)) - -(-dataset.lengths // hold)

@@ -11,12 +11,22 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from edgewam.core.errors import ArtifactError
 
-def allocate(path: Path, size_bytes: int) -> None:
-    """Make the file unless it is there in that size.  OSError when the disk is too small: here, not in the middle."""
-    if not path.exists() or path.stat().st_size != size_bytes:
-        with open(path, "wb") as file:
-            os.posix_fallocate(file.fileno(), 0, size_bytes)
+
+def allocate(path: Path, size_bytes: int, has_rows: bool) -> None:
+    """Make the file unless it is there in that size.
+
+    Raises:
+        OSError: the disk is too small: here, not in the middle.
+        ArtifactError: it should have rows already, which a new one would not.
+    """
+    if path.exists() and path.stat().st_size == size_bytes:
+        return
+    if has_rows:
+        raise ArtifactError(f"'{path}' is missing or truncated. Delete '{path.parent}' and run the same command again.")
+    with open(path, "wb") as file:
+        os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
 def write_rows(path: Path, first: int, rows: npt.NDArray[np.generic]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +14,23 @@ import torch
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
+from edgewam.data.frame_windows import FrameBatch, FrameLoader
+from edgewam.data.windows import WindowBatch
+from edgewam.distill import trajectories
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
+from edgewam.models import aha_wam
 from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
+from edgewam.training.frame_source import FrameSource
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
 from edgewam.training.policy_artifact import load_policy
 from tests.training import tiny
 
 PLAN = TrajectoryPlan(num_batches=6, batch_size=8)
+BF16 = 0.1  # of actions around one, after sixteen steps whose products keep eight bits
 Road = tuple[Dataset, Path, Path]
 
 
@@ -166,6 +173,49 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
     (stopped / "states.f32").write_bytes(b"")
     with pytest.raises(ArtifactError, match="missing or truncated"):
         build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan)
+
+
+def test_a_batch_of_many_ranks_is_rolled_out_in_parts(road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At full size no card would hold what conditions the batch of all ranks at once."""
+    task, _, teacher = prepare(config(road), road[2] / "student.training")
+    sizes: list[int] = []
+    monkeypatch.setattr(trajectories, "AT_ONCE", 3)
+    seen = aha_wam.condition
+    monkeypatch.setattr(aha_wam, "condition", lambda model, batch: sizes.append(len(batch.actions)) or seen(model, batch))
+    plan, identity, source = replace(PLAN, num_batches=1), {"teacher": teacher.manifest.digest}, task.cache.source
+    cache = build_trajectories(tmp_path / "parts", teacher.family, teacher.model, source, identity, plan)
+    assert sizes == [3, 3, 2]
+    assert np.allclose(cache.states, task.cache.states[:1], atol=1e-5)
+    half = build_trajectories(tmp_path / "half", teacher.family, teacher.model, source, identity, plan, bfloat16=True)
+    distance = np.abs(half.states[0, -1] - cache.states[0, -1]).max()
+    assert np.array_equal(half.states[:, 0], cache.states[:, 0]) and 0 < distance < BF16
+    with pytest.raises(ArtifactError, match="another products"):
+        build_trajectories(tmp_path / "parts", teacher.family, teacher.model, source, identity, plan, bfloat16=True)
+
+
+def test_pictures_are_read_ahead_in_the_order_in_which_batches_are_asked_for(road: Road, tmp_path: Path) -> None:
+    """A worker's batch that nobody asks for next is decoded for nothing."""
+    loop = replace(tiny.LOOP, steps=2, warmup_steps=1, ema_decay=None)
+    plan = replace(PLAN, num_batches=4, batch_size=2, num_steps=2, captured=(0, 1, 2))
+    frames = config(road, frames=True, num_workers=0, trajectories=plan, loop=loop, start_stride=1)
+    asked: list[int] = []
+    stream = FrameLoader.stream
+
+    def counted(self: FrameLoader, windows: Iterable[WindowBatch]) -> Iterator[FrameBatch]:
+        asked.append(1)
+        return stream(self, windows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameLoader, "stream", counted)
+        task = prepare(frames, tmp_path)[0]
+        assert len(asked) == 1, "trajectories"
+        source = task.cache.source
+        assert isinstance(source, FrameSource) and source.sampler.start_stride == 1
+        source.batch(task.cache.choice(task.batch(0, np.random.default_rng(0))))
+        for index in range(1, 4):
+            source.batch(task.cache.choice(task.batch(index, np.random.default_rng(index))))
+        assert len(asked) == 2
+    assert [task.batch(index, np.random.default_rng(0)) for index in (3, 4, 5)] == [3, 0, 1]
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:
