@@ -336,7 +336,11 @@ def plan_steps(
         disk_extra=checkpoint,
         notes=(
             "memory is of one rank's device; its host holds the whole network in float32 "
-            + ("while it is built, twice with --init-from" if is_policy else "twice, as teacher and as student, until both are on their devices"),
+            + (
+                "while it is built, twice with --init-from"
+                if is_policy
+                else "twice, as teacher and as student, until both are on their devices"
+            ),
         ),
     )
     if is_policy or not cluster.num_windows:
