@@ -28,6 +28,7 @@ UTILISATION = 0.3
 # Of the device's memory that tensors cannot have: CUDA context, NCCL buffers, what the allocator keeps in pieces.
 RESERVED = 0.08
 FLOAT32, BFLOAT16 = 4, 2  # bytes
+_ON_HOST = {True: "while it is built, twice with --init-from", False: "twice until teacher and student are on their devices"}
 _MEASURING = "measuring (first rank)"  # at the end, on held-out windows; what these need is not counted
 ADAMW_TRAFFIC = 7 * FLOAT32  # reads weight, gradient and both moments of a value, writes weight and moments
 
@@ -334,14 +335,7 @@ def plan_steps(
         # a student's file holds what differs from its teacher's
         disk={"checkpoint": checkpoint, "policy" if is_policy else "student": BFLOAT16 * trained},
         disk_extra=checkpoint,
-        notes=(
-            "memory is of one rank's device; its host holds the whole network in float32 "
-            + (
-                "while it is built, twice with --init-from"
-                if is_policy
-                else "twice, as teacher and as student, until both are on their devices"
-            ),
-        ),
+        notes=(f"memory is of one rank's device; its host holds the whole network in float32 {_ON_HOST[is_policy]}",),
     )
     if is_policy or not cluster.num_windows:
         return full_size, [training]

@@ -189,7 +189,7 @@ def test_a_checkpoint_that_is_current_stays_when_its_folder_cannot_be_flushed(
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "_sync", fails)
-        with pytest.raises(EdgewamError, match="Cannot flush.*Input/output error"):
+        with pytest.raises(EdgewamError, match=r"Cannot flush.*Input/output error"):
             train(ToyTask(), CONFIG, tmp_path)
     assert read_header(tmp_path / CHECKPOINT)["step"] == 20
     train(ToyTask(), CONFIG, tmp_path)
