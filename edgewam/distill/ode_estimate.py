@@ -13,7 +13,7 @@ import torch
 from edgewam.core.estimate import Duration, Line, StepPlan, timed_at, timed_here
 from edgewam.data.dataset import Dataset
 from edgewam.distill.ode import OdeDistillation, OdeTask, policy_latents
-from edgewam.distill.trajectories import AT_ONCE, TrajectoryCache, TrajectoryPlan, batches_done, trajectory_shape
+from edgewam.distill.trajectories import TrajectoryCache, TrajectoryPlan, batches_done, trajectory_shape
 from edgewam.models import checkpoints
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.training.estimate import BatchKind, duration, module_bytes, process_parts, stored_bytes, training_cost
@@ -69,7 +69,7 @@ def _trajectories(
             family.teacher_trajectory(model, conditioning, torch.randn_like(batch.actions), plan.num_steps, plan.captured)
 
     counted = [run_memory(lambda n=n: roll_out(n)) for n in _COUNTED]  # type: ignore[misc]  # first: it also warms up
-    temporaries = round(Line.through(_COUNTED[0], counted[0], _COUNTED[1], counted[1]).at(min(AT_ONCE, plan.batch_size)))
+    temporaries = round(Line.through(_COUNTED[0], counted[0], _COUNTED[1], counted[1]).at(plan.batch_size))
     each = timed_at(roll_out, plan.batch_size)
     done = batches_done(out)
     size = 4 * int(np.prod(trajectory_shape(plan, sizes(model))))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,14 +28,11 @@ from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
-from edgewam.training.frame_source import FrameChoice
 from edgewam.training.parallel import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Source, WindowSource
 
 HEADER, DONE, STATES = "header.json", "done.json", "states.f32"
-# Contexts that the teacher takes at once; a batch is that of all ranks together.  At full size one takes about a gigabyte.
-AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -140,7 +137,8 @@ def build_trajectories(
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
 
-    Several ranks take batches in turn, in a directory that they share.
+    Each of several ranks takes its rows of a batch, as in training: the batch of all of them together is more than the memory of
+    one holds, at full size a gigabyte a context.  They share the directory.
 
     Args:
         out: directory; made, continued or only opened.
@@ -183,7 +181,7 @@ def _build(
             write_json(out / HEADER, header)
     ranks.wait()
     found = _read(out / HEADER)
-    if differ := [name for name in header if found.get(name) != header[name]]:
+    if differ := [name for name in {**header, **found} if found.get(name) != header.get(name)]:
         raise ArtifactError(
             f"The trajectories in '{out}' were made with another {' and '.join(differ)}. Use another directory or delete it."
         )
@@ -215,45 +213,34 @@ def _roll_out(
     progress: Callable[[int, int, float], None] | None,
     bfloat16: bool,
 ) -> None:
-    """In rounds of a batch per rank; focused batches begin in a round of their own, as they look at all the others."""
     path = out / STATES
     if ranks.is_main:
         allocate(path, 4 * int(np.prod(shape)), has_rows=done > 0)
     ranks.wait()
     module, device = trainable(family), next(teacher.parameters()).device
     began, even = time.monotonic(), plan.num_batches - plan.focused
-    rounds = [
-        (first, min(first + ranks.world, end))
-        for start, end in ((done, even), (max(done, even), plan.num_batches))
-        for first in range(start, end, ranks.world)
-    ]
-    for first, end in rounds:
-        if first in (done, even):  # opened again for what looks at all the others, which other machines wrote to
+    for index in range(done, plan.num_batches):
+        if index in (done, even):  # opened again for what looks at all the others, which other machines wrote to
             cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
-        index = first + ranks.share.rank
-        if index < end:
-            choice = cache.choice(index)
-            if isinstance(choice, FrameChoice):  # this rank's own batches are what comes next
-                choice = replace(choice, ahead=ranks.world)
-            batch = source.batch(choice)
-            noise, states = plan_noise(batch, plan, index), []
-            for rows in (slice(first_row, first_row + AT_ONCE) for first_row in range(0, len(noise), AT_ONCE)):
-                part = batch.rows(rows).to(device)
-                with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
-                    conditioning, prefix = module.condition(teacher, part), plan_prefix(part, plan, index, rows)
-                    start = noise[rows].to(device)
-                    found = module.teacher_trajectory(teacher, conditioning, start, plan.num_steps, plan.captured, prefix)
-                states.append(found.states.float().cpu())
-            whole = torch.cat(states, 1)
-            if not whole.isfinite().all():
-                raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
-            write_rows(path, index, whole.numpy()[None])
+        choice = cache.choice(index)
+        rows = ranks.share.rows(len(choice))
+        batch = source.batch(choice.rows(rows.start, rows.stop))
+        noise = plan_noise(batch.widened(len(choice)), plan, index)[rows].to(device)
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, rows)
+            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
+        states = trajectory.states.float().cpu().numpy()
+        if not np.isfinite(states).all():
+            raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
+        first = np.ravel_multi_index((index, 0, rows.start), shape[:3])
+        write_rows(path, {int(first) + number * len(choice): state for number, state in enumerate(states)})
         ranks.wait()
         if ranks.is_main:
-            write_json(out / DONE, {"batches": end})
+            write_json(out / DONE, {"batches": index + 1})
             if progress is not None:
-                left = (time.monotonic() - began) / (end - done) * (plan.num_batches - end)
-                progress(end, plan.num_batches, left)
+                left = (time.monotonic() - began) / (index + 1 - done) * (plan.num_batches - index - 1)
+                progress(index + 1, plan.num_batches, left)
 
 
 def _read(path: Path) -> dict[str, Any]:

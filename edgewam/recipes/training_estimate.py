@@ -162,7 +162,6 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
             **held, **network.gathered(ranks, False, visited), **_activations(students[recipe.recompute].step),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
-        # as many windows at once as in a pass, and fewer when it is measured
         "teacher's trajectories": {"teacher": held["teacher"], "temporaries": round(students[False].rollout_bytes)},
         _MEASURING: {"teacher": held["teacher"], "weights, whole": FLOAT32 * network.total},
     }  # fmt: skip

@@ -256,8 +256,8 @@ def _encode(
                     waiting.append(pool.submit(_encode_episode, dataset, following, starts, vae, plan, device))
                 if episode < end:
                     found, later = waiting.popleft().result()
-                    write_rows(images, frame_starts[episode], found)
-                    write_rows(clips, windows[episode][0], later)
+                    write_rows(images, {int(frame_starts[episode]): found})
+                    write_rows(clips, {int(windows[episode][0]): later})
                 ranks.wait()
                 if ranks.is_main:
                     write_json(out / DONE, {"episodes": end})

@@ -6,6 +6,7 @@ Rows are written through the file, not through a memory map: maps of several mac
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,10 +30,11 @@ def allocate(path: Path, size_bytes: int, has_rows: bool) -> None:
         os.posix_fallocate(file.fileno(), 0, size_bytes)
 
 
-def write_rows(path: Path, first: int, rows: npt.NDArray[np.generic]) -> None:
-    """Put rows [N, ...] at index `first` of the array and flush them to disk."""
+def write_rows(path: Path, parts: Mapping[int, npt.NDArray[np.generic]]) -> None:
+    """Put rows [N, ...] at indices of the array, that of the first one -> rows, and flush them to disk."""
     with open(path, "rb+") as file:
-        file.seek(first * rows[:1].nbytes)
-        file.write(np.ascontiguousarray(rows).data)
+        for first, rows in parts.items():
+            file.seek(first * rows[:1].nbytes)
+            file.write(np.ascontiguousarray(rows).data)
         file.flush()
         os.fsync(file.fileno())

@@ -16,11 +16,9 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.frame_windows import FrameBatch, FrameLoader
 from edgewam.data.windows import WindowBatch
-from edgewam.distill import trajectories
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
-from edgewam.models import aha_wam
 from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.frame_source import FrameSource
@@ -175,22 +173,15 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
         build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan)
 
 
-def test_a_batch_of_many_ranks_is_rolled_out_in_parts(road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At full size no card would hold what conditions the batch of all ranks at once."""
+def test_products_in_bfloat16_are_another_cache(road: Road, tmp_path: Path) -> None:
     task, _, teacher = prepare(config(road), road[2] / "student.training")
-    sizes: list[int] = []
-    monkeypatch.setattr(trajectories, "AT_ONCE", 3)
-    seen = aha_wam.condition
-    monkeypatch.setattr(aha_wam, "condition", lambda model, batch: sizes.append(len(batch.actions)) or seen(model, batch))
     plan, identity, source = replace(PLAN, num_batches=1), {"teacher": teacher.manifest.digest}, task.cache.source
-    cache = build_trajectories(tmp_path / "parts", teacher.family, teacher.model, source, identity, plan)
-    assert sizes == [3, 3, 2]
-    assert np.allclose(cache.states, task.cache.states[:1], atol=1e-5)
     half = build_trajectories(tmp_path / "half", teacher.family, teacher.model, source, identity, plan, bfloat16=True)
-    distance = np.abs(half.states[0, -1] - cache.states[0, -1]).max()
-    assert np.array_equal(half.states[:, 0], cache.states[:, 0]) and 0 < distance < BF16
+    exact = task.cache.states
+    distance = np.abs(half.states[0, -1] - exact[0, -1]).max()
+    assert np.array_equal(half.states[0, 0], exact[0, 0]) and 0 < distance < BF16
     with pytest.raises(ArtifactError, match="another products"):
-        build_trajectories(tmp_path / "parts", teacher.family, teacher.model, source, identity, plan, bfloat16=True)
+        build_trajectories(tmp_path / "half", teacher.family, teacher.model, source, identity, plan)
 
 
 def test_pictures_are_read_ahead_in_the_order_in_which_batches_are_asked_for(road: Road, tmp_path: Path) -> None:
