@@ -20,6 +20,7 @@ from typing import Any
 import typer
 import typer.core
 
+from edgewam.cli._output import printable
 from edgewam.core.errors import EdgewamError
 
 # The disk is full, the quota is used up, a file may not grow further.
@@ -102,7 +103,7 @@ def main() -> None:
     try:
         build()()
     except EdgewamError as error:
-        sys.exit(f"edgewam: {error}")
+        sys.exit(f"edgewam: {printable(str(error))}")
     except ModuleNotFoundError as error:
         if error.name not in ("torch", "safetensors"):  # what packages written in torch import at their top
             raise
@@ -115,4 +116,4 @@ def main() -> None:
             sys.exit(f"edgewam: {error}. Free some space, then run the same command again: finished work was kept.")
         if error.filename is None:
             raise
-        sys.exit(f"edgewam: {error}. Check that path and its permissions, or give another one.")
+        sys.exit(f"edgewam: {printable(str(error))}. Check that path and its permissions, or give another one.")

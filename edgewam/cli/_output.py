@@ -19,10 +19,10 @@ Out = Annotated[
 
 def say(text: str) -> None:
     """One line for people, on stderr."""
-    print(_printable(text), file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without what would command the terminal: names and prompts come from files of others."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
@@ -70,11 +70,11 @@ def table(title: str, header: list[str], rows: list[list[Any]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    grid = Table(title=Text(_printable(title)), title_justify="left")
+    grid = Table(title=Text(printable(title)), title_justify="left")
     for i, name in enumerate(header):
         numeric = all(isinstance(row[i], int | float) for row in rows)
         grid.add_column(name, justify="right" if numeric else "left")
     for row in rows:
         # Text: what looks like rich's markup is none
-        grid.add_row(*(Text(_printable(f"{cell:.3f}" if isinstance(cell, float) else str(cell))) for cell in row))
+        grid.add_row(*(Text(printable(f"{cell:.3f}" if isinstance(cell, float) else str(cell))) for cell in row))
     Console(stderr=True).print(grid)

@@ -27,7 +27,8 @@ def command(
 
 def _holds_weights(folder: Path) -> bool:
     """Whether a directory that is no artifact is a folder of weights, such as LeRobot's or Hugging Face's."""
-    return any(file.suffix in (".safetensors", ".pt", ".pth", ".bin") for file in folder.iterdir())
+    endings = (".safetensors", ".safetensors.index.json", ".pt", ".pth", ".bin")
+    return any(file.name.endswith(endings) for file in folder.iterdir())
 
 
 def _artifact(path: Path) -> dict[str, Any]:

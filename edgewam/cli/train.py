@@ -14,7 +14,7 @@ import typer
 from edgewam.cli import _full_size
 from edgewam.cli._device import Device
 from edgewam.cli._full_size import NumRanks, On, RecipeName, Text, Workers
-from edgewam.cli._output import Json, emit, say, training_progress
+from edgewam.cli._output import Json, emit, say
 from edgewam.cli._plan import DryRun, show_plan
 from edgewam.cli._shipped import or_shipped
 from edgewam.core.errors import EdgewamError
@@ -98,11 +98,13 @@ def command(
         config = replace(config, text=text or config.text, stats=stats, warm_start=tuple(warm_start or ()))
     if dry_run:
         return show_plan(_plan(config, out), as_json)
-    with training_progress(f"train {part}") as update:
+    with _full_size.talking(f"train {part}") as (update, _):
         if isinstance(config, VaeTraining):
             measured = train_vae(config, out, progress=update)
         else:
             measured = train_policy(config, out, progress=update)
+    if not _full_size.is_main_rank():
+        return
     say(f"Wrote {out}. Measured on held-out episodes: {measured}")
     emit(measured, as_json)
 

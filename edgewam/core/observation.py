@@ -133,12 +133,21 @@ class Normalizer:
         return Normalizer(np.where(still, low, low + half), half, (low, high))
 
     @property
+    def is_still(self) -> npt.NDArray[np.bool_]:
+        """Dimensions that the min/max form only shifts, because they move less than 1e-4 [D]."""
+        if self.limits is None:
+            return np.zeros(self.mean.shape, np.bool_)
+        low, high = self.limits
+        still: npt.NDArray[np.bool_] = high - low < _LEAST_RANGE
+        return still
+
+    @property
     def scale(self) -> npt.NDArray[np.float32]:
         """1 / (std + 1e-8) or 2 / (high - low), the released forms, in float32."""
         if self.limits is None:
             return np.float32(1.0) / (self.std + _EPSILON)
         low, high = self.limits
-        ranges: npt.NDArray[np.float32] = np.where(high - low < _LEAST_RANGE, np.float32(2.0), high - low)
+        ranges: npt.NDArray[np.float32] = np.where(self.is_still, np.float32(2.0), high - low)
         return np.float32(2.0) / ranges
 
     @property
@@ -146,8 +155,8 @@ class Normalizer:
         """-mean * scale, or what brings low to -1, in float32."""
         if self.limits is None:
             return -self.mean / (self.std + _EPSILON)
-        low, high = self.limits
-        return np.where(high - low < _LEAST_RANGE, -low, np.float32(-1.0) - self.scale * low)
+        low, _ = self.limits
+        return np.where(self.is_still, -low, np.float32(-1.0) - self.scale * low)
 
     def forward(self, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Robot units [..., D] -> normalised [..., D] within +-5."""

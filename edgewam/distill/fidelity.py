@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from edgewam.data.dataset import Dataset
 from edgewam.data.schema import ACTION
 from edgewam.data.stats import DatasetStats
+from edgewam.flow.schedule import TableDtype
 from edgewam.flow.solver import euler_table
 from edgewam.models.family import sizes, trainable
 from edgewam.training.windows import Source
@@ -42,11 +43,12 @@ def fidelity(
     seed: int = 0,
     num_batches: int = 4,
     size: int = 16,
+    tables: TableDtype = "float32",
 ) -> dict[str, Any]:
     """RMS distance to the teacher's 16- and 10-step results from the same noise, on held-out windows.
 
     Per sampler ("student_2", "undistilled_2", ... = steps, with the shift of its network) and reference: over all dimensions in
-    normalised units, and over the joints `arm` in rad.  Padded actions do not count.
+    normalised units, and over the joints `arm` in rad.  Padded actions do not count.  `tables`: as both networks act.
     """
     module = trainable(family)
     device = next(teacher.parameters()).device
@@ -61,7 +63,7 @@ def fidelity(
         valid = ~batch.action_is_pad
 
         def sample(model: nn.Module, conditioning: Any, count: int) -> Tensor:
-            table = euler_table(count, sizes(model).shift)
+            table = euler_table(count, sizes(model).shift, tables)
             states: list[Tensor] = module.sample_horizon(model, conditioning, noise, table)  # noqa: B023 (used within the turn)
             return states[-1]
 

@@ -33,9 +33,9 @@ from edgewam.models.flow_ode import Trajectory
 from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches
+from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
 
@@ -56,7 +56,8 @@ class OdeTask:
     ) -> None:
         self.config, self.teacher, self.cache, self.family = config, teacher, cache, trainable(family)
         self.module: nn.Module = student
-        table = euler_table(cache.plan.num_steps, sizes(teacher).shift)
+        # the student acts with the teacher's rounding of tables, so it learns at those timesteps
+        table = euler_table(cache.plan.num_steps, sizes(teacher).shift, cache.tables)
         self._timesteps = table.timesteps[list(cache.plan.captured[:-1])]
         self.identity: Mapping[str, Any] = {"task": "ode", **digests, "trajectories": cache.plan.to_json(), **config.settings()}
         for parameter in student.parameters():
@@ -99,7 +100,7 @@ class OdeTask:
             for anchors in (family.draw_anchors(whole, count, generator) for _ in range(self.config.anchor_draws))
         ]
         if self.config.rollout:
-            table = euler_table(self.config.num_action_steps, sizes(student).shift)
+            table = euler_table(self.config.num_action_steps, sizes(student).shift, self.cache.tables)
             losses.append(family.rollout_loss(student, conditioning, trajectory, table, pad, huber, prefix))
         return Loss(torch.stack(losses).mean(), {}, rows.stop - rows.start)
 
@@ -131,11 +132,14 @@ def prepare(
     digest = teacher.manifest.parents["vae"]
     sources = _sources(config, work, dataset, teacher, say)
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
+    if config.start_stride is not None:  # trajectories start at other windows
+        digests["start_stride"] = str(config.start_stride)
     student, start = copy.deepcopy(teacher.model), teacher
     teacher.model.to(device)
     cache = build_trajectories(
         work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
-        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"), config.loop.autocast,
+        lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"), facts.sampler_tables,
+        config.loop.autocast,
     )  # fmt: skip
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
@@ -146,8 +150,8 @@ def prepare(
 
 
 def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
-    plan, device, layout = policy_latents(teacher, config.start_stride), config.loop.device, teacher.facts.layout
-    text = teacher.text(config.text)
+    plan, device = policy_latents(teacher, config.start_stride), config.loop.device
+    layout, text = teacher.facts.layout, teacher.text(config.text)
     if not config.frames:
         out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
         return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
@@ -158,7 +162,7 @@ def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: Loa
 
 
 def policy_latents(policy: LoadedPolicy, start_stride: int | None = None) -> LatentPlan:
-    """The latents that a policy's windows need; they start as often as in its training, or every `start_stride` steps."""
+    """The latents that a policy's windows need, or windows that start every so many control steps."""
     facts = policy.facts
     return latent_plan(facts.layout, policy.sizes, start_stride or facts.start_stride, facts.latent_seed, facts.composition)
 
@@ -192,10 +196,10 @@ def distill(
     fixed = config.anchor_draws == 0
     arm = [name for name in names if "gripper" not in name]
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
-    how_many = held_batches(config.frames)
     measured: dict[str, Any] = fidelity(
-        teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps, **how_many
-    )
+        teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps,
+        tables=teacher.facts.sampler_tables, **held_batches(config.frames),
+    )  # fmt: skip
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {
         "teacher": teacher.manifest.digest,

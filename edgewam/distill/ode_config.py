@@ -31,7 +31,7 @@ class OdeDistillation:
     huber: float | None = None  # of a chunk, in standard deviations of the actions; None: squared distance, as released
     frames: bool = False  # decode and encode pictures again and again, where latents of all would not fit on a disk
     num_workers: int = 2  # that decode ahead
-    start_stride: int | None = None  # control steps between window starts; None: as in the teacher's training
+    start_stride: int | None = None  # control steps between window starts; None: as the teacher was trained
     text: str | None = None  # a source of embeddings for instructions that the teacher does not hold (`models.text_sources`)
     num_action_steps: int = 2  # what the student is meant to be sampled with
     shift: float | None = None  # of the student's sampler; None: that of what it starts from (the teacher's, as released)
@@ -50,5 +50,4 @@ class OdeDistillation:
         rollout_steps = self.num_action_steps if self.rollout else 0
         names = ("lr", "weight_decay", "anchor_draws", "huber", "shift")
         frames = {"frames": True} if self.frames else {}  # without them a run is what it was before there was a choice
-        stride = {} if self.start_stride is None else {"start_stride": self.start_stride}
-        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps} | frames | stride
+        return {name: getattr(self, name) for name in names} | {"rollout_steps": rollout_steps} | frames

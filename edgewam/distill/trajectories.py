@@ -24,11 +24,12 @@ from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.distill.focus import Focus, spread
 from edgewam.flow.prefix import draw_prefix_rows
+from edgewam.flow.schedule import TableDtype
 from edgewam.flow.solver import euler_table
 from edgewam.models.family import Sizes, sizes, trainable
 from edgewam.models.flow_loss import LossBatch
 from edgewam.models.flow_ode import CAPTURED_STEPS, TEACHER_STEPS, Prefix
-from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.ranks import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 from edgewam.training.windows import Source, WindowSource
 
@@ -74,6 +75,7 @@ class TrajectoryCache:
     plan: TrajectoryPlan
     source: Source
     shift: float  # of the teacher's grid
+    tables: TableDtype = "float32"  # how the teacher's timesteps and deltas are rounded
 
     def batch(self, index: int) -> Tensor:
         """States [kept steps, B, horizon, action_dim] of one batch."""
@@ -89,7 +91,7 @@ class TrajectoryCache:
     @cached_property
     def _focus(self) -> Focus:
         even = range(self.plan.num_batches - self.plan.focused)
-        first_step = -float(euler_table(self.plan.num_steps, self.shift).velocity[0])
+        first_step = -float(euler_table(self.plan.num_steps, self.shift, self.tables).velocity[0])
         second = self.plan.captured.index(1)
         weights = [spread(states[0], states[second], states[-1], first_step) for states in (self.states[i] for i in even)]
         if not isinstance(self.source, WindowSource):
@@ -133,6 +135,7 @@ def build_trajectories(
     identity: Mapping[str, str],
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
+    tables: TableDtype = "float32",
     bfloat16: bool = False,
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
@@ -148,6 +151,7 @@ def build_trajectories(
         identity: digests of teacher, dataset and VAE.
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
+        tables: how the teacher's timesteps and deltas are rounded when it acts.
         bfloat16: the teacher's products in that type; states and steps stay float32.
 
     Raises:
@@ -156,7 +160,7 @@ def build_trajectories(
     """
     ranks = join_ranks(str(next(teacher.parameters()).device))
     with one_voice(ranks):
-        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, bfloat16)
+        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, tables, bfloat16)
 
 
 def _build(
@@ -168,13 +172,15 @@ def _build(
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    tables: TableDtype,
     bfloat16: bool,
 ) -> TrajectoryCache:
     shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
-    products = {"products": "bfloat16"} if bfloat16 else {}
-    parts = {"format": 1, **identity, **products, "plan": plan.to_json(), "shape": shape, "layout": layout}
-    header = json.loads(json.dumps(parts))
+    # only where they are not the usual ones: caches are what they were before there was a choice
+    rounded = ({} if tables == "float32" else {"tables": tables}) | ({"products": "bfloat16"} if bfloat16 else {})
+    known = {"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout, **rounded}
+    header = json.loads(json.dumps(known))
     if ranks.is_main:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / HEADER).exists():
@@ -189,7 +195,7 @@ def _build(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, bfloat16)
+            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, tables, bfloat16)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -197,7 +203,7 @@ def _build(
             ) from error
     if not path.exists() or path.stat().st_size != 4 * int(np.prod(shape)):
         raise ArtifactError(f"'{path}' is missing or truncated. Delete '{out}' and distil again.")
-    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
+    return TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift, tables)
 
 
 @torch.inference_mode()
@@ -211,6 +217,7 @@ def _roll_out(
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
+    tables: TableDtype,
     bfloat16: bool,
 ) -> None:
     path = out / STATES
@@ -221,7 +228,7 @@ def _roll_out(
     began, even = time.monotonic(), plan.num_batches - plan.focused
     for index in range(done, plan.num_batches):
         if index in (done, even):  # opened again for what looks at all the others, which other machines wrote to
-            cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift)
+            cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift, tables)
         choice = cache.choice(index)
         rows = ranks.share.rows(len(choice))
         batch = source.batch(choice.rows(rows.start, rows.stop))
@@ -229,7 +236,7 @@ def _roll_out(
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
             conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, rows)
-            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix)
+            trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix, tables)
         states = trajectory.states.float().cpu().numpy()
         if not np.isfinite(states).all():
             raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")

@@ -5,12 +5,13 @@ What a family adds is `predict`: how its experts see each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
 from edgewam.flow.prefix import draw_prefix_rows, prefix_mask, prefix_timesteps, restore_prefix
+from edgewam.flow.schedule import TableDtype
 from edgewam.flow.training import add_noise, draw_timesteps, loss_weight, velocity_target
 from edgewam.models.wam_config import WamConfig
 
@@ -69,6 +70,13 @@ class Noise:
         """That of some of the samples."""
         parts = (getattr(self, f.name) for f in fields(self))
         return Noise(*(part if part is None else part[rows] for part in parts))
+
+    def rounded(self, tables: TableDtype) -> Noise:
+        """The same draws at timesteps rounded as `tables` are, which weights of that kind have only ever seen."""
+        if tables == "float32":
+            return self
+        times = {name: getattr(self, name).bfloat16().float() for name in ("video_timestep", "action_timestep")}
+        return replace(self, **times)
 
     def to(self, device: torch.device | str) -> Noise:
         """The same draws on another device."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from edgewam.flow.prefix import prefix_mask, prefix_timesteps, restore_prefix
-from edgewam.flow.schedule import NUM_TRAIN_TIMESTEPS
+from edgewam.flow.schedule import NUM_TRAIN_TIMESTEPS, TableDtype
 from edgewam.flow.solver import LinearTable, euler_table, integrate
 from edgewam.models.chunks import chunk_text, chunk_velocity
 from edgewam.models.dit_block import KeyValue
@@ -88,15 +88,18 @@ def teacher_trajectory(
     num_steps: int = TEACHER_STEPS,
     steps: tuple[int, ...] = CAPTURED_STEPS,
     prefix: Prefix | None = None,
+    tables: TableDtype = "float32",
 ) -> Trajectory:
     """Run the teacher from noise [B, horizon, A] and keep its states at `steps` of its own grid.
+
+    `tables`: how its timesteps and deltas are rounded when it acts.
 
     Raises:
         ValueError: `steps` are not increasing from within the grid to its end.
     """
     if list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] != num_steps:
         raise ValueError(f"Captured steps must increase and end at {num_steps}, got {steps}.")
-    table = euler_table(num_steps, teacher.config.shift)
+    table = euler_table(num_steps, teacher.config.shift, tables)
     states = sample_horizon(teacher, conditioning, noise, table, prefix)
     return Trajectory(torch.stack([states[i] for i in steps]), table.timesteps[list(steps[:-1])], tuple(steps))
 

@@ -110,7 +110,8 @@ def pack_context(context: npt.ArrayLike, bucket: int) -> tuple[Array, Array]:
     num_words, num_padding = int(is_word.sum()), int((~is_word).sum())
     if num_words > bucket:
         raise ContractError(
-            f"The prompt has {num_words} tokens, this bundle holds {bucket}. Compile one with a larger text bucket."
+            f"The prompt has {num_words} tokens, this bundle holds {bucket}. Add the prompt to the policy that it was compiled "
+            "from and compile again: a bundle holds the longest prompt of its policy."
         )
     rows = np.zeros((bucket, context.shape[1]), dtype=np.float32)
     rows[:num_words] = context[is_word]

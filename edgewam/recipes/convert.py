@@ -116,14 +116,17 @@ def _policy(
     from edgewam.core.artifacts import write_artifact
     from edgewam.models import checkpoints
     from edgewam.models.text_sources import SMALL
-    from edgewam.recipes.convert_lerobot import lerobot_notes
+    from edgewam.recipes.convert_lerobot import lerobot_notes, lerobot_steps, refuse_other_template
     from edgewam.recipes.convert_options import config_of
     from edgewam.training.imported_policy import Import, write_imported
 
     family = plugins.load("family", found.kind)
     config = config_of(family, {name: source.shape for name, source in ready.tensors.items()}, configured, plan.given)
     upstream, said = _upstream(found, plan.dtype)
-    made = Import(found.kind, config, ready.tensors, upstream, found.file.extra.get("ode_metadata"))
+    made = Import(
+        found.kind, config, ready.tensors, upstream, found.file.extra.get("ode_metadata"), sampler_tables=_tables(found),
+        num_action_steps=lerobot_steps(found.file.config),
+    )  # fmt: skip
     recipe = _recipe(plan, found, ready)
     stats, stats_name = _stats(plan) if plan.vae else (None, "")
     if plan.vae is None:
@@ -136,36 +139,50 @@ def _policy(
         return "weights", [*said, "bare weights: add --vae and --stats to make a policy that trains, distils and shrinks"]
     if stats is None:
         raise ContractError("A policy needs its VAE and its statistics. Add --stats dataset_stats.json.")
+    refuse_other_template(found.file.config)
     composition = _composition(plan, found, config)
     prompts = _embedded(plan, config)
     if not prompts:
         said.append(f'it knows no instruction yet; add one with: edgewam prompt add {plan.out} "..." --text TEXT')
     said += [*_assumed(config, {**configured, **plan.given}), *lerobot_notes(found.file.config)]
+    if made.sampler_tables == "float32":
+        said.append("it was trained in float32, so its sampler's tables are not rounded to bf16")
+    if config.num_chunks > 1 and not plan.max_offset:
+        said.append("training without action offsets was assumed, as released: chunks start on the grid of their refresh")
     if plan.stats and plan.normalization is None and stats.action.limits is None:
         said.append("statistics are used by z-score; weights that were trained on LIBERO need --normalization min/max")
     write_imported(
         plan.out, made, vae=plan.vae, stats=stats, stats_name=stats_name, layout=_layout(config, configured, plan.max_offset),
         text_encoder=SMALL if str(plan.text) == SMALL else "umt5",
-        composition=composition, prompts=prompts, recipe=recipe,
+        composition=composition, prompts=prompts, recipe={**recipe, "notes": said},
         limit=plan.shard_bytes, report=report,
     )  # fmt: skip
     return made.kind, said
 
 
+def _tables(found: Checkpoint) -> Literal["float32", "bf16"]:
+    """Upstream rounds timesteps and deltas to the dtype that its networks have, in training and when they act."""
+    told = found.file.extra.get("torch_dtype") or (found.file.config or {}).get("torch_dtype") or ""
+    return "float32" if str(told).removeprefix("torch.") == "float32" else "bf16"
+
+
 def _assumed(config: Any, known: Mapping[str, Any]) -> list[str]:
     """The sizes that neither shapes nor the user told."""
-    names = ("head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len")
-    assumed = [f"{name} {getattr(config, name)}" for name in names if hasattr(config, name) and name not in known]
+    names = (
+        "head_dim", "image_height", "image_width", "horizon", "chunk_size", "text_len", "rope_stride", "memory_slots",
+    )  # fmt: skip
+    fields = config.to_json()
+    assumed = [f"{name} {fields[name]}" for name in names if name in fields and name not in known]
     return [f"released values were assumed: {', '.join(assumed)}"] if assumed else []
 
 
 def _stats(plan: Conversion) -> tuple[DatasetStats | None, str]:
     """Statistics and where they are from: the file that was given, or LeRobot's preprocessor beside the weights."""
     from edgewam.data.stats import read_stats
-    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_stats
+    from edgewam.recipes.convert_lerobot import PREPROCESSOR, lerobot_normalization, lerobot_stats
 
     if plan.stats is not None:
-        return read_stats(plan.stats, plan.normalization), str(plan.stats)
+        return read_stats(plan.stats, plan.normalization or lerobot_normalization(plan.source)), str(plan.stats)
     return lerobot_stats(plan.source) if plan.source.is_dir() else None, str(plan.source / PREPROCESSOR)
 
 

@@ -23,7 +23,8 @@ _PLACES: Mapping[str, tuple[str, ...]] = {
     "memory_slots": ("num_history_frames",),
     "rope_stride": ("video_rope_frame_stride", "action_video_freq_ratio", "golden_sizes.action_video_freq_ratio"),
     "num_queries": ("chunk_kv_editor_num_queries",),
-    "shift": ("scheduler.infer_shift", "action_scheduler.infer_shift"),
+    "execute_steps": ("n_action_steps",),
+    "shift": ("sigma_shift", "scheduler.infer_shift", "action_scheduler.infer_shift"),
     "train_shift": ("scheduler.train_shift", "action_scheduler.train_shift"),
     "lambda_video": ("loss.lambda_video",),
     "lambda_action": ("loss.lambda_action_prior", "loss.lambda_action"),
@@ -43,14 +44,14 @@ def sizes_in(path: Path) -> dict[str, Any]:
         raise ArtifactError(f"Cannot read the configuration '{path}': {error}. Give a JSON file.") from error
     if not isinstance(data, dict):
         raise ArtifactError(f"The configuration '{path}' is no JSON object. Give upstream's configuration, or sizes by name.")
+    if _is_flat(data) and (unknown := sorted(set(data) - _names())):
+        raise ArtifactError(f"The configuration '{path}' has {', '.join(unknown)}, which no family has. Correct or remove that.")
     return sizes_from(data)
 
 
 def sizes_from(data: Mapping[str, Any]) -> dict[str, Any]:
     """The same of what was read already."""
-    if not any(isinstance(value, dict) for value in data.values()):
-        return dict(data)
-    found = {}
+    found = dict(data) if _is_flat(data) else {}
     for size, places in _PLACES.items():
         values = [value for place in places if (value := _at(data, place)) is not None]
         if values:
@@ -59,6 +60,20 @@ def sizes_from(data: Mapping[str, Any]) -> dict[str, Any]:
     if image is not None:
         found["image_height"], found["image_width"] = map(int, image)
     return found
+
+
+def _is_flat(data: Mapping[str, Any]) -> bool:
+    """Whether it is {size: number}, and not an upstream configuration with its sections."""
+    return not any(isinstance(value, dict) for value in data.values())
+
+
+def _names() -> set[str]:
+    """Our sizes of all families, and upstream's names of them."""
+    from edgewam.core import plugins
+
+    families = (plugins.load("family", name) for name in plugins.names("family"))
+    own = {size.name for family in families if hasattr(family, "Config") for size in fields(family.Config)}
+    return own.union(_IMAGE, *_PLACES.values())
 
 
 def _at(data: Mapping[str, Any], place: str) -> Any:

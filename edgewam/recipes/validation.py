@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, threads: int, is_plain: bool = False) -> Bundle:
-    """The policy itself in PyTorch, in memory, with the bundle's golden inputs; by default with its own number of steps.
+    """The policy itself in PyTorch, in memory, with the bundle's golden inputs and prompts; by default with its own number of
+    steps.
 
     With the bundle's number of steps its stages are those of the bundle: the same exact rewrites and layer groups; without them
     if `is_plain`.  A quantised policy keeps the rewrites that its scales belong to.
@@ -43,9 +44,13 @@ def eager_partner(bundle: Bundle, policy: Path, num_action_steps: int | None, th
         stages, programs = with_ignored_rows(stages, programs, bundle.stages, bundle.pipeline.programs.constants)
     engines = {name: TorchEngine(stage) for name, stage in stages.items()}
     pipeline = Pipeline(programs, stages, engines)
+    # instructions that the finished bundle was given: their rows are the text encoder's, not the policy's
+    rows = ("text_encoder", "text_bucket", "text_len")
+    added = bundle.prompts if all(plan.host.get(name) == bundle.host.get(name) for name in rows) else {}
     return replace(
-        bundle, backend="eager", stages=stages, engines=engines, pipeline=pipeline, host=plan.host, prompts=plan.prompts
-    )
+        bundle, backend="eager", stages=stages, engines=engines, pipeline=pipeline, host=plan.host,
+        prompts={**added, **plan.prompts},
+    )  # fmt: skip
 
 
 def validate_against(

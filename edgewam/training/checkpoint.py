@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
-from edgewam.training.parallel import ALONE, Ranks
+from edgewam.training.ranks import ALONE, Ranks
 
 CHECKPOINT = "checkpoint.json"
 FORMAT = 2

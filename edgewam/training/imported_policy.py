@@ -14,6 +14,7 @@ from edgewam.core.artifacts import read_manifest, write_artifact
 from edgewam.core.errors import ArtifactError
 from edgewam.data.stats import DatasetStats, write_stats
 from edgewam.data.windows import WindowLayout
+from edgewam.flow.schedule import TableDtype
 from edgewam.models import checkpoints
 from edgewam.models.checkpoints.shards import SHARD_BYTES, Source
 from edgewam.models.text import Array
@@ -28,13 +29,19 @@ LATENT_STRIDE = 24  # control steps between windows whose latents are cached whe
 
 @dataclass(frozen=True)
 class Import:
-    """A policy that is ready to be written.  `config` is its family's configuration."""
+    """A policy that is ready to be written.
+
+    config: its family's configuration.  sampler_tables: "bf16" for weights that were trained with timesteps of that type.
+    num_action_steps: what it is sampled with where it says so itself.
+    """
 
     family: str
     config: Any
     tensors: Mapping[str, Source]
     upstream: Mapping[str, Any]
     ode_metadata: Mapping[str, Any] | None = None
+    sampler_tables: TableDtype = "bf16"
+    num_action_steps: int | None = None
 
     @property
     def kind(self) -> str:
@@ -80,8 +87,8 @@ def write_imported(
         raise ArtifactError(f"The latents of '{vae}' have {z_dim} channels, but the checkpoint takes {made.config.latent_dim}.")
     facts = PolicyFacts(
         layout, LATENT_STRIDE, 0, tuple(prompts), made.ode_metadata,
-        num_action_steps=TEACHER_STEPS if made.ode_metadata is None else STUDENT_STEPS,
-        sampler_tables="bf16", text_encoder=text_encoder, composition=composition,
+        num_action_steps=made.num_action_steps or (TEACHER_STEPS if made.ode_metadata is None else STUDENT_STEPS),
+        sampler_tables=made.sampler_tables, text_encoder=text_encoder, composition=composition,
     )  # fmt: skip
     with write_artifact(out, made.kind, config=recipe, parents={"vae": manifest.digest}) as directory:
         checkpoints.write_model(

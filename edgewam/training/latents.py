@@ -26,7 +26,7 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.models.wan_vae import FRAMES_PER_LATENT, WanVae
 from edgewam.training.frames import compose_episode
-from edgewam.training.parallel import Ranks, join_ranks, one_voice
+from edgewam.training.ranks import Ranks, join_ranks, one_voice
 from edgewam.training.rows_on_disk import allocate, write_rows
 
 HEADER, DONE = "header.json", "done.json"

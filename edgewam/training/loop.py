@@ -3,7 +3,7 @@
 It owns optimisers, schedule, clipping, weight average, logging, checkpoints and interruption; a task owns model, batches
 and loss.  Every random number of step n comes from (seed, n): a training that was cut, by Ctrl-C or by kill -9, goes on
 from its last checkpoint exactly as if nothing had happened (bit for bit on CPU while the schedule runs on steps).  With several
-ranks (`parallel`) each computes its rows of the same batch and noise, so their number changes how fast, not what.
+ranks each computes its rows of the same batch and noise, so their number changes how fast, not what.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from edgewam.training import parallel
 from edgewam.training.checkpoint import CHECKPOINT, Progression, has_checkpoint, restore, write_checkpoint
 from edgewam.training.log import ScalarLog
 from edgewam.training.optimizers import ParameterGroup, WeightAverage, build_optimizers, rate_factor
-from edgewam.training.parallel import WHOLE, Ranks, Share
+from edgewam.training.ranks import WHOLE, Ranks, Share, join_ranks, one_voice
 
 
 class Loss(NamedTuple):
@@ -157,8 +157,8 @@ def train(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    ranks = parallel.join_ranks(config.device)
-    with parallel.one_voice(ranks):
+    ranks = join_ranks(config.device)
+    with one_voice(ranks):
         return _train(task, config, Path(out_dir), ranks, resume, progress if ranks.is_main else None, clock)
 
 

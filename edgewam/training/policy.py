@@ -19,6 +19,7 @@ from edgewam.core.artifacts import Manifest, file_digest, read_manifest
 from edgewam.core.errors import EdgewamError
 from edgewam.data.dataset import Dataset, open_demonstrations
 from edgewam.data.stats import DatasetStats, measure_stats, read_stats
+from edgewam.flow.schedule import TableDtype
 from edgewam.models import checkpoints
 from edgewam.models.family import trainable
 from edgewam.models.text import TextEncoder
@@ -27,11 +28,11 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share, join_ranks, one_message
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
 from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches, training_episodes
+from edgewam.training.ranks import WHOLE, Share, join_ranks, one_message
 from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
 
@@ -42,13 +43,18 @@ MAX_PROMPTS = 64
 
 
 class PolicyTask:
-    """The network and its joint loss."""
+    """The network and its joint loss.  `tables`: how the sampler's tables are rounded where it acts, and timesteps here."""
 
     def __init__(
-        self, config: PolicyTraining, source: Source, digests: Mapping[str, str], module: nn.Module | None = None
+        self,
+        config: PolicyTraining,
+        source: Source,
+        digests: Mapping[str, str],
+        module: nn.Module | None = None,
+        tables: TableDtype = "float32",
     ) -> None:
         torch.manual_seed(config.loop.seed)
-        self.config, self.source, self.family = config, source, trainable(config.family)
+        self.config, self.source, self.family, self.tables = config, source, trainable(config.family), tables
         self.module: nn.Module = self.family.build(config.model) if module is None else module
         if module is None and join_ranks(config.loop.device).world == 1:  # many ranks move it shard by shard
             self.module.to(config.loop.device)
@@ -78,6 +84,7 @@ class PolicyTask:
         data = replace(data, proprio=data.proprio + config.proprio_noise * shaking)
         whole = data.widened(size)
         noise = self.family.draw_noise(whole, generator, config.action_draws, config.model.train_shift, config.max_prefix)
+        noise = noise.rounded(self.tables)
         device = config.loop.device
         losses = self.family.training_loss(self.module, data.to(device), noise.rows(rows).to(device))
         return Loss(losses.total, {"video": losses.video.detach(), "action": losses.action.detach()}, rows.stop - rows.start)
@@ -126,7 +133,8 @@ def train_policy(
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})
     parents |= {f"warm_start_{number}": sizes_digest(path) for number, path in enumerate(config.warm_start)}
     parents |= {} if config.stats is None else {"stats": file_digest(config.stats)}
-    task = PolicyTask(config, sources.train, parents)
+    tables = start.facts.sampler_tables if start else "float32"  # what a policy has learnt with, it goes on with
+    task = PolicyTask(config, sources.train, parents, tables=tables)
     if config.warm_start:
         say(f"warm start: {warm_start(task.module, config.warm_start)}")
     if start:
@@ -137,8 +145,10 @@ def train_policy(
         return {}
     task.module = whole_module(task.module, result, lambda: task.family.build(config.model))
     task.module.load_state_dict(rounded(result.weights, config.weights_dtype))
-    how_many = held_batches(config.frames)
-    measured = measure_policy(config.family, task.module.to(config.loop.device), sources.held, config.loop.seed, **how_many)
+    measured = measure_policy(
+        config.family, task.module.to(config.loop.device), sources.held, config.loop.seed,
+        tables=tables, **held_batches(config.frames),
+    )  # fmt: skip
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     write_policy(
         out,
@@ -149,7 +159,7 @@ def train_policy(
         config.vae,
         PolicyFacts(
             config.layout, config.start_stride, config.loop.seed, tuple(dataset.tasks), max_prefix=config.max_prefix,
-            text_encoder=config.text_encoder, composition=config.composition, fps=dataset.fps,
+            text_encoder=config.text_encoder, composition=config.composition, fps=dataset.fps, sampler_tables=tables,
         ),
         recipe={**task.identity, "loop": asdict(config.loop)},
         parents=parents,
@@ -197,6 +207,8 @@ def starting_policy(config: PolicyTraining, vae_manifest: Manifest) -> LoadedPol
     start = load_policy(directory) if is_reproduced else load_policy(directory, config.vae)
     if start.family != config.family:
         raise EdgewamError(f"'{directory}' is of the family '{start.family}', this training of '{config.family}'.")
+    if (heads := start.sizes.head_dim) != config.model.head_dim:  # no shape tells
+        raise EdgewamError(f"'{directory}' has attention heads {heads} wide, this training's model {config.model.head_dim}.")
     if start.facts.composition != config.composition:
         raise EdgewamError(
             f"'{directory}' looks at '{start.facts.composition}' images, this training at '{config.composition}'. Give its own."

@@ -28,7 +28,7 @@ from edgewam.training.frames import FrameSet, held_out
 from edgewam.training.log import LOG
 from edgewam.training.loop import LoopConfig, Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
-from edgewam.training.parallel import WHOLE, Share, one_message
+from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.vae_measure import latent_constants, latent_distance, pixel_errors, probe_error_cm, to_video, write_picture
 from edgewam.training.vae_reproduction import LatentReference
 from edgewam.training.weights import StoredDtype, load_vae, rounded, save_vae, with_latent_constants

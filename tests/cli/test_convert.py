@@ -16,6 +16,8 @@ import typer.main
 
 torch = pytest.importorskip("torch", reason="needs edgewam[train]")
 
+from safetensors.torch import load_file, save_file  # noqa: E402
+
 from edgewam import cli  # noqa: E402
 from edgewam.core.artifacts import read_manifest  # noqa: E402
 from edgewam.models import checkpoints  # noqa: E402
@@ -85,7 +87,7 @@ def test_a_policy_artifact_is_what_train_writes(vae, stats, tmp_path):
         done = here("convert", source, out, *options).ok()
         assert done.json["kind"] == kind and not done.json["skipped"]
         loaded = load_policy(out)
-        assert loaded.facts.num_action_steps == steps and loaded.facts.sampler_tables == "bf16"
+        assert loaded.facts.num_action_steps == steps and loaded.facts.sampler_tables == "float32"
         assert loaded.facts.tasks == ("lift",) and not loaded.facts.steps_are_fixed
         layout = loaded.facts.layout
         assert (layout.num_steps, layout.horizon, layout.max_offset, layout.stride) == (17, 16, 0, 2)
@@ -93,6 +95,17 @@ def test_a_policy_artifact_is_what_train_writes(vae, stats, tmp_path):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.model.state_dict().items())
         if kind == "student":
             assert loaded.facts.ode_metadata["teacher_num_inference_steps"] == 16
+
+
+@pytest.mark.parametrize("told", [{"torch_dtype": "torch.bfloat16"}, {}])
+def test_the_samplers_tables_are_rounded_unless_the_weights_were_trained_in_float32(told, vae, stats, tmp_path):
+    from edgewam.training.policy_artifact import load_policy
+
+    content = {name: value for name, value in files.loaded(files.FAST_WAM).items() if name != "torch_dtype"} | told
+    torch.save(content, tmp_path / "fast.pt")
+    options = ("--config", files.FAST_CONFIG, "--composition", "single", "--vae", vae, "--stats", stats, "--dtype", "float32")
+    here("convert", tmp_path / "fast.pt", tmp_path / "out", *options).ok()
+    assert load_policy(tmp_path / "out").facts.sampler_tables == "bf16"
 
 
 def test_instructions_are_embedded_from_a_cache_and_stored(vae, stats, tmp_path):
@@ -150,11 +163,43 @@ def test_lerobots_policy_folder_is_taken_with_its_sizes(by_layer, vae, stats, tm
     assert (facts["family"], facts["policy_folder"], facts["unexpected"]) == ("fast_wam", "fastwam", [])
     done = here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats, "--json").ok()
     assert any("LeRobot turns actions [-1]" in note for note in done.json["notes"])
+    assert read_manifest(tmp_path / "out").config["notes"] == done.json["notes"], "who deploys it later can still read them"
     loaded = load_policy(tmp_path / "out")
     config = loaded.model.config
     assert (config.horizon, config.head_dim, config.image_height, config.image_width, config.text_len) == (16, 20, 64, 96, 7)
     assert loaded.facts.composition == "side_by_side" and loaded.facts.layout.stride == 2
+    assert "from left to right on the picture, 'observation.images.image' is called 'front' and" in " ".join(done.json["notes"])
+    assert loaded.facts.sampler_tables == "bf16" and loaded.facts.num_action_steps == 10
     assert np.allclose(loaded.stats.state.mean, [0.1] * 6) and np.allclose(loaded.stats.action.mean, [0.1] * 5)
+
+
+def described(folder, **changes):
+    """LeRobot's folder with another config.json."""
+    file = files.lerobot_folder(folder, by_layer=True) / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+def test_what_lerobot_executes_and_how_it_samples_is_taken_over(vae, stats, tmp_path):
+    from edgewam.training.policy_artifact import load_policy
+
+    changes = {"num_inference_steps": 20, "n_action_steps": 9, "sigma_shift": 3.0, "torch_dtype": "float32"}
+    folder = described(tmp_path / "lerobot", **changes, action_scheduler={"infer_shift": 5.0, "train_shift": 5.0})
+    here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", stats).ok()
+    loaded = load_policy(tmp_path / "out")
+    assert loaded.facts.num_action_steps == 20 and loaded.facts.sampler_tables == "float32"
+    config = loaded.model.config
+    assert (config.execute_steps, config.shift, config.train_shift) == (9, 3.0, 5.0)
+
+
+def test_what_lerobot_does_and_edgewam_does_not_is_refused(vae, stats, tmp_path):
+    policy = ("--vae", vae, "--stats", stats)
+    cameras = {f"observation.images.{name}": {} for name in ("left", "right", "top")}
+    three = described(tmp_path / "three", input_features=cameras)
+    refused(here("convert", three, tmp_path / "out", *policy), "left, .*top beside each other", "--composition single")
+    other = described(tmp_path / "other", prompt_template="Task: {task}")
+    refused(here("convert", other, tmp_path / "out", *policy), "reads instructions as 'Task: {task}'", "leave out --vae")
+    here("convert", other, tmp_path / "bare").ok()
 
 
 @pytest.mark.parametrize("mode", ["MEAN_STD", "MIN_MAX", "QUANTILES"])
@@ -171,6 +216,34 @@ def test_lerobots_own_statistics_are_used_as_its_preprocessor_says(mode, vae, tm
     low = {"MEAN_STD": (-3.0 - 0.5) / 2.0, "MIN_MAX": -1.0}[mode]
     for normalizer, size in ((stats.state, 6), (stats.action, 5)):
         assert normalizer.forward(np.full(size, -3.0, np.float32)).tolist() == pytest.approx([low] * size)
+
+
+def test_dimensions_that_do_not_move_are_refused_where_lerobot_makes_something_else_of_them(vae, tmp_path):
+    folder = files.lerobot_folder(tmp_path / "lerobot", by_layer=True)
+    file = folder / "policy_preprocessor.json"
+    file.write_text(file.read_text().replace('"MEAN_STD"', '"MIN_MAX"'))
+    (state,) = folder.glob("policy_preprocessor_*.safetensors")
+    values = load_file(state)
+    values["action.max"][3] = values["action.min"][3]
+    save_file(values, state)
+    refused(here("convert", folder, tmp_path / "out", "--vae", vae), r"ACTION by MIN_MAX, but its dimensions \[3\] do not move")
+    form = {
+        name: {"default": {"global_min": [-2.0] * size, "global_max": [2.0] * size}}
+        for name, size in (("state", 6), ("action", 5))
+    }
+    (tmp_path / "stats.json").write_text(json.dumps(form))  # only by what the folder says these can be used
+    here("convert", folder, tmp_path / "out", "--vae", vae, "--stats", tmp_path / "stats.json").ok()
+
+
+def test_a_configuration_of_plain_sizes_has_no_names_that_mean_nothing(tmp_path):
+    def config(**sizes):
+        (tmp_path / "sizes.json").write_text(json.dumps(sizes))
+        return here("convert", files.AHA_WAM, tmp_path / "out", "--config", tmp_path / "sizes.json")
+
+    refused(config(head_dim=20, horizn=32), r"sizes.json' has horizn, which no family has")
+    config(head_dim=20, action_horizon=32, action_chunk_size=8, image_size=[64, 96]).ok()
+    stored = checkpoints.read(tmp_path / "out", "aha_wam").config
+    assert (stored["horizon"], stored["chunk_size"], stored["image_width"]) == (32, 8, 96)
 
 
 def test_one_row_of_the_branch_embedding_becomes_row_one_and_queries_are_interpolated(tmp_path):

@@ -148,7 +148,7 @@ def test_a_bundle_of_another_encoder_asks_for_the_source_and_packs_its_rows(ship
 
 def test_a_prompt_longer_than_the_bundles_bucket_is_refused(shipped, cached, tmp_path):
     bundle = trained_with_umt5(shipped, tmp_path / "bundle", text_bucket=4)
-    refused(here("prompt", "add", bundle, TASKS[0], "--text", cached), "has 5 tokens, this bundle holds 4", "larger text bucket")
+    refused(here("prompt", "add", bundle, TASKS[0], "--text", cached), "has 5 tokens, this bundle holds 4", "compile again")
 
 
 def test_a_cache_is_filled_from_a_file_and_goes_on_where_it_stopped(encoder, tmp_path):

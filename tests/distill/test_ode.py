@@ -16,12 +16,15 @@ from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.frame_windows import FrameBatch, FrameLoader
 from edgewam.data.windows import WindowBatch
+from edgewam.distill import ode
 from edgewam.distill.fidelity import fidelity
-from edgewam.distill.ode import OdeDistillation, distill, prepare
+from edgewam.distill.ode import OdeDistillation, OdeTask, distill, prepare
 from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectories, plan_noise
+from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
 from edgewam.training.frame_source import FrameSource
+from edgewam.training.frames import held_out
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
 from edgewam.training.policy_artifact import load_policy
@@ -133,6 +136,54 @@ def test_a_cached_trajectory_is_the_teachers_from_the_noise_it_names(road: Road,
     found = task.cache.batch(4)
     assert torch.equal(found[0], noise)
     assert torch.allclose(found, wanted.states, atol=1e-5)
+
+
+def test_a_student_learns_at_the_timesteps_that_it_will_act_at(
+    road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Released teachers act with tables rounded to bf16, and their students inherit that: 832 instead of 833.3 at two steps."""
+    float32, held, exact = prepare(config(road), road[2] / "student.training")
+    monkeypatch.setattr(ode, "load_policy", lambda *given: replace(exact, facts=replace(exact.facts, sampler_tables="bf16")))
+    task, _, teacher = prepare(config(road, trajectories=replace(PLAN, num_batches=1)), tmp_path)
+    acting = euler_table(2, 5.0, "bf16").timesteps
+    assert acting[1] == 832 and set(acting.tolist()) <= set(task._timesteps.tolist())
+    assert not set(acting.tolist()) <= set(float32._timesteps.tolist())
+    batch = task.cache.source.batch(task.cache.choice(0))
+    noise, rounded = task.cache.batch(0)[0], task.cache.batch(0)[-1]
+    ends = {
+        tables: teacher_trajectory(teacher.model, condition(teacher.model, batch), noise, tables=tables).states[-1]  # type: ignore[arg-type]
+        for tables in ("bf16", "float32")
+    }
+    torch.testing.assert_close(rounded, ends["bf16"], atol=1e-5, rtol=0)
+    assert (rounded - ends["float32"]).abs().max() > 1e-3
+    with pytest.raises(ArtifactError, match="were made with another tables"):
+        build_trajectories(
+            road[2] / "student.training" / "trajectories", teacher.family, teacher.model, task.cache.source,
+            {name: task.identity[name] for name in ("teacher", "dataset", "vae")}, PLAN, tables="bf16",
+        )  # fmt: skip
+    names = [f"joint_{i}" for i in range(14)]
+    found = [
+        fidelity(teacher.family, teacher.model, teacher.model, held, teacher.stats, names[:6], names, (2,), tables=tables)["rms"]  # type: ignore[arg-type]
+        for tables in ("bf16", "float32")
+    ]
+    assert found[0] != found[1], "what is measured is what acts"
+
+
+@pytest.mark.parametrize("frames", [True, False])
+def test_windows_start_as_in_the_teachers_training_or_as_often_as_is_asked_for(road: Road, tmp_path: Path, frames: bool) -> None:
+    few = replace(PLAN, num_batches=1, batch_size=2)
+
+    def of(stride: int | None) -> OdeTask:
+        changes = {"latents": None, "frames": frames, "num_workers": 0, "start_stride": stride, "trajectories": few}
+        return prepare(config(road, **changes), tmp_path)[0]
+
+    dataset = road[0]
+    lengths = dataset.lengths[: dataset.num_episodes - held_out(dataset.num_episodes)]
+    assert of(None).cache.source.num_windows < lengths.sum() / 3, "the tiny training starts one at every sixth step"
+    with pytest.raises(ArtifactError, match="another start_stride" if frames else "belongs to another plan"):
+        of(1)
+    shutil.rmtree(tmp_path)
+    assert not frames or of(1).cache.source.num_windows == lengths.sum()
 
 
 def test_an_undistilled_student_has_exactly_the_teachers_gap(road: Road) -> None:

@@ -11,13 +11,16 @@ torch = pytest.importorskip("torch", reason="needs edgewam[train]")
 
 from dataclasses import replace  # noqa: E402
 
+from edgewam.compile.compile import compile_bundle  # noqa: E402
 from edgewam.core.artifacts import read_manifest  # noqa: E402
 from edgewam.core.errors import EdgewamError  # noqa: E402
 from edgewam.core.observation import Normalizer  # noqa: E402
 from edgewam.data.stats import DatasetStats  # noqa: E402
 from edgewam.models import aha_wam  # noqa: E402
-from edgewam.models.text import SmallTextEncoder  # noqa: E402
+from edgewam.models.text import SmallTextEncoder, pack_context  # noqa: E402
 from edgewam.recipes.deploy import compile_plan  # noqa: E402
+from edgewam.recipes.validation import eager_partner  # noqa: E402
+from edgewam.runtime.bundle import Bundle  # noqa: E402
 from edgewam.training.policy_artifact import PolicyFacts, load_policy, write_policy  # noqa: E402
 from tests.training import tiny  # noqa: E402
 
@@ -70,6 +73,17 @@ def test_a_long_instruction_makes_room_for_all_rows(tmp_path, model):
         plan.programs.check(plan.stages)
         assert plan.prompts["lift"]["text_rows"].shape == (bucket, SIZES.text_dim)
         assert plan.stages["text"].inputs[0].shape == (bucket, SIZES.text_dim)
+
+
+def test_a_prompt_that_a_finished_bundle_was_given_is_judged_too(tmp_path, model):
+    policy = policy_at(tmp_path / "policy", model, {"lift": rows(3)})
+    bundle = Bundle.open(compile_bundle(compile_plan(policy, "eager", threads=1), tmp_path / "bundle"), threads=1)
+    words, bias = pack_context(rows(7), 48)
+    given = replace(bundle, prompts={**bundle.prompts, "wipe": {"text_rows": words, "text_bias": bias}})
+    known = eager_partner(given, policy, None, threads=1).prompts
+    assert set(known) == {"lift", "wipe"} and np.array_equal(known["wipe"]["text_rows"], words)
+    other = replace(given, host={**given.host, "text_encoder": "stored"})
+    assert set(eager_partner(other, policy, None, threads=1).prompts) == {"lift"}, "rows of another encoder mean nothing to it"
 
 
 def test_a_policy_without_instructions_is_refused_with_what_to_do(tmp_path, model):

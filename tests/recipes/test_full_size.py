@@ -70,6 +70,7 @@ def test_students_are_distilled_as_released(name):
     config = recipe.distillation(Path("teacher"), Path("data"), Cluster(4, 1000))
     assert (config.lr, config.weight_decay, config.anchor_draws, config.huber, config.shift) == (2e-5, 1e-2, 1, None, None)
     assert not config.rollout and config.num_action_steps == 2 and config.loop.accumulate == 4
+    assert config.start_stride == 1 and config.frames, "windows are counted at every step, whatever an imported teacher says"
     plan = config.trajectories
     assert (plan.num_steps, plan.captured, plan.batch_size) == (16, (0, 1, 2, 4, 8, 12, 16), 64)
     assert plan.num_batches == 16 and config.loop.steps == 5 * 4  # 1000 windows in 16 batches, four to a step

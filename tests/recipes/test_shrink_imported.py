@@ -51,12 +51,14 @@ class Place:
     stats: Path
     words: Path
 
-    def policy(self, name: str, *sizes: object) -> Path:
-        """Convert a golden checkpoint, once."""
-        out = self.root / name
+    def policy(self, name: str, *sizes: object, trained_in: str = "float32") -> Path:
+        """Convert a golden checkpoint, once, as if it had been trained in that type."""
+        out, file = self.root / f"{name}_{trained_in}", self.root / f"{name}_{trained_in}.pt"
         if not out.exists():
+            content = torch.load(golden.FOLDER / f"{name}.pt", weights_only=True)
+            torch.save({**content, "torch_dtype": f"torch.{trained_in}"}, file)
             here(
-                "convert", golden.FOLDER / f"{name}.pt", out, "--vae", self.vae, "--stats", self.stats, "--text", self.words,
+                "convert", file, out, "--vae", self.vae, "--stats", self.stats, "--text", self.words,
                 "--prompt", TASK, "--composition", "single", *sizes,
             ).ok()  # fmt: skip
         return out
@@ -125,7 +127,7 @@ def assert_acts_as_the_sampler(bundle: Path, policy: LoadedPolicy, dataset: Data
 
 
 def test_an_imported_policy_reproduces_the_golden_actions(place: Place) -> None:
-    """Images, state and text through the artifact's own VAE and stored rows; the golden run had tables that are not rounded."""
+    """Images, state and text through the artifact's own VAE and stored rows, with the tables that its file asks for."""
     student = load_policy(place.policy("checkpoint_ahawam_student_ode", *SIZES))
     data = golden.arrays("student_sampler_streaming")
     for chunk in range(student.sizes.num_chunks):
@@ -133,7 +135,7 @@ def test_an_imported_policy_reproduces_the_golden_actions(place: Place) -> None:
         images = student.vae.encode_image(data["chunk_obs_images_u8"].float() * (2.0 / 255.0) - 1.0)
         object.__setattr__(batch, "proprio", data["chunk_proprio"][None])
         object.__setattr__(batch, "chunk_latents", images[None])
-        found = plain_actions(student, batch, data["start_noise_full_horizon"], 2, "float32")
+        found = plain_actions(student, batch, data["start_noise_full_horizon"], 2, student.facts.sampler_tables)
         size = student.sizes.chunk_size
         expected = data[f"steps2.chunk{chunk}.actions_normalized"]
         torch.testing.assert_close(found[chunk * size :][:size], expected, atol=golden.SAMPLER_ATOL, rtol=0)
@@ -142,14 +144,14 @@ def test_an_imported_policy_reproduces_the_golden_actions(place: Place) -> None:
     object.__setattr__(batch, "proprio", data["proprio"][None])
     object.__setattr__(batch, "context", data["text.context"])
     for steps in (2, 10):
-        found = plain_actions(fast, batch, data["start_noise"], steps, "float32")
+        found = plain_actions(fast, batch, data["start_noise"], steps, fast.facts.sampler_tables)
         torch.testing.assert_close(found, data[f"steps{steps}.actions_normalized"], atol=golden.SAMPLER_ATOL, rtol=0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "sizes"), [("checkpoint_ahawam", SIZES), ("checkpoint_fastwam", FAST_SIZES)])
 def test_an_imported_teacher_is_distilled_to_a_bundle_that_acts_as_its_student(place: Place, name: str, sizes: Any) -> None:
-    checkpoint = place.policy(name, *sizes)
+    checkpoint = place.policy(name, *sizes, trained_in="bfloat16")  # as released
     out, result = place.shrunk(checkpoint, "torch", "--steps", STEPS)
     work = Path(f"{out}.shrink")
     assert result["ran"] == ["distill", "compile", "validate", "profile"] and list(result["skipped"]) == ["quantize"]
@@ -162,6 +164,8 @@ def test_an_imported_teacher_is_distilled_to_a_bundle_that_acts_as_its_student(p
     assert student.family == teacher.family == bundle.config["family"]
     assert list(student.prompts) == [TASK] and student.facts.text_encoder == "umt5"
     assert made.measured["steps"] > 0 and len(read_log(work / "student")) > 0
+    header = json.loads((work / "student.training" / "trajectories" / "header.json").read_text())
+    assert header["tables"] == "bf16", "the student learns at the timesteps that it acts at"
     family, before = trainable(teacher.family), teacher.model.state_dict()
     changed = {key for key, value in student.model.state_dict().items() if not torch.equal(value, before[key])}
     assert changed and all(key.startswith(family.LEARNT_BY_STUDENTS) for key in changed)

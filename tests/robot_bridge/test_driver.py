@@ -346,17 +346,19 @@ def test_a_driver_leaves_when_asked_and_no_more_commands_come(arm, monkeypatch):
     monkeypatch.setattr(driver_robot, "become_real_time", lambda priority: {})  # pytest is not to be
     made, robot, link, wires = arm
     made._inbox._lease_ns = made._lease_ns = NS  # two busy cores may stop a thread for longer than five ticks
-    end = threading.Event()
+    begun, end = threading.Event(), threading.Event()
 
     link.epoch_ns = now_ns()
 
     def brake():
         for step in range(15):
             send(wires, [0.01 * step, 0.5], 0, tick=(now_ns() - link.epoch_ns) // 20_000_000)
+            begun.set()
             end.wait(0.02)
 
     sender = threading.Thread(target=brake)
     sender.start()
+    begun.wait()  # a thread may start late, and a driver without commands leaves at once
     link.is_stopping = True
     made.run()
     sender.join()

@@ -30,9 +30,10 @@ from edgewam.training.checkpoint import CHECKPOINT, restore, write_checkpoint
 from edgewam.training.example_windows import ExampleWindows
 from edgewam.training.loop import LoopConfig, train
 from edgewam.training.optimizers import WeightAverage, build_optimizers
-from edgewam.training.parallel import computed, gathered, join_ranks, rows_of, shard
+from edgewam.training.parallel import computed, gathered, rows_of, shard
 from edgewam.training.policy import PolicyTask, PolicyTraining, train_policy
 from edgewam.training.policy_config import small_training_model
+from edgewam.training.ranks import join_ranks
 from edgewam.training.windows import Choice
 from tests.training import tiny
 from tests.training.ranks import run

@@ -28,8 +28,8 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.training.frame_source import FrameChoice, FrameSource, canvas_for, encode_frames
 from edgewam.training.latents import LatentPlan, build_cache
 from edgewam.training.loop import Interrupted, Loss, Progress, train
-from edgewam.training.parallel import Share
 from edgewam.training.policy import PolicyTask
+from edgewam.training.ranks import Share
 from edgewam.training.weights import load_vae
 from edgewam.training.windows import Choice, WindowSource
 from tests.data.synthetic import TASKS

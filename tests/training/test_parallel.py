@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from edgewam.core.errors import EdgewamError
 from edgewam.training.checkpoint import CHECKPOINT, read_header, read_tensors
 from edgewam.training.log import read_log
-from edgewam.training.parallel import ALONE, Share, checkpoint_activations, join_ranks
+from edgewam.training.parallel import checkpoint_activations
 from edgewam.training.policy_artifact import load_policy
+from edgewam.training.ranks import ALONE, Share, join_ranks
 from tests.training.toy import RankToy
 
 # Ranks add the same numbers in another order: float32 sums of a few rows, over six steps of AdamW and a clipped gradient.

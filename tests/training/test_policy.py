@@ -7,14 +7,16 @@ import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from edgewam.core.errors import ArtifactError
+from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.data.stats import measure_stats
+from edgewam.models import aha_wam
 from edgewam.models.aha_wam_model import AhaWam
 from edgewam.models.text import SmallTextEncoder
 from edgewam.training.latents import build_cache
@@ -145,6 +147,29 @@ def test_training_goes_on_from_another_policy_with_its_statistics(road: Road, tr
     assert np.array_equal(before.stats.action.std, after.stats.action.std)
     assert after.manifest.parents["init_from"] == before.manifest.digest
     assert read_log(tmp_path / "policy")[0]["action"] < read_log(trained)[0]["action"]
+
+
+def test_weights_that_have_only_seen_rounded_timesteps_go_on_with_them(
+    road: Road, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Released weights are trained and sampled at timesteps of bfloat16: 832, never 833.3."""
+    start = load_policy(trained, road[1])
+    released = replace(start, facts=replace(start.facts, sampler_tables="bf16"))
+    monkeypatch.setattr("edgewam.training.policy.load_policy", lambda *_: released)
+    config = tiny.policy_training(road[0], road[1], road[2] / "latents", init_from=trained, loop=replace(tiny.LOOP, steps=1))
+    seen: list[torch.Tensor] = []
+    loss = aha_wam.training_loss
+
+    def watched(model: Any, batch: Any, noise: Any) -> Any:
+        seen.extend((noise.video_timestep, noise.action_timestep))
+        return loss(model, batch, noise)
+
+    monkeypatch.setattr("edgewam.models.aha_wam.training_loss", watched)
+    train_policy(config, tmp_path / "policy")
+    assert len(seen) > 2 and all(torch.equal(times, times.bfloat16().float()) for times in seen)
+    assert load_policy(tmp_path / "policy").facts.sampler_tables == "bf16"
+    with pytest.raises(EdgewamError, match="attention heads 12 wide"):
+        train_policy(replace(config, model=replace(config.model, head_dim=24, num_heads=1)), tmp_path / "x")
 
 
 def test_training_may_go_on_with_the_statistics_of_other_tasks(

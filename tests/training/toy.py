@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from edgewam.training.loop import Loss
 from edgewam.training.optimizers import ParameterGroup, split_muon
-from edgewam.training.parallel import WHOLE, Share
+from edgewam.training.ranks import WHOLE, Share
 
 
 class ToyTask:

@@ -5,6 +5,7 @@ No torch: headers of a 15 GB file are read before torch would have been imported
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ DTYPES: Mapping[str, tuple[int, str]] = {
     "int16": (2, "I16"), "int8": (1, "I8"), "uint8": (1, "U8"), "bool": (1, "BOOL"),
 }  # fmt: skip
 FLOATS = ("float32", "float16", "bfloat16")  # what weights of a network may be stored in
+MAX_COUNT = 1 << 62  # any side, stride or place of a tensor is below it
 PIECE_BYTES = 16 << 20  # read and written at once: large enough for full disk speed, small beside any limit
 
 
@@ -101,6 +103,22 @@ class WeightFile:
     extra: Mapping[str, Any] = field(default_factory=dict)
     optimizer: Mapping[str, int] | None = None
     config: Mapping[str, Any] | None = None
+
+
+def json_object(path: Path, data: bytes) -> dict[str, Any]:
+    """JSON of another's file, which may be damaged or nested without end.
+
+    Raises:
+        ArtifactError: it is no JSON object.
+    """
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it is nested too deep"
+        raise unreadable(path, f"its JSON is damaged ({reason}).") from error
+    if not isinstance(found, dict):
+        raise unreadable(path, "its JSON is no object.")
+    return found
 
 
 def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edgewam.core.errors import ArtifactError
-from edgewam.models.checkpoints.entries import WeightFile, unreadable
+from edgewam.models.checkpoints.entries import WeightFile, json_object, unreadable
 from edgewam.models.checkpoints.safetensors_files import INDEX_SUFFIX, read_index, read_safetensors
 from edgewam.models.checkpoints.torch_files import read_torch
+
+MAX_CONFIG_BYTES = 16 << 20
 
 
 def open_weights(path: Path | str) -> WeightFile:
@@ -22,7 +23,7 @@ def open_weights(path: Path | str) -> WeightFile:
     path = Path(path)
     if path.is_dir():
         config = path / "config.json"
-        return replace(open_weights(_of_folder(path)), path=path, config=_json(config) if config.is_file() else None)
+        return replace(open_weights(_of_folder(path)), path=path, config=_config(config) if config.is_file() else None)
     if not path.is_file():
         raise ArtifactError(f"There is no checkpoint at '{path}'. Give the path of the released file.")
     if path.name.endswith(INDEX_SUFFIX):
@@ -49,9 +50,7 @@ def _of_folder(folder: Path) -> Path:
     raise ArtifactError(f"'{folder}' holds no weights (.safetensors, .pt, .pth or .bin). Give the folder or the file that does.")
 
 
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"Cannot read '{path}': {error}. Download it again.") from error
-    return data if isinstance(data, dict) else None
+def _config(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
+        raise unreadable(path, "it is larger than any configuration.")
+    return json_object(path, path.read_bytes())

@@ -4,11 +4,11 @@ because it would import torch.  Source: the format's description in huggingface/
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 from edgewam.core.errors import ArtifactError
-from edgewam.models.checkpoints.entries import DTYPES, Entry, WeightFile, unreadable
+from edgewam.models.checkpoints.entries import DTYPES, MAX_COUNT, Entry, WeightFile, json_object, unreadable
 
 INDEX_SUFFIX = ".safetensors.index.json"
 MAX_HEADER_BYTES = 100 << 20  # the limit of the format's own library
@@ -26,23 +26,25 @@ def read_safetensors(path: Path) -> WeightFile:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(MAX_HEADER_BYTES, size - 8):
             raise unreadable(path, "its header is longer than the file.")
-        try:
-            header = json.loads(file.read(length))
-            metadata = header.pop("__metadata__", {})
-            entries = {name: _entry(path, 8 + length, size, name, **fields) for name, fields in header.items()}
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise unreadable(path, f"its header is damaged ({error}).") from error
+        header = json_object(path, file.read(length))
+    metadata = header.pop("__metadata__", {})
+    entries = {name: _entry(path, 8 + length, size, name, fields) for name, fields in header.items()}
     return WeightFile(path, "safetensors", entries, extra={"metadata": metadata} if metadata else {})
 
 
-def _entry(path: Path, start: int, size: int, name: str, dtype: str, shape: list[int], data_offsets: list[int]) -> Entry:
-    if dtype not in _TORCH_NAMES:
+def _entry(path: Path, start: int, size: int, name: str, fields: Any) -> Entry:
+    try:
+        dtype, shape, (begin, end) = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"]
+    except (TypeError, KeyError, ValueError) as error:
+        raise unreadable(path, f"its header is damaged: '{name}' lacks a dtype, a shape or its place.") from error
+    if not all(type(number) is int and 0 <= number < MAX_COUNT for number in (*shape, begin, end)):
+        raise unreadable(path, f"its header is damaged: '{name}' has an impossible shape or place.")
+    if str(dtype) not in _TORCH_NAMES:
         raise ArtifactError(f"'{path}': '{name}' has dtype {dtype}, which is not known. Known: {', '.join(_TORCH_NAMES)}.")
-    begin, end = data_offsets
-    entry = Entry(path, start + begin, _TORCH_NAMES[dtype], tuple(map(int, shape)))
+    entry = Entry(path, start + begin, _TORCH_NAMES[str(dtype)], shape)
     if start + end > size:
         raise unreadable(path, f"it ends before '{name}' does.")
-    if begin < 0 or end - begin != entry.nbytes or any(side < 0 for side in entry.shape):
+    if end - begin != entry.nbytes:
         raise unreadable(path, f"'{name}' has {end - begin} bytes where its shape asks for {entry.nbytes}.")
     return entry
 
@@ -53,11 +55,12 @@ def read_index(path: Path) -> WeightFile:
     Raises:
         ArtifactError: the index is damaged, or a shard or a tensor in it is missing.
     """
-    try:
-        index = json.loads(path.read_text())
-        places = {str(name): path.parent / Path(str(file)).name for name, file in index["weight_map"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise unreadable(path, f"it is no index of shards ({error!r}).") from error
+    if path.stat().st_size > MAX_HEADER_BYTES:
+        raise unreadable(path, "it is larger than any index of shards.")
+    weight_map = json_object(path, path.read_bytes()).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise unreadable(path, "it is no index of shards: it has no 'weight_map'.")
+    places = {name: path.parent / _shard_name(path, file) for name, file in weight_map.items()}
     shards = {}
     for shard in dict.fromkeys(places.values()):
         if not shard.is_file():
@@ -67,3 +70,10 @@ def read_index(path: Path) -> WeightFile:
         if name not in shards[shard]:
             raise ArtifactError(f"The shard '{shard}' lacks '{name}', which '{path.name}' says is in it. Download it again.")
     return WeightFile(path, "sharded safetensors", {name: shards[shard][name] for name, shard in places.items()})
+
+
+def _shard_name(index: Path, file: Any) -> str:
+    """Shards lie beside their index; a name that leads elsewhere is refused."""
+    if not isinstance(file, str) or not file or file != Path(file).name or not file.isprintable():
+        raise unreadable(index, f"it names {file!r} as a shard, but shards are files beside it.")
+    return file

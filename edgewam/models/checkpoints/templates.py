@@ -163,9 +163,9 @@ UNREAD: Mapping[str, tuple[str, ...]] = {"fast_wam": ("mot.action_branch_embeddi
 
 
 def _count(names: Iterable[str], prefix: str, part: str = "") -> int:
-    """One more than the largest number of a block with this prefix."""
+    """One more than the largest number of a block with this prefix; a number above 999 is no block of any network."""
     blocks = "" if prefix.endswith("downsamples.") else r"blocks\."
-    pattern = re.compile(rf"{re.escape(prefix)}{blocks}(\d+)\.{part}")
+    pattern = re.compile(rf"{re.escape(prefix)}{blocks}([0-9]{{1,3}})\.{part}")
     return 1 + max((int(found.group(1)) for name in names if (found := pattern.match(name))), default=-1)
 
 

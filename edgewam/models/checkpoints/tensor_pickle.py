@@ -1,17 +1,18 @@
 """A restricted unpickler for torch files: plain containers, numbers and strings, and tensors that stay where they are.
 
 It knows a dozen names (tensors, storages, OrderedDict) as inert stand-ins that the pickle can neither look into nor
-change; any other name is refused before anything of it runs.  Source: torch/_utils.py, read for the arguments.
+change; any other name is refused before anything of it runs.  `bounded_pickle` limits what it may take.  Source:
+torch/_utils.py, read for the arguments.
 """
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgewam.models.checkpoints.entries import DTYPES
+from edgewam.models.checkpoints.bounded_pickle import BoundedUnpickler, Refused, checked_key
+from edgewam.models.checkpoints.entries import DTYPES, MAX_COUNT
 
 _STORAGES = {
     "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
@@ -20,8 +21,7 @@ _STORAGES = {
 }  # fmt: skip
 
 
-class Refused(Exception):
-    """The pickle asks for something that is no plain tensor."""
+MAX_SIDES = 64  # dimensions of a tensor, as torch has them
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,9 @@ class Storage:
     nbytes: int
     first: int = 0  # bytes into the storage, of a legacy view
 
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("it tries to change a storage.")
+
 
 @dataclass(frozen=True)
 class StoredTensor:
@@ -43,6 +46,9 @@ class StoredTensor:
     offset: int  # values
     shape: tuple[int, ...]
     stride: tuple[int, ...]
+
+    def __setstate__(self, state: Any) -> None:
+        raise Refused("it tries to change a tensor.")
 
 
 class _Dict(dict[Any, Any]):
@@ -84,11 +90,23 @@ def _tensor(storage: Storage, offset: int, shape: Any, stride: Any, *rest: Any) 
     named = next((value[6:] for value in rest if isinstance(value, str) and value.startswith("torch.")), storage.dtype)
     if not isinstance(storage, Storage) or named not in DTYPES:
         raise Refused(f"a tensor has the dtype {named!r}, which is not known.")
-    return StoredTensor(storage, named, int(offset), tuple(map(int, shape)), tuple(map(int, stride)))
+    if len(shape) > MAX_SIDES or len(shape) != len(stride):
+        raise Refused(f"a tensor has {len(shape)} sides and {len(stride)} strides.")
+    return StoredTensor(storage, named, _count(offset), tuple(map(_count, shape)), tuple(map(_count, stride)))
 
 
-def _ordered(*items: Any) -> _Dict:
-    return _Dict(*items)
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < MAX_COUNT:
+        raise Refused("a tensor has an impossible shape or place.")
+    return value
+
+
+def _ordered(items: Any = ()) -> _Dict:
+    return _Dict((checked_key(key), value) for key, value in items)
+
+
+def _device(*names: Any) -> str:
+    return ":".join(str(checked_key(name)) for name in names)
 
 
 _KNOWN: Mapping[tuple[str, str], Any] = {
@@ -98,31 +116,37 @@ _KNOWN: Mapping[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor_v3"): _Call(_tensor),
     ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *rest: data),
     ("torch", "Size"): _Call(lambda sizes=(): tuple(sizes)),
-    ("torch", "device"): _Call(lambda *names: ":".join(map(str, names))),
+    ("torch", "device"): _Call(_device),
     **{("torch", name): f"torch.{name}" for name in DTYPES},
     **{(module, name): _StorageKind(dtype) for name, dtype in _STORAGES.items() for module in ("torch", "torch.storage")},
 }
 
 
-class TensorUnpickler(pickle._Unpickler):
-    """Reads containers, numbers, strings and tensors; tensors stay where they are.
-
-    The one written in Python: that in C takes memory for any number that a broken file gives as an index.
-    """
+class TensorUnpickler(BoundedUnpickler):
+    """Reads containers, numbers, strings and tensors; tensors stay where they are."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Only what is known, as a stand-in."""
         if (module, name) not in _KNOWN:
-            raise Refused(f"it asks to run '{module}.{name}', which is no tensor; nothing of it ran.")
+            raise Refused(
+                f"it asks to run '{module}.{name}', which is no tensor; nothing of it ran. If you trust its maker, save its "
+                "tensors alone where it was made."
+            )
         return _KNOWN[module, name]
 
     def persistent_load(self, pid: Any) -> Storage:
         """A storage: ('storage', type, key, location, number of values[, view])."""
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _StorageKind):
+        if (
+            not isinstance(pid, tuple)
+            or len(pid) < 5
+            or pid[0] != "storage"
+            or not isinstance(pid[1], _StorageKind)
+            or not isinstance(pid[2], str | int)
+        ):
             raise Refused("it refers to something that is no storage.")
         dtype, view = pid[1].dtype, pid[5] if len(pid) > 5 else None
         itemsize = DTYPES[dtype][0]
-        first, count = (int(view[1]), int(view[2])) if view else (0, int(pid[4]))
+        first, count = (_count(view[1]), _count(view[2])) if view else (0, _count(pid[4]))
         return Storage(str(pid[2]), dtype, count * itemsize, first * itemsize)
 
 

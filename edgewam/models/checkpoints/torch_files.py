@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from edgewam.core.errors import ArtifactError
+from edgewam.models.checkpoints.bounded_pickle import MAX_PICKLE_BYTES, Refused
 from edgewam.models.checkpoints.entries import DTYPES, Entry, WeightFile, row_major, unreadable
-from edgewam.models.checkpoints.tensor_pickle import Refused, Storage, StoredTensor, TensorUnpickler, plain
+from edgewam.models.checkpoints.tensor_pickle import Storage, StoredTensor, TensorUnpickler, plain
 
-MAX_PICKLE_BYTES = 256 << 20  # that of a 7 billion parameter model with optimiser state is below 5 MB
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -50,21 +50,31 @@ def _read_zip(path: Path) -> tuple[Any, Places]:
         root = next((name[: -len("data.pkl")] for name in infos if name.split("/", 1)[-1] == "data.pkl"), None)
         if root is None:
             raise Refused("it is a zip archive without data.pkl.")
-        if f"{root}byteorder" in infos and archive.read(f"{root}byteorder") != b"little":
+        if f"{root}byteorder" in infos and _small(archive, infos[f"{root}byteorder"]) != b"little":
             raise Refused("its values are big-endian.")
-        if infos[f"{root}data.pkl"].file_size > MAX_PICKLE_BYTES:
-            raise Refused("its pickle is larger than that of any checkpoint.")
-        content = TensorUnpickler(io.BytesIO(archive.read(f"{root}data.pkl")), encoding="utf-8").load()
+        content = TensorUnpickler(io.BytesIO(_small(archive, infos[f"{root}data.pkl"])), encoding="utf-8").load()
         places = {}
         for name, info in infos.items():
             if not name.startswith(f"{root}data/"):
                 continue
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise Refused(f"'{name}' is compressed; save it again with torch.save.")
+            _refuse_compressed(info)
             file.seek(info.header_offset + 26)  # of the local header: lengths of name and extra field
             name_bytes, extra_bytes = struct.unpack("<HH", file.read(4))
             places[name[len(root) + 5 :]] = (info.header_offset + 30 + name_bytes + extra_bytes, info.file_size)
     return content, places
+
+
+def _small(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+    """An entry that is no tensor; a compressed one could be a thousand times as large as the file."""
+    _refuse_compressed(info)
+    if info.file_size > MAX_PICKLE_BYTES:
+        raise Refused(f"its '{info.filename}' is larger than that of any checkpoint.")
+    return archive.read(info)
+
+
+def _refuse_compressed(info: zipfile.ZipInfo) -> None:
+    if info.compress_type != zipfile.ZIP_STORED:
+        raise Refused(f"'{info.filename}' is compressed; save it again with torch.save.")
 
 
 def _read_legacy(path: Path) -> tuple[Any, Places]:
@@ -90,7 +100,7 @@ def _legacy_places(file: BinaryIO, size: int, keys: Any, found: Mapping[str, Sto
         storage = found.get(str(key))
         if storage is None:
             raise Refused(f"its storage '{key}' belongs to no tensor, so its size is not known.")
-        (count,) = struct.unpack("<q", file.read(8))
+        (count,) = struct.unpack("<q", file.read(8).ljust(8, b"\xff"))  # too short: a negative number
         nbytes = count * DTYPES[storage.dtype][0]
         if count < 0 or file.tell() + nbytes > size:
             raise Refused(f"it ends within storage '{key}'.")
@@ -119,6 +129,8 @@ def _weight_file(path: Path, form: str, content: Any, places: Places) -> WeightF
     optimizer: dict[str, int] | None = None
 
     def add(name: str, value: Any) -> None:
+        if name in entries or name in extra:
+            raise Refused(f"it holds '{name}' twice.")
         if isinstance(value, StoredTensor):
             entries[name] = _entry(path, size, name, value, places)
         elif isinstance(value, dict) and value and _tensors(value):
@@ -145,13 +157,13 @@ def _entry(path: Path, size: int, name: str, tensor: StoredTensor, places: Place
         raise Refused(f"the storage of '{name}' is missing.")
     first, available = places[tensor.storage.key]
     itemsize = DTYPES[tensor.dtype][0]
-    if len(tensor.shape) != len(tensor.stride) or min((tensor.offset, *tensor.shape, *tensor.stride)) < 0:
-        raise Refused(f"'{name}' has an impossible shape.")
     stride = None if not _strided(tensor) else tensor.stride
     begin = tensor.storage.first + tensor.offset * itemsize
     entry = Entry(path, first + begin, tensor.dtype, tensor.shape, stride)
     if begin + entry.span * itemsize > available or first + available > size:
         raise Refused(f"'{name}' has {available - begin} bytes where its shape asks for {entry.span * itemsize}.")
+    if entry.numel > entry.span:
+        raise Refused(f"'{name}' repeats {entry.span} values as {entry.numel}; save it again after .contiguous().")
     return entry
 
 
