@@ -19,8 +19,10 @@ from edgewam.core.errors import EdgewamError
 
 Emit = Callable[[str, Section], None]
 
-_MODEL = ("edgewam/models/aha_wam*.py", "edgewam/models/wan_*.py", "edgewam/models/dit_block.py", "edgewam/models/ovcr.py",
-          "edgewam/models/rope.py", "edgewam/models/stage_*.py", "edgewam/flow/*.py")  # fmt: skip
+_MODEL = ("edgewam/models/aha_wam*.py", "edgewam/models/wam_*.py", "edgewam/models/wan_*.py", "edgewam/models/dit_block.py",
+          "edgewam/models/chunks.py", "edgewam/models/flow_*.py", "edgewam/models/masks.py", "edgewam/models/ovcr.py",
+          "edgewam/models/planner_stage.py", "edgewam/models/program_parts.py", "edgewam/models/rope.py",
+          "edgewam/models/stage_*.py", "edgewam/flow/*.py")  # fmt: skip
 _COMMON = ("benchmarks/gpu/gpu_clock.py", "edgewam/profiles/measure.py")
 
 

@@ -111,6 +111,7 @@ def distillation(
     as_json: bool,
 ) -> OdeDistillation | None:
     """The record of `edgewam distill` with a full-size recipe; None when only its plan was asked for, which is shown."""
+    from edgewam.models import checkpoints
     from edgewam.recipes.full_size import StudentRecipe, find_recipe
 
     recipe = find_recipe(name)
@@ -120,6 +121,8 @@ def distillation(
     if plan.dry_run:
         _show(recipe, cluster, dataset, out, steps, plan, as_json)
         return None
+    if (found := checkpoints.read(teacher).family) != recipe.teacher.family:
+        raise EdgewamError(f"'{teacher}' is of the family '{found}', the recipe {name} is for '{recipe.teacher.family}'.")
     return recipe.distillation(teacher, dataset, cluster, device, steps, batches, text, init_from=init_from, num_workers=workers)
 
 

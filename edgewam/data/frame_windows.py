@@ -6,6 +6,7 @@ history, the repeats of a slow camera) is decoded and stored once.  Encoding the
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import weakref
@@ -202,5 +203,7 @@ def _let_rest(loader: Any, order: _Order) -> None:
 
 
 def _start_worker(worker: int) -> None:
-    # Ctrl-C reaches the whole process group, but the training still wants the batches of the step that it finishes
+    # Ctrl-C and torchrun's SIGTERM reach a training's whole process group, but it still wants the batches of the step that it
+    # finishes before it writes its checkpoint: a group of its own.  DataLoader ends its workers one by one.
+    os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)

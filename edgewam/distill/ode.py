@@ -35,7 +35,7 @@ from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
-from edgewam.training.policy_source import Sources, cached_sources, frame_sources
+from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches
 from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
@@ -74,8 +74,10 @@ class OdeTask:
         return [ParameterGroup("adamw", self._learning(), lr=self.config.lr, weight_decay=self.config.weight_decay)]
 
     def batch(self, index: int, generator: np.random.Generator) -> int:
-        """Cached batches in turn, reshuffled every round."""
+        """Cached batches in turn, reshuffled every round; pictures are read ahead, so theirs keep their order, a random one."""
         count = self.cache.plan.num_batches
+        if self.config.frames:
+            return index % count
         order = np.random.default_rng([self.config.loop.seed, index // count]).permutation(count)
         return int(order[index % count])
 
@@ -138,6 +140,7 @@ def prepare(
     cache = build_trajectories(
         work / "trajectories", teacher.family, teacher.model, sources.train, digests, config.trajectories,
         lambda done, total, left: say(f"trajectories: batch {done}/{total}, {left:.0f} s left"), facts.sampler_tables,
+        config.loop.autocast,
     )  # fmt: skip
     if config.init_from is not None:
         start = load_policy(config.init_from, teacher.vae_path)
@@ -187,7 +190,8 @@ def distill(
     result = train(task, config.loop, work, progress=progress)
     if not result.ranks.is_main:
         return {}
-    student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
+    # in the task too: beside teacher and student no card has room for the shards
+    task.module = student = whole_module(task.module, result, lambda: task.family.build(sizes(task.module)))
     student.load_state_dict(rounded(result.weights, config.weights_dtype))
     student = student.to(config.loop.device)
     names = action_names(Dataset.open(config.dataset))
@@ -196,7 +200,7 @@ def distill(
     steps = [config.num_action_steps] if fixed else sorted({*JUDGED_STEPS, config.num_action_steps})
     measured: dict[str, Any] = fidelity(
         teacher.family, teacher.model, student, held, teacher.stats, arm, names, steps,
-        tables=teacher.facts.sampler_tables,
+        tables=teacher.facts.sampler_tables, **held_batches(config.frames),
     )  # fmt: skip
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     metadata = {

@@ -64,8 +64,9 @@ def _trajectories(
     def roll_out(size: int) -> None:
         windows = ExampleWindows(sizes(model), layout, size)
         batch = windows.batch(windows.draw(size, np.random.default_rng(0))).to(config.loop.device)
-        conditioning = family.condition(model, batch)
-        family.teacher_trajectory(model, conditioning, torch.randn_like(batch.actions), plan.num_steps, plan.captured)
+        with torch.autocast(torch.device(config.loop.device).type, torch.bfloat16, enabled=config.loop.autocast):
+            conditioning = family.condition(model, batch)
+            family.teacher_trajectory(model, conditioning, torch.randn_like(batch.actions), plan.num_steps, plan.captured)
 
     counted = [run_memory(lambda n=n: roll_out(n)) for n in _COUNTED]  # type: ignore[misc]  # first: it also warms up
     temporaries = round(Line.through(_COUNTED[0], counted[0], _COUNTED[1], counted[1]).at(plan.batch_size))

@@ -136,10 +136,12 @@ def build_trajectories(
     plan: TrajectoryPlan | None = None,
     progress: Callable[[int, int, float], None] | None = None,
     tables: TableDtype = "float32",
+    bfloat16: bool = False,
 ) -> TrajectoryCache:
     """Roll the teacher out for every batch that the cache directory `out` lacks, and open it.
 
-    Several ranks take batches in turn, in a directory that they share.
+    Each of several ranks takes its rows of a batch, as in training: the batch of all of them together is more than the memory of
+    one holds, at full size a gigabyte a context.  They share the directory.
 
     Args:
         out: directory; made, continued or only opened.
@@ -150,6 +152,7 @@ def build_trajectories(
         plan: what to cache.
         progress: called after every batch with (batches done, batches, seconds left).
         tables: how the teacher's timesteps and deltas are rounded when it acts.
+        bfloat16: the teacher's products in that type; states and steps stay float32.
 
     Raises:
         ArtifactError: `out` was made from something else.
@@ -157,23 +160,25 @@ def build_trajectories(
     """
     ranks = join_ranks(str(next(teacher.parameters()).device))
     with one_voice(ranks):
-        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, tables)
+        return _build(Path(out), family, teacher, source, identity, plan or TrajectoryPlan(), ranks, progress, tables, bfloat16)
 
 
 def _build(
     out: Path,
     family: str,
     teacher: nn.Module,
-    source: WindowSource,
+    source: Source,
     identity: Mapping[str, str],
     plan: TrajectoryPlan,
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
     tables: TableDtype,
+    bfloat16: bool,
 ) -> TrajectoryCache:
     shape = trajectory_shape(plan, sizes(teacher))
     layout = vars(source.layout)
-    rounded = {} if tables == "float32" else {"tables": tables}  # without, caches are what they were before there was a choice
+    # only where they are not the usual ones: caches are what they were before there was a choice
+    rounded = ({} if tables == "float32" else {"tables": tables}) | ({"products": "bfloat16"} if bfloat16 else {})
     known = {"format": 1, **identity, "plan": plan.to_json(), "shape": shape, "layout": layout, **rounded}
     header = json.loads(json.dumps(known))
     if ranks.is_main:
@@ -182,7 +187,7 @@ def _build(
             write_json(out / HEADER, header)
     ranks.wait()
     found = _read(out / HEADER)
-    if differ := [name for name in header if found.get(name) != header[name]]:
+    if differ := [name for name in {**header, **found} if found.get(name) != header.get(name)]:
         raise ArtifactError(
             f"The trajectories in '{out}' were made with another {' and '.join(differ)}. Use another directory or delete it."
         )
@@ -190,7 +195,7 @@ def _build(
     done = batches_done(out)
     if done < plan.num_batches:
         try:
-            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, tables)
+            _roll_out(out, shape, done, family, teacher, source, plan, ranks, progress, tables, bfloat16)
         except OSError as error:
             raise EdgewamError(
                 f"Cannot write trajectories to '{out}': {error}. They need {4 * int(np.prod(shape)) / 1e9:.2f} GB; free some "
@@ -213,37 +218,36 @@ def _roll_out(
     ranks: Ranks,
     progress: Callable[[int, int, float], None] | None,
     tables: TableDtype,
+    bfloat16: bool,
 ) -> None:
-    """In rounds of a batch per rank; focused batches begin in a round of their own, as they look at all the others."""
     path = out / STATES
     if ranks.is_main:
-        allocate(path, 4 * int(np.prod(shape)))
+        allocate(path, 4 * int(np.prod(shape)), has_rows=done > 0)
     ranks.wait()
     module, device = trainable(family), next(teacher.parameters()).device
     began, even = time.monotonic(), plan.num_batches - plan.focused
-    rounds = [
-        (first, min(first + ranks.world, end))
-        for start, end in ((done, even), (max(done, even), plan.num_batches))
-        for first in range(start, end, ranks.world)
-    ]
-    for first, end in rounds:
-        if first in (done, even):  # opened again for what looks at all the others, which other machines wrote to
+    for index in range(done, plan.num_batches):
+        if index in (done, even):  # opened again for what looks at all the others, which other machines wrote to
             cache = TrajectoryCache(np.memmap(path, np.float32, "r", shape=shape), plan, source, sizes(teacher).shift, tables)
-        index = first + ranks.share.rank
-        if index < end:
-            batch = source.batch(cache.choice(index)).to(device)
-            noise = plan_noise(batch, plan, index).to(device)
-            conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, slice(None))
+        choice = cache.choice(index)
+        rows = ranks.share.rows(len(choice))
+        batch = source.batch(choice.rows(rows.start, rows.stop))
+        noise = plan_noise(batch.widened(len(choice)), plan, index)[rows].to(device)
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=bfloat16):
+            conditioning, prefix = module.condition(teacher, batch), plan_prefix(batch, plan, index, rows)
             trajectory = module.teacher_trajectory(teacher, conditioning, noise, plan.num_steps, plan.captured, prefix, tables)
-            if not trajectory.states.isfinite().all():
-                raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
-            write_rows(path, index, trajectory.states.cpu().numpy()[None])
+        states = trajectory.states.float().cpu().numpy()
+        if not np.isfinite(states).all():
+            raise EdgewamError(f"The teacher's actions are not finite in batch {index}. Train the teacher again.")
+        first = np.ravel_multi_index((index, 0, rows.start), shape[:3])
+        write_rows(path, {int(first) + number * len(choice): state for number, state in enumerate(states)})
         ranks.wait()
         if ranks.is_main:
-            write_json(out / DONE, {"batches": end})
+            write_json(out / DONE, {"batches": index + 1})
             if progress is not None:
-                left = (time.monotonic() - began) / (end - done) * (plan.num_batches - end)
-                progress(end, plan.num_batches, left)
+                left = (time.monotonic() - began) / (index + 1 - done) * (plan.num_batches - index - 1)
+                progress(index + 1, plan.num_batches, left)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -43,6 +43,10 @@ class LossBatch:
         """The same batch on another device."""
         return LossBatch(*(getattr(self, f.name).to(device) for f in fields(self)))
 
+    def rows(self, rows: slice) -> LossBatch:
+        """Some of the samples."""
+        return LossBatch(*(getattr(self, f.name)[rows] for f in fields(self)))
+
     def widened(self, size: int) -> LossBatch:
         """As if it had `size` samples, without memory: for draws that look at nothing but shapes."""
         return LossBatch(*(getattr(self, f.name)[:1].expand(size, *getattr(self, f.name).shape[1:]) for f in fields(self)))

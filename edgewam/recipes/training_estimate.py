@@ -28,6 +28,8 @@ UTILISATION = 0.3
 # Of the device's memory that tensors cannot have: CUDA context, NCCL buffers, what the allocator keeps in pieces.
 RESERVED = 0.08
 FLOAT32, BFLOAT16 = 4, 2  # bytes
+_ON_HOST = {True: "while it is built, twice with --init-from", False: "twice until teacher and student are on their devices"}
+_MEASURING = "measuring (first rank)"  # at the end, on held-out windows; what these need is not counted
 ADAMW_TRAFFIC = 7 * FLOAT32  # reads weight, gradient and both moments of a value, writes weight and moments
 
 
@@ -132,6 +134,7 @@ def estimate_policy(recipe: PolicyRecipe, ranks: int, device: Device | None = No
             **_activations(counts[recipe.recompute]),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
+        _MEASURING: {"weights, whole": FLOAT32 * network.total},
     }
     pictures = _pictures(recipe, schedule, held, memory)
     return _full_size(network, memory, counts, recipe.recompute, schedule, ranks, device, pictures)
@@ -156,10 +159,11 @@ def estimate_student(recipe: StudentRecipe, ranks: int, device: Device | None = 
     visited = network.total if family.OWN_CONDITIONING else network.outside + network.learning_blocks
     memory = {
         "loss and gradients": {
-            **held, **network.gathered(ranks, False, visited), "teacher's weights in bf16": BFLOAT16 * network.total,
-            **_activations(students[recipe.recompute].step),
+            **held, **network.gathered(ranks, False, visited), **_activations(students[recipe.recompute].step),
         },
         "optimiser": {**held, "temporaries of AdamW": network.shard(FLOAT32, ranks)},
+        "teacher's trajectories": {"teacher": held["teacher"], "temporaries": round(students[False].rollout_bytes)},
+        _MEASURING: {"teacher": held["teacher"], "weights, whole": FLOAT32 * network.total},
     }  # fmt: skip
     counts = {recompute: student.step for recompute, student in students.items()}
     pictures = _pictures(teacher, schedule, held, memory)
@@ -330,7 +334,7 @@ def plan_steps(
         # a student's file holds what differs from its teacher's
         disk={"checkpoint": checkpoint, "policy" if is_policy else "student": BFLOAT16 * trained},
         disk_extra=checkpoint,
-        notes=("memory is of one rank's device; its host holds the whole network in float32 while it is built",),
+        notes=(f"memory is of one rank's device; its host holds the whole network in float32 {_ON_HOST[is_policy]}",),
     )
     if is_policy or not cluster.num_windows:
         return full_size, [training]

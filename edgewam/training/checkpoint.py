@@ -85,11 +85,6 @@ def write_checkpoint(
             files = {file.name: file.stat().st_size for file in sorted(slot.iterdir())}
             _sync(slot)
             write_json(path, {**header, "shards": slot.name, "files": files})
-            _sync(path.parent)
-            for other in _SLOTS:
-                if other != slot.name:
-                    shutil.rmtree(path.parent / other, ignore_errors=True)
-        ranks.wait()
     except (OSError, CheckpointException) as error:
         if ranks.is_main:
             shutil.rmtree(slot, ignore_errors=True)
@@ -98,6 +93,16 @@ def write_checkpoint(
             f"Cannot write the checkpoint '{path}' ({size / 1e6:.0f} MB) at step {progression.step}: {_reason(error)}. "
             "The checkpoint before it is untouched: free some space and run the same command again to go on from there."
         ) from error
+    if ranks.is_main:  # the new one is current: nothing that fails from here on may remove it
+        try:
+            _sync(path.parent)
+        except OSError as error:
+            message = f"Cannot flush '{path.parent}' to disk: {error}. Look at that disk, then run the same command again."
+            raise EdgewamError(message) from error
+        for other in _SLOTS:
+            if other != slot.name:
+                shutil.rmtree(path.parent / other, ignore_errors=True)
+    ranks.wait()
 
 
 def read_header(path: Path) -> dict[str, Any]:

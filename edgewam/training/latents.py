@@ -238,7 +238,7 @@ def _encode(
     images, clips = (_file(out, name) for name in ("images", "clips"))
     if ranks.is_main:
         for name in ("images", "clips"):
-            allocate(_file(out, name), 2 * int(np.prod(header[name])))
+            allocate(_file(out, name), 2 * int(np.prod(header[name])), has_rows=done > 0)
     ranks.wait()
     episode_of, step_of = window_starts(dataset, plan)
     frame_starts = np.cumsum(-(-dataset.lengths // hold)) - -(-dataset.lengths // hold)
@@ -256,8 +256,8 @@ def _encode(
                     waiting.append(pool.submit(_encode_episode, dataset, following, starts, vae, plan, device))
                 if episode < end:
                     found, later = waiting.popleft().result()
-                    write_rows(images, frame_starts[episode], found)
-                    write_rows(clips, windows[episode][0], later)
+                    write_rows(images, {int(frame_starts[episode]): found})
+                    write_rows(clips, {int(windows[episode][0]): later})
                 ranks.wait()
                 if ranks.is_main:
                     write_json(out / DONE, {"episodes": end})

@@ -189,7 +189,7 @@ def _train(
     average_state = None if average is None else average.state
     identity = {**{k: v for k, v in asdict(config).items() if k not in FREE_FIELDS}, **task.identity}
     done = Progression(0, 0.0)
-    if resume and has_checkpoint(path):
+    if resume and ranks.any(has_checkpoint(path)):  # a rank that does not see it must not start anew beside the others
         done = restore(path, task.module, average_state, optimizers, identity, ranks)
     log = ScalarLog(out_dir, done.step, config.tensorboard) if ranks.is_main else None
     start = clock() - done.elapsed_s

@@ -31,7 +31,7 @@ from edgewam.training.optimizers import ParameterGroup, split_muon
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
-from edgewam.training.policy_source import Sources, cached_sources, frame_sources, training_episodes
+from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches, training_episodes
 from edgewam.training.ranks import WHOLE, Share, join_ranks, one_message
 from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
@@ -146,7 +146,10 @@ def train_policy(
         return {}
     task.module = whole_module(task.module, result, lambda: task.family.build(config.model))
     task.module.load_state_dict(rounded(result.weights, config.weights_dtype))
-    measured = measure_policy(config.family, task.module.to(config.loop.device), sources.held, config.loop.seed, tables=tables)
+    measured = measure_policy(
+        config.family, task.module.to(config.loop.device), sources.held, config.loop.seed,
+        tables=tables, **held_batches(config.frames),
+    )  # fmt: skip
     measured |= {"steps": result.step, "minutes": round(result.elapsed_s / 60, 2), "weights_dtype": config.weights_dtype}
     write_policy(
         out,

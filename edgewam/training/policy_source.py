@@ -22,7 +22,8 @@ from edgewam.training.frames import held_out
 from edgewam.training.latents import LatentPlan, build_cache
 from edgewam.training.windows import Source, WindowSource
 
-HELD_BATCH = 16  # windows of a held-out batch
+HELD_WINDOWS, HELD_BATCH = 64, 16  # windows that a policy is measured on, in all and at once
+HELD_PICTURES = 4  # at once where pictures are read: networks of full size, of which one window takes a gigabyte in float32
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,12 @@ class Sources:
 
     train: Source
     held: Source
+
+
+def held_batches(frames: bool) -> dict[str, int]:
+    """How many held-out batches to measure on, and their size; `frames`: of pictures that are read."""
+    size = HELD_PICTURES if frames else HELD_BATCH
+    return {"num_batches": HELD_WINDOWS // size, "size": size}
 
 
 def training_episodes(dataset: Dataset) -> range:
@@ -71,7 +78,7 @@ def frame_sources(
     kept = range(len(train), dataset.num_episodes)
     samplers = (
         WindowSampler(dataset, layout, size, plan.seed, plan.start_stride, list(episodes))
-        for size, episodes in ((batch_size, train), (HELD_BATCH, kept))
+        for size, episodes in ((batch_size, train), (HELD_PICTURES, kept))
     )
     found = [
         FrameSource(sampler, canvas, vae, stats, text, chunk_images, workers)

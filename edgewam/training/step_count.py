@@ -6,8 +6,7 @@ the bytes that are alive between forward and backward pass.  Weights, gradients 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, TypeVar
@@ -55,10 +54,11 @@ class PassCount:
 
 @dataclass(frozen=True)
 class StudentCount:
-    """A student's pass, and what one of its windows costs when the teacher's trajectory is made."""
+    """A student's pass, and the teacher's trajectories of as many windows: operations of one, bytes of all meanwhile."""
 
     step: PassCount
     rollout_flops: float
+    rollout_bytes: float
 
 
 def count_policy_pass(
@@ -76,7 +76,8 @@ def count_policy_pass(
     """
 
     def one(depth: int) -> dict[str, float]:
-        with _network(family, sizes, depth, recompute) as model:
+        with FakeTensorMode():
+            model = _network(family, sizes, depth, recompute)
             data = _batch(model.config, layout, batch)
             noise = family.draw_noise(data, torch.Generator(), action_draws, sizes.train_shift)
             return _count(lambda: family.training_loss(model, data, noise).total, model)
@@ -94,22 +95,32 @@ def count_student_pass(
     """
 
     def one(depth: int) -> dict[str, float]:
-        with _network(family, sizes, depth, recompute) as model:
+        with FakeTensorMode():
+            # the teacher is whole and float32: layers are made bfloat16 in their turn, and some of what it gives stays float32
+            teacher = _network(family, sizes, depth, False, torch.float32).requires_grad_(False)
+            model = _network(family, sizes, depth, recompute)
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_(name.startswith(family.LEARNT_BY_STUDENTS))
             data = _batch(model.config, layout, batch)
             noise = torch.randn(data.actions.shape)
-            frozen, conditioning = _flops(lambda: family.condition(model, data))
-            one_step, _ = _flops(lambda: family.teacher_trajectory(model, conditioning, noise, 1, (0, 1)))
-            two_steps, trajectory = _flops(lambda: family.teacher_trajectory(model, conditioning, noise, 2, (0, 1, 2)))
+            frozen, conditioning = _run(lambda: family.condition(teacher, data))
+            one_step, _ = _run(lambda: family.teacher_trajectory(teacher, conditioning, noise, 1, (0, 1)))
+            two_steps, trajectory = _run(lambda: family.teacher_trajectory(teacher, conditioning, noise, 2, (0, 1, 2)))
             anchors = family.draw_anchors(data, 2, torch.Generator())
             found = _count(lambda: family.ode_loss(model, conditioning, trajectory, anchors, data.action_is_pad), model)
-            rollout = Line.through(1, one_step, 2, two_steps).at(teacher_steps)
-            return found | {"frozen_flops": frozen, "rollout_flops": (frozen + rollout) / batch}
+            rollout = Line.through(1, one_step.flops, 2, two_steps.flops).at(teacher_steps)
+            # what conditions an executor is there until its pass ends
+            found["kept_bytes"] += frozen.now
+            return found | {
+                "peak_bytes": max(frozen.peak, frozen.now + found["peak_bytes"]),
+                "frozen_flops": frozen.flops,
+                "rollout_flops": (frozen.flops + rollout) / batch,
+                "rollout_bytes": max(frozen.peak, frozen.now + two_steps.peak),
+            }
 
     found = _at_full_depth(one, sizes.num_layers)
-    rollout = found.pop("rollout_flops")
-    return StudentCount(PassCount(**found), rollout)
+    rollout = {name: found.pop(name) for name in ("rollout_flops", "rollout_bytes")}
+    return StudentCount(PassCount(**found), **rollout)
 
 
 def _at_full_depth(one: Callable[[int], dict[str, float]], depth: int) -> dict[str, float]:
@@ -118,19 +129,17 @@ def _at_full_depth(one: Callable[[int], dict[str, float]], depth: int) -> dict[s
     return {name: Line.through(_DEPTHS[0], small[name], _DEPTHS[1], large[name]).at(depth) for name in small}
 
 
-@contextmanager
-def _network(family: ModuleType, sizes: Any, depth: int, recompute: bool) -> Iterator[nn.Module]:
-    """A network of fake tensors with gradients that exist already, in the type that matrix products have in training."""
+def _network(family: ModuleType, sizes: Any, depth: int, recompute: bool, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """A network of fake tensors, in the type that matrix products have in training or in another."""
     before = torch.get_default_dtype()
-    with FakeTensorMode():
-        torch.set_default_dtype(torch.bfloat16)
-        try:
-            model = family.build(replace(sizes, num_layers=depth))
-        finally:
-            torch.set_default_dtype(before)
-        if recompute:
-            checkpoint_activations(family.BLOCKS(model))
-        yield model
+    torch.set_default_dtype(dtype)
+    try:
+        model: nn.Module = family.build(replace(sizes, num_layers=depth))
+    finally:
+        torch.set_default_dtype(before)
+    if recompute:
+        checkpoint_activations(family.BLOCKS(model))
+    return model
 
 
 def _batch(sizes: Any, layout: WindowLayout, batch: int) -> LossBatch:
@@ -152,10 +161,11 @@ def _count(loss: Callable[[], Tensor], model: nn.Module) -> dict[str, float]:
     }  # fmt: skip
 
 
-def _flops(run: Callable[[], T]) -> tuple[float, T]:
+def _run(call: Callable[[], T]) -> tuple[_Counter, T]:
+    """What a call computes, and keeps as long as its result is there."""
     with _Counter() as counter, torch.autocast("cpu", torch.bfloat16):
-        result = run()
-    return counter.flops, result
+        result = call()
+    return counter, result
 
 
 class _Counter(AliveTensors):

@@ -100,3 +100,8 @@ def test_what_does_not_go_together_is_refused(road, arguments, words):
 def test_a_policy_recipe_distils_nothing(road, policy):
     done = here("distill", policy[0], road / "data", road / "refused", "--recipe", POLICY)
     assert done.code == 1 and "for policies: edgewam train" in done.err
+
+
+def test_a_teacher_of_another_family_than_the_recipes_is_refused(road, policy):
+    done = here("distill", policy[0], road / "data", road / "refused", "--recipe", "robotwin_fastwam_ode")
+    assert done.code == 1 and "is of the family 'aha_wam', the recipe robotwin_fastwam_ode is for 'fast_wam'" in done.err

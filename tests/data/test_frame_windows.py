@@ -1,6 +1,7 @@
 """Every place of a batch shows the frame that a camera delivered last, once stored, whoever decoded it."""
 
 import itertools
+import os
 import pickle
 from dataclasses import replace
 
@@ -161,6 +162,8 @@ def test_two_processes_give_the_batches_of_one_and_their_error(tmp_path):
     endless = loader.stream(itertools.cycle(chosen))
     assert agree([next(endless) for _ in range(9)], wanted + wanted[:2])
     workers = [worker.pid for worker in loader._loader._iterator._workers]
+    # torchrun sends SIGTERM to a rank's whole group; the rank still wants the batches of the step that it finishes
+    assert all(os.getpgid(pid) != os.getpgrp() for pid in workers)
     assert agree(loader.stream(chosen[3:6]), wanted[3:6])
     assert [worker.pid for worker in loader._loader._iterator._workers] == workers
     assert torch.equal(torch.get_rng_state(), before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,8 @@ import torch
 from edgewam.core.artifacts import read_manifest
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
+from edgewam.data.frame_windows import FrameBatch, FrameLoader
+from edgewam.data.windows import WindowBatch
 from edgewam.distill import ode
 from edgewam.distill.fidelity import fidelity
 from edgewam.distill.ode import OdeDistillation, OdeTask, distill, prepare
@@ -20,6 +23,7 @@ from edgewam.distill.trajectories import DONE, TrajectoryPlan, build_trajectorie
 from edgewam.flow.solver import euler_table
 from edgewam.models.aha_wam import condition, teacher_trajectory
 from edgewam.recipes.deploy import compile_plan
+from edgewam.training.frame_source import FrameSource
 from edgewam.training.frames import held_out
 from edgewam.training.log import read_log
 from edgewam.training.policy import train_policy
@@ -27,6 +31,7 @@ from edgewam.training.policy_artifact import load_policy
 from tests.training import tiny
 
 PLAN = TrajectoryPlan(num_batches=6, batch_size=8)
+BF16 = 0.1  # of actions around one, after sixteen steps whose products keep eight bits
 Road = tuple[Dataset, Path, Path]
 
 
@@ -217,6 +222,42 @@ def test_rolling_out_goes_on_after_a_stop_and_refuses_another_teacher(road: Road
     (stopped / "states.f32").write_bytes(b"")
     with pytest.raises(ArtifactError, match="missing or truncated"):
         build_trajectories(stopped, teacher.family, teacher.model, source, identity, plan)
+
+
+def test_products_in_bfloat16_are_another_cache(road: Road, tmp_path: Path) -> None:
+    task, _, teacher = prepare(config(road), road[2] / "student.training")
+    plan, identity, source = replace(PLAN, num_batches=1), {"teacher": teacher.manifest.digest}, task.cache.source
+    half = build_trajectories(tmp_path / "half", teacher.family, teacher.model, source, identity, plan, bfloat16=True)
+    exact = task.cache.states
+    distance = np.abs(half.states[0, -1] - exact[0, -1]).max()
+    assert np.array_equal(half.states[0, 0], exact[0, 0]) and 0 < distance < BF16
+    with pytest.raises(ArtifactError, match="another products"):
+        build_trajectories(tmp_path / "half", teacher.family, teacher.model, source, identity, plan)
+
+
+def test_pictures_are_read_ahead_in_the_order_in_which_batches_are_asked_for(road: Road, tmp_path: Path) -> None:
+    """A worker's batch that nobody asks for next is decoded for nothing."""
+    loop = replace(tiny.LOOP, steps=2, warmup_steps=1, ema_decay=None)
+    plan = replace(PLAN, num_batches=4, batch_size=2, num_steps=2, captured=(0, 1, 2))
+    frames = config(road, frames=True, num_workers=0, trajectories=plan, loop=loop, start_stride=1)
+    asked: list[int] = []
+    stream = FrameLoader.stream
+
+    def counted(self: FrameLoader, windows: Iterable[WindowBatch]) -> Iterator[FrameBatch]:
+        asked.append(1)
+        return stream(self, windows)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FrameLoader, "stream", counted)
+        task = prepare(frames, tmp_path)[0]
+        assert len(asked) == 1, "trajectories"
+        source = task.cache.source
+        assert isinstance(source, FrameSource) and source.sampler.start_stride == 1
+        source.batch(task.cache.choice(task.batch(0, np.random.default_rng(0))))
+        for index in range(1, 4):
+            source.batch(task.cache.choice(task.batch(index, np.random.default_rng(index))))
+        assert len(asked) == 2
+    assert [task.batch(index, np.random.default_rng(0)) for index in (3, 4, 5)] == [3, 0, 1]
 
 
 def test_a_teacher_that_gives_no_numbers_is_refused(road: Road, tmp_path: Path) -> None:

@@ -149,6 +149,8 @@ def test_a_students_jump_costs_what_the_facts_say():
     assert count.step.forward_flops == pytest.approx(jump, rel=FLOPS)
     rollout = count.rollout_flops - count.step.frozen_flops
     assert rollout == pytest.approx(16 * 4 * 27.7e9 + 50.1e9, rel=FLOPS)
+    # keys and values of 30 layers, 4 chunks and 120 tokens, bfloat16 at least, are there while the student computes
+    assert count.step.kept_bytes > 2 * 30 * 4 * 120 * 3072 * 2
 
 
 def test_shallow_networks_tell_the_deep_one(monkeypatch):
@@ -186,7 +188,7 @@ def test_fake_tensors_count_what_real_ones_hold_and_compute():
 
 def test_a_student_needs_its_teacher_and_little_else(monkeypatch):
     step = step_count.PassCount(forward_flops=1e12, backward_flops=2e12, frozen_flops=5e12, kept_bytes=1e9, peak_bytes=2e9)
-    monkeypatch.setattr(step_count, "count_student_pass", lambda *_: step_count.StudentCount(step, 3e12))
+    monkeypatch.setattr(step_count, "count_student_pass", lambda *_: step_count.StudentCount(step, 3e12, 5e9))
     full_size, rollout = estimate_student(own.student(), 2)
     held = full_size.memory["loss and gradients"]
     total = sum(part.parameters for part in full_size.parts)
@@ -195,6 +197,9 @@ def test_a_student_needs_its_teacher_and_little_else(monkeypatch):
     assert held["gradients of earlier passes"] == 4 * trained  # two passes to a step: whole until the last one
     assert full_size.model_flops == 2 * 8e12 and full_size.fits is None and full_size.step_seconds is None  # no device was named
     assert held["gathered weights"] < 2 * total  # the planner's and the router's layers are the teacher's work
+    # frozen weights are made bfloat16 layer by layer: autocast keeps copies of trained ones only
+    assert not any("bf16" in name for name in held)
+    assert full_size.memory["teacher's trajectories"]["temporaries"] == 5e9
     executor = next(part for part in full_size.parts if part.name.startswith("executor"))
     assert trained == executor.parameters + 2 * tiny.MODEL.action_hidden_dim  # and the branch embedding
 

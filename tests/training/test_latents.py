@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from edgewam.core.artifacts import write_json
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.data.dataset import Dataset
 from edgewam.training.frames import compose_episode
@@ -115,6 +116,9 @@ def test_a_truncated_array_is_refused(road: Road, cache: LatentCache, tmp_path: 
     vae, manifest = load_vae(road[1])
     with pytest.raises(ArtifactError, match="missing or truncated"):
         open_cache(tmp_path, road[0], vae, manifest.digest, PLAN)
+    write_json(tmp_path / DONE, {"episodes": 1})  # a new file would hold zeros for the first episode
+    with pytest.raises(ArtifactError, match="missing or truncated"):
+        build_cache(tmp_path, road[0], vae, manifest.digest, PLAN)
 
 
 def test_a_full_disk_says_how_much_is_needed(road: Road, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from edgewam.core.errors import ArtifactError, EdgewamError
+from edgewam.training import checkpoint
 from edgewam.training.checkpoint import CHECKPOINT, read_header, read_tensors, read_weights
 from edgewam.training.log import read_log
 from edgewam.training.loop import Interrupted, LoopConfig, Progress, train
@@ -169,6 +170,27 @@ def test_a_full_disk_leaves_the_old_checkpoint_and_says_what_to_do(
         with pytest.raises(EdgewamError, match=r"step 30: rank 0: .*No space left.*free some space"):
             train(ToyTask(), CONFIG, tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.b", CHECKPOINT, "log.jsonl"]
+    assert read_header(tmp_path / CHECKPOINT)["step"] == 20
+    train(ToyTask(), CONFIG, tmp_path)
+    assert_same_state(uninterrupted, tmp_path)
+
+
+def test_a_checkpoint_that_is_current_stays_when_its_folder_cannot_be_flushed(
+    uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed, real = 0, checkpoint._sync
+
+    def fails(directory: Path) -> None:
+        nonlocal flushed
+        flushed += directory == tmp_path
+        if flushed == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        real(directory)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_sync", fails)
+        with pytest.raises(EdgewamError, match=r"Cannot flush.*Input/output error"):
+            train(ToyTask(), CONFIG, tmp_path)
     assert read_header(tmp_path / CHECKPOINT)["step"] == 20
     train(ToyTask(), CONFIG, tmp_path)
     assert_same_state(uninterrupted, tmp_path)
