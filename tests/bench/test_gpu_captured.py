@@ -18,6 +18,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module", autouse=True)
 def forget():
+    policy.forget_policy()  # another file's tests may have left one without graphs
     yield
     policy.forget_policy()
 
