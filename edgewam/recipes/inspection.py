@@ -51,7 +51,7 @@ def _group(name: str) -> str:
     """mot.mixtures.video, proprio_encoder, encoder, blocks, ...: coarse enough for a table."""
     parts = name.split(".")
     if parts[0] == "mot":
-        return ".".join(parts[:3] if parts[1] == "mixtures" else parts[:2])
+        return ".".join(parts[:3] if parts[1:2] == ["mixtures"] else parts[:2])
     return parts[0]
 
 
