@@ -33,7 +33,8 @@ from edgewam.robot_bridge.run import RunSettings
 
 ROBOT, POLICY_HZ = "aloha_sim", 50.0
 BURNERS = 2
-BURN = "while True: pass"
+# it looks for its parent now and then: a soak that is killed must not leave the processors burning
+BURN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
 
 
 class Burners:

@@ -132,7 +132,7 @@ def write_artifact(
     Raises:
         ArtifactError: something else is there, see `refuse_to_replace`.
     """
-    directory = Path(directory)
+    directory = Path(directory).absolute()  # "." has no name to put a temporary one beside
     refuse_to_replace(directory, kind)
     with replaced_directory(directory) as temporary:
         yield temporary

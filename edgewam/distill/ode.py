@@ -31,11 +31,12 @@ from edgewam.flow.solver import euler_table
 from edgewam.models import checkpoints
 from edgewam.models.family import sizes, trainable
 from edgewam.models.flow_ode import Trajectory
+from edgewam.models.text_sources import embedded_now
 from edgewam.training.latents import LatentPlan
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup
 from edgewam.training.policy_artifact import LoadedPolicy, load_policy, write_policy
-from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches
+from edgewam.training.policy_source import held_batches, open_sources
 from edgewam.training.ranks import WHOLE, Share, one_message
 from edgewam.training.weights import rounded
 from edgewam.training.windows import Source, latent_plan
@@ -131,7 +132,13 @@ def prepare(
             f"{config.trajectories.max_prefix} from it. Train the teacher with max_prefix, or distil with less."
         )
     digest = teacher.manifest.parents["vae"]
-    sources = _sources(config, work, dataset, teacher, say)
+    text = embedded_now(teacher.text(config.text), dataset.tasks)
+    sources = open_sources(
+        dataset, teacher.vae, digest, policy_latents(teacher, config.start_stride), config.loop, teacher.stats, text,
+        facts.layout, say, cache=None if config.frames else config.latents or work / "latents",
+        batch_size=config.trajectories.batch_size, num_workers=config.num_workers,
+        chunk_images=trainable(teacher.family).CHUNK_IMAGES,
+    )  # fmt: skip
     digests = {"teacher": teacher.manifest.digest, "dataset": dataset.digest, "vae": digest}
     if config.start_stride is not None:  # trajectories start at other windows
         digests["start_stride"] = str(config.start_stride)
@@ -148,18 +155,6 @@ def prepare(
         digests["init_from"] = start.manifest.digest
     student.config = replace(student.config, shift=config.shift or start.sizes.shift)  # type: ignore[arg-type,type-var]
     return OdeTask(config, teacher.family, teacher.model, student, cache, digests), sources.held, teacher
-
-
-def _sources(config: OdeDistillation, work: Path, dataset: Dataset, teacher: LoadedPolicy, say: Callable[[str], None]) -> Sources:
-    plan, device = policy_latents(teacher, config.start_stride), config.loop.device
-    layout, text = teacher.facts.layout, teacher.text(config.text)
-    if not config.frames:
-        out, digest = config.latents or work / "latents", teacher.manifest.parents["vae"]
-        return cached_sources(out, dataset, teacher.vae, digest, plan, device, teacher.stats, text, layout, say)
-    return frame_sources(
-        dataset, teacher.vae, plan, device, teacher.stats, text, layout, batch_size=config.trajectories.batch_size,
-        num_workers=config.num_workers, bfloat16=config.loop.autocast, chunk_images=trainable(teacher.family).CHUNK_IMAGES,
-    )  # fmt: skip
 
 
 def policy_latents(policy: LoadedPolicy, start_stride: int | None = None) -> LatentPlan:

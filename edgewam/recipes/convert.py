@@ -67,7 +67,7 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
     )  # fmt: skip
     is_policy = found.kind in plugins.names("family")
     refuse_senseless(found.kind, is_policy, plan)
-    refuse_to_replace(plan.out, _kind(plan, found))
+    refuse_to_replace(plan.out, _kind(found))
     if is_policy:
         kind, said = _policy(plan, found, ready, configured, report)
     else:
@@ -78,7 +78,7 @@ def convert(plan: Conversion, report: Report | None = None) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _kind(plan: Conversion, found: Checkpoint) -> str:
+def _kind(found: Checkpoint) -> str:
     """Of the artifact that will be written; a policy's is one of three that may replace each other."""
     return {"wan_vae": "vae", "umt5": "text_encoder"}.get(found.kind, "weights")
 

@@ -41,7 +41,7 @@ def _step(path: Path) -> tuple[str, dict[str, str]]:
     try:
         found = next(step for step in json.loads(path.read_text())["steps"] if step.get("registry_name") == _STEP)
         return Path(found["state_file"]).name, dict(found["config"]["norm_map"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, StopIteration, RecursionError) as error:
         raise ArtifactError(
             f"'{path}' does not say how states and actions are normalised: {error!r}. Give the dataset_stats.json of these "
             "weights with --stats, and --normalization."

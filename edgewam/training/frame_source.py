@@ -31,17 +31,17 @@ PIXELS: dict[torch.dtype, Pixels] = {torch.float32: "float32", torch.bfloat16: "
 class FrameChoice:
     """Rows `first` to `last` (exclusive) of batch number `index`.
 
-    ahead: the number that will probably be asked for next, counted from this one; 0: nobody knows.
+    in_order: the batch after it will probably be asked for next; else nobody knows.
     """
 
     index: int
     first: int
     last: int
-    ahead: int = 0
+    in_order: bool = False
 
     def following(self) -> Iterator[FrameChoice]:
         """The same rows of this batch and of those that will probably be asked for after it."""
-        numbers = itertools.count(self.index, self.ahead) if self.ahead else [self.index]
+        numbers = itertools.count(self.index) if self.in_order else [self.index]
         return (replace(self, index=number) for number in numbers)
 
     def __len__(self) -> int:
@@ -59,8 +59,7 @@ class FrameSource:
     """Draws by number, decodes ahead, encodes on the VAE's device.
 
     canvas: the road the pictures take; `canvas_for` gives the released one.  chunk_images: whether the family looks at an
-    image per chunk (else chunk_latents has none).  num_workers, prefetch: see `FrameLoader`.  ahead: the distance between the
-    batches that are asked for one after another, which reading ahead follows.
+    image per chunk (else chunk_latents has none).  num_workers, prefetch: see `FrameLoader`.
     """
 
     sampler: WindowSampler
@@ -71,7 +70,6 @@ class FrameSource:
     chunk_images: bool = True
     num_workers: int = 0
     prefetch: int = 2
-    ahead: int = 1
 
     def __post_init__(self) -> None:
         self.vae = self.vae.eval().requires_grad_(False)
@@ -103,7 +101,7 @@ class FrameSource:
             raise ContractError(f"The sampler makes batches of {self.sampler.batch_size} windows; {size} were asked for.")
         if index is None:
             return FrameChoice(int(generator.integers(self.sampler.num_batches(0))), 0, size)
-        return FrameChoice(index, 0, size, self.ahead)
+        return FrameChoice(index, 0, size, in_order=True)
 
     def batch(self, choice: FrameChoice) -> LossBatch:
         """Latents on the VAE's device; normalised actions and states, text and ids on the CPU.

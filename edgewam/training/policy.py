@@ -22,16 +22,14 @@ from edgewam.data.stats import DatasetStats, measure_stats, read_stats
 from edgewam.flow.schedule import TableDtype
 from edgewam.models import checkpoints
 from edgewam.models.family import trainable
-from edgewam.models.text import TextEncoder
-from edgewam.models.text_sources import SMALL, open_text
-from edgewam.models.wan_vae import WanVae
+from edgewam.models.text_sources import SMALL, embedded_now, open_text
 from edgewam.models.warm_start import sizes_digest, warm_start
 from edgewam.training.loop import Loss, Progress, train, whole_module
 from edgewam.training.optimizers import ParameterGroup, split_muon
 from edgewam.training.policy_artifact import LoadedPolicy, PolicyFacts, load_policy, write_policy
 from edgewam.training.policy_config import PolicyTraining
 from edgewam.training.policy_measure import measure_policy
-from edgewam.training.policy_source import Sources, cached_sources, frame_sources, held_batches, training_episodes
+from edgewam.training.policy_source import held_batches, open_sources, training_episodes
 from edgewam.training.ranks import WHOLE, Share, join_ranks, one_message
 from edgewam.training.weights import load_vae, rounded
 from edgewam.training.windows import Source, latent_plan
@@ -128,9 +126,15 @@ def train_policy(
     dataset.check_fits(whose, config.model.proprio_dim, config.model.action_dim, start.facts.fps if start else None)
     train_on = training_episodes(dataset)
     stats = _stats(config, dataset, train_on, start)
-    text = open_text(config.text, config.model, config.loop.device)
+    text = embedded_now(open_text(config.text, config.model, config.loop.device), dataset.tasks)
     say = report or (lambda line: None)
-    sources = _sources(config, work, dataset, vae, vae_manifest.digest, stats, text, say)
+    sources = open_sources(
+        dataset, vae, vae_manifest.digest,
+        latent_plan(config.layout, config.model, config.start_stride, config.loop.seed, config.composition),
+        config.loop, stats, text, config.layout, say,
+        cache=None if config.frames else config.latents or work / "latents", batch_size=config.batch_size,
+        num_workers=config.num_workers, chunk_images=trainable(config.family).CHUNK_IMAGES,
+    )  # fmt: skip
     parents = {"dataset": dataset.digest, "vae": vae_manifest.digest} | ({"init_from": start.manifest.digest} if start else {})
     parents |= {f"warm_start_{number}": sizes_digest(path) for number, path in enumerate(config.warm_start)}
     parents |= {} if config.stats is None else {"stats": file_digest(config.stats)}
@@ -178,21 +182,6 @@ def _stats(config: PolicyTraining, dataset: Dataset, episodes: range, start: Loa
         stats.check(dataset, f"'{config.stats}'")
         return stats
     return start.stats if start and not config.new_stats else measure_stats(dataset, episodes, mode=config.normalisation)
-
-
-def _sources(
-    config: PolicyTraining, work: Path, dataset: Dataset, vae: WanVae, vae_digest: str, stats: DatasetStats, text: TextEncoder,
-    report: Callable[[str], None],
-) -> Sources:  # fmt: skip
-    loop, layout = config.loop, config.layout
-    plan = latent_plan(layout, config.model, config.start_stride, loop.seed, config.composition)
-    if not config.frames:
-        out = config.latents or work / "latents"
-        return cached_sources(out, dataset, vae, vae_digest, plan, loop.device, stats, text, layout, report)
-    return frame_sources(
-        dataset, vae, plan, loop.device, stats, text, layout, batch_size=config.batch_size, num_workers=config.num_workers,
-        bfloat16=loop.autocast, chunk_images=trainable(config.family).CHUNK_IMAGES,
-    )  # fmt: skip
 
 
 def starting_policy(config: PolicyTraining, vae_manifest: Manifest) -> LoadedPolicy:

@@ -20,6 +20,7 @@ from edgewam.models.wan_vae import WanVae
 from edgewam.training.frame_source import FrameSource, canvas_for
 from edgewam.training.frames import held_out
 from edgewam.training.latents import LatentPlan, build_cache
+from edgewam.training.loop import LoopConfig
 from edgewam.training.windows import Source, WindowSource
 
 HELD_WINDOWS, HELD_BATCH = 64, 16  # windows that a policy is measured on, in all and at once
@@ -43,6 +44,27 @@ def held_batches(frames: bool) -> dict[str, int]:
 def training_episodes(dataset: Dataset) -> range:
     """The episodes to train on: all but the last few."""
     return range(dataset.num_episodes - held_out(dataset.num_episodes))
+
+
+def open_sources(
+    dataset: Dataset, vae: WanVae, vae_digest: str, plan: LatentPlan, loop: LoopConfig, stats: DatasetStats, text: TextEncoder,
+    layout: WindowLayout, report: Callable[[str], None], *, cache: Path | None, batch_size: int, num_workers: int,
+    chunk_images: bool,
+) -> Sources:  # fmt: skip
+    """Cached latents, or pictures where `cache` is None.
+
+    batch_size: of all ranks together.  num_workers: processes that decode ahead.  chunk_images: whether the family uses an image
+    per chunk.
+
+    Raises:
+        EdgewamError: what dataset and cache refuse.
+    """
+    if cache is not None:
+        return cached_sources(cache, dataset, vae, vae_digest, plan, loop.device, stats, text, layout, report)
+    return frame_sources(
+        dataset, vae, plan, loop.device, stats, text, layout, batch_size=batch_size, num_workers=num_workers,
+        bfloat16=loop.autocast, chunk_images=chunk_images,
+    )  # fmt: skip
 
 
 def cached_sources(

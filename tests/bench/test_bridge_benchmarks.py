@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +13,13 @@ import pytest
 from benchmarks import bridge_rows, observation_age, real_time_success, reliability, soak_judge
 from benchmarks.bridge_figures import first_commands, stretch, violations
 from benchmarks.marks import with_block
+from benchmarks.results import ROOT
 from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.control.chunks import Reject
 from edgewam.robot_bridge.control.modes import Cause, Mode
 from edgewam.robot_bridge.records.wires import log_layout
 from tests.robot_bridge.fakes import SPEC
+from tests.waiting import wait_for
 
 MS, PERIOD_NS, HZ = 1_000_000, 20_000_000, 50.0
 
@@ -172,3 +177,13 @@ def test_the_readme_s_row_of_a_soak_tells_what_was_missed_and_what_grew():
     known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0}
     ((label, _),) = bridge_rows.soak_rows(soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known))
     assert "NOT complete" in label and "busy loops" not in label
+
+
+def test_burners_go_out_when_the_soak_is_killed():
+    code = (
+        "import os\nfrom benchmarks.soak import Burners\nburners = Burners()\nburners.start(1)\n"
+        "print(burners._processes[0].pid, flush=True)\nos.kill(os.getpid(), 9)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60)
+    stat = Path(f"/proc/{int(done.stdout)}/stat")
+    wait_for(lambda: not stat.exists() or stat.read_text().split()[2] == "Z", "the burner's end")

@@ -129,3 +129,11 @@ def test_what_is_no_artifact_of_this_kind_is_not_replaced(tmp_path):
         else:  # a student written over its teacher
             with pytest.raises(ArtifactError, match="is a policy and is not replaced by a student"):
                 write(tmp_path / f"{first}-{second}", second)
+
+
+def test_the_directory_one_stands_in_can_be_written(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with write_artifact(".", "vae", config={}) as directory:
+        (directory / "file").write_text("x")
+    assert read_manifest(tmp_path / "here").kind == "vae"
