@@ -34,7 +34,7 @@ from edgewam.robot_bridge.run import RunSettings
 ROBOT, POLICY_HZ = "aloha_sim", 50.0
 BURNERS = 2
 # it looks for its parent now and then: a soak that is killed must not leave the processors burning
-BURN = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(1_000_000): pass"
+BURN = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(1_000_000): pass"
 
 
 class Burners:
@@ -45,7 +45,8 @@ class Burners:
 
     def start(self, count: int) -> None:
         """Burn."""
-        self._processes = [subprocess.Popen([sys.executable, "-c", BURN], stderr=subprocess.DEVNULL) for _ in range(count)]
+        command = [sys.executable, "-c", BURN, str(os.getpid())]
+        self._processes = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(count)]
 
     def stop(self) -> None:
         """Cool down; safe to call twice."""
