@@ -5,6 +5,7 @@ Pure functions of log rows, the bridge's own report and samples of memory; `benc
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from benchmarks.bridge_figures import Rows, episodes, stretch
@@ -22,24 +23,28 @@ MAX_LATENESS_MS = {"SCHED_FIFO": 2.0, "SCHED_OTHER": 20.0}
 MAX_MISSED_PERCENT = {50.0: 0.5, 100.0: 1.0}
 # memory is compared with what it was when every cache had been filled once
 WARM_UP_PART, WARM_UP_S = 0.2, 300.0  # the recorder fills the index of its first part for five minutes
+WINDOW_S = 60.0  # medians of a minute: single looks fall into moments when the allocator has just given half a MB back
 Memory = dict[str, list[tuple[float, float, float]]]  # by role: (s, resident MB, its own part of them)
 
 
 def growth(memory: Memory, seconds: float) -> dict[str, dict[str, Any]]:
-    """Of each process: resident memory after the warm-up and at the end, the growth between, and the samples in MB."""
+    """Of each process: resident MB in the minute after the warm-up and in the last one, the growth between, all samples."""
     warm_s = min(WARM_UP_S, WARM_UP_PART * seconds)
     found = {}
     for role, looks in memory.items():
         after = [look for look in looks if look[0] >= warm_s] or looks
         if not after:
             continue
-        first, last = after[0][1], after[-1][1]
+        begin_s, end_s = after[0][0], after[-1][0]
+        window_s = min(WINDOW_S, (end_s - begin_s) / 4)
+        first = median(look[1] for look in after if look[0] <= begin_s + window_s)
+        last = median(look[1] for look in after if look[0] >= end_s - window_s)
         found[role] = {
             "after_warm_up_mb": round(first, 2),
             "end_mb": round(last, 2),
             "anonymous_end_mb": round(after[-1][2], 2),
             "growth_percent": round(100 * (last - first) / first, 3),
-            "samples": [[t, round(rss, 2)] for t, rss, _ in looks[:: max(1, len(looks) // 60)]],
+            "samples": [[round(t, 1), round(rss, 2)] for t, rss, _ in looks],
         }
     return found
 

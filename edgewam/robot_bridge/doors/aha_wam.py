@@ -8,10 +8,7 @@ for another's; a context that is too old is an error reply.  Source: facts/aha_w
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import socket
-import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,8 +19,9 @@ from edgewam.core.errors import EdgewamError
 from edgewam.robot_bridge.doors.aha_wam_wire import frames, messages, pickle_reader, pickle_writer, seats
 from edgewam.robot_bridge.doors.aha_wam_wire.messages import Request
 from edgewam.robot_bridge.doors.aha_wam_wire.seats import Peer, Seats
-from edgewam.robot_bridge.serving.access import Address, is_token, listen
-from edgewam.robot_bridge.serving.door import POLL_S, DoorOptions, check_options, is_on
+from edgewam.robot_bridge.serving.access import Address, is_token
+from edgewam.robot_bridge.serving.connections import Connection, Connections
+from edgewam.robot_bridge.serving.door import DoorOptions, check_options, is_on
 from edgewam.robot_bridge.serving.handler import Answer, DoorError, Handler
 
 DEFAULT_PORT = 10_000
@@ -64,35 +62,7 @@ def serve(handler: Handler, address: Address, options: DoorOptions) -> None:
     Raises:
         EdgewamError: the address cannot be had, or the options do not allow this door.
     """
-    settings = settings_of(options.extra)
-    listener, address = listen(address, options.token)
-    door = _Door(handler, options, settings)
-    threads: list[threading.Thread] = []
-    with listener:
-        listener.settimeout(POLL_S)
-        options.on_ready(address)
-        for number in count():
-            if (accepted := _accept(listener, options.quit)) is None:
-                break
-            threads = [thread for thread in threads if thread.is_alive()]
-            connection, peer = accepted
-            if len(threads) >= options.max_connections and not door.drop_stranger():
-                connection.close()
-                continue
-            host = peer[0] if isinstance(peer, tuple) else "local"
-            thread = threading.Thread(target=door.converse, args=(connection, host, number), daemon=True)
-            threads.append(thread)
-            thread.start()
-    door.close()
-    for thread in threads:
-        thread.join(frames.FRAME_S)
-
-
-def _accept(listener: socket.socket, quit_event: threading.Event) -> tuple[socket.socket, Any] | None:
-    while not quit_event.is_set():
-        with contextlib.suppress(TimeoutError, ConnectionError):  # nobody came, or went again before we looked
-            return listener.accept()
-    return None
+    _Door(handler, options, settings_of(options.extra)).connections.serve(address)
 
 
 class _Door:
@@ -103,44 +73,21 @@ class _Door:
         self._cameras = handler.metadata["cameras"]
         self._control_hz = float(handler.metadata["control_hz"])
         self._seats = Seats(handler.release)
-        self._open: set[socket.socket] = set()
-        self._strangers: dict[int, socket.socket] = {}  # connections that have not introduced themselves yet, oldest first
         self._steps = count(1)
+        self.connections = Connections(options, self._converse)
 
-    def close(self) -> None:
-        """End every conversation."""
-        for connection in list(self._open):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
-    def drop_stranger(self) -> bool:
-        """End the connection that has said nothing for longest, so that it keeps nobody out; False when all have spoken."""
-        for number in list(self._strangers):
-            if (connection := self._strangers.pop(number, None)) is not None:
-                with contextlib.suppress(OSError):
-                    connection.shutdown(socket.SHUT_RDWR)
-                return True
-        return False
-
-    def converse(self, connection: socket.socket, host: str, number: int) -> None:
+    def _converse(self, connection: Connection) -> None:
         """One client's requests in order, until it leaves, falls silent or sends what is no message."""
-        self._open.add(connection)
-        self._strangers[number] = connection
         try:
-            with connection, contextlib.suppress(OSError):
-                if connection.family != socket.AF_UNIX:
-                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._exchange(connection, host, number)
+            self._exchange(connection)
         finally:
-            self._open.discard(connection)
-            self._strangers.pop(number, None)
-            self._seats.leave(host, number)
+            self._seats.leave(connection.host, connection.number)
 
-    def _exchange(self, connection: socket.socket, host: str, number: int) -> None:
-        speaker, wait_s = _Speaker(host, number), self._options.open_s
+    def _exchange(self, connection: Connection) -> None:
+        plug, speaker, wait_s = connection.plug, _Speaker(connection), self._options.open_s
         while not self._options.quit.is_set():
             try:
-                frame = frames.receive(connection, self._options.max_frame_bytes, wait_s)
+                frame = frames.receive(plug, self._options.max_frame_bytes, wait_s)
                 if frame is None:
                     return
                 message = pickle_reader.read(frame)
@@ -148,10 +95,10 @@ class _Door:
                 if not speaker.is_known:
                     self._introduce(speaker, message)
             except DoorError as error:  # the bytes cannot be trusted from here on
-                frames.send(connection, pickle_writer.write(messages.error_reply(error, is_fatal=True)))
-                frames.part(connection)
+                frames.send(plug, pickle_writer.write(messages.error_reply(error, is_fatal=True)))
+                connection.part()
                 return
-            frames.send(connection, pickle_writer.write(self._reply(speaker, message)))
+            frames.send(plug, pickle_writer.write(self._reply(speaker, message)))
             wait_s = self._options.idle_s
 
     def _introduce(self, speaker: _Speaker, message: Any) -> None:
@@ -159,7 +106,7 @@ class _Door:
         if not is_token(token if isinstance(token, str) else None, self._options.token):
             raise DoorError("unauthorized", "The first message of a connection must hold the right 'token'.")
         speaker.is_known = True
-        self._strangers.pop(speaker.number, None)
+        self.connections.introduce(speaker.connection)
 
     def _reply(self, speaker: _Speaker, message: Any) -> dict[str, Any]:
         kind = messages.kind_of(message)
@@ -183,7 +130,7 @@ class _Door:
         if request.kind == "config":  # upstream acknowledges it and changes nothing
             return {"ok": True, "type": "config_ack"}
         for seat in seats.SEATS_OF[request.kind]:
-            peer = self._seats.take(speaker.host, seat, speaker.number)
+            peer = self._seats.take(speaker.connection.host, seat, speaker.connection.number)
         if request.kind == "image":
             return {"ok": True, "type": "image_ack", "queued": bool(self._handler.plan(peer.client, request.look)["queued"])}
         if request.kind == "reset" or (request.kind == "infer" and not speaker.has_begun):
@@ -216,9 +163,8 @@ class _Door:
 
 @dataclass
 class _Speaker:
-    """One connection: where it comes from, its number, whether it showed the token and whether it has begun an episode."""
+    """One connection, whether it showed the token and whether it has begun an episode."""
 
-    host: str
-    number: int
+    connection: Connection
     is_known: bool = False
     has_begun: bool = False

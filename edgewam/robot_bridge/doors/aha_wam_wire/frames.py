@@ -11,7 +11,6 @@ from edgewam.robot_bridge.serving.handler import DoorError
 
 HEADER = struct.Struct("!I")
 FRAME_S = 5.0  # a frame that has begun must be complete by then: 8 MB over 20 Mbit/s
-PART_S = 0.5  # how long a client that was refused may go on sending, so that it reads why
 SEND_S = 5.0  # a client that does not take its reply for so long is gone
 
 
@@ -58,13 +57,3 @@ def send(connection: socket.socket, payload: bytes) -> None:
     """One frame; OSError when the client does not take it."""
     connection.settimeout(SEND_S)
     connection.sendall(HEADER.pack(len(payload)) + payload)
-
-
-def part(connection: socket.socket) -> None:
-    """End a conversation such that the client gets the last reply: a socket closed with unread bytes would throw that away."""
-    connection.shutdown(socket.SHUT_WR)
-    end_s = time.monotonic() + PART_S
-    while (left_s := end_s - time.monotonic()) > 0:
-        connection.settimeout(left_s)
-        if not connection.recv(1 << 16):
-            return
