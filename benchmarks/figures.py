@@ -164,7 +164,7 @@ FIGURES = (
     ),
     Figures(f"context_age_{AGE_TASK}", ("-m", "benchmarks.context_age", "--task", AGE_TASK), _bundle, age_rows),
 )  # fmt: skip
-SOAKS = {"soak": (), "soak_no_fifo": ("--no-fifo",), "soak_100hz": ("--control-hz", "100", "--minutes", "5")}
+SOAKS = {"soak_recorded": ("--record",), "soak_no_fifo": ("--no-fifo",), "soak_100hz": ("--control-hz", "100", "--minutes", "5")}
 BRIDGE = (
     *(
         Figures(name, ("-m", "benchmarks.soak", *options), lambda d: str(d["conditions"]["bundle"]), bridge_rows.soak_rows)
