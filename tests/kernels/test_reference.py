@@ -68,7 +68,7 @@ def modulation():
 
 def test_self_attention_of_a_chunk():
     layer = block().self_attn
-    qkv, h, routed = QueryKeyValue(layer), draw(ROWS, DIM), draw(2, TOKENS, WIDTH)
+    qkv, h, routed = QueryKeyValue(layer).double(), draw(ROWS, DIM), draw(2, TOKENS, WIDTH)
     cos, sin, prepared = table(ROWS)
     roles, gates, (shift, scale, gate) = modulation()
     q, own = qkv(modulated(h, shift, scale), prepared)
@@ -81,7 +81,7 @@ def test_self_attention_of_a_chunk():
 
 
 def test_queries_keys_and_values_with_their_turn():
-    qkv, x = QueryKeyValue(block().self_attn), draw(ROWS, DIM)
+    qkv, x = QueryKeyValue(block().self_attn).double(), draw(ROWS, DIM)
     cos, sin, prepared = table(ROWS)
     projected = linear(qkv.project, x)
     found = reference.rotate_write(projected["y"], projected["squares"], qkv.gains, cos, sin)

@@ -86,15 +86,15 @@ def test_a_group_that_does_not_divide_the_inputs_is_refused():
         pack(random(2, 100), "int4", 64)
     with pytest.raises(EdgewamError, match="has 5 inputs"):
         pack(random(2, 5), "int4")
-    with pytest.raises(EdgewamError, match=r"Unknown format 'int3'\. Available: float32"):
+    with pytest.raises(EdgewamError, match=r"Unknown format 'int3' of weights\. Available: float32"):
         pack(random(2, 4), "int3")
 
 
 @pytest.mark.parametrize("format", FORMATS)
 def test_plans_pack_without_values(format):
     group = 128 if format in CODED else 0
-    packed = pack(torch.empty(30, 64, 256, device="meta"), format, group)
-    real = pack(random(30, 64, 256), format, group)
+    packed = pack(torch.empty(3, 8, 256, device="meta"), format, group)
+    real = pack(random(3, 8, 256), format, group)
     assert packed.codes.is_meta and (packed.codes.shape, packed.codes.dtype) == (real.codes.shape, real.codes.dtype)
     assert (packed.scale is None) == (real.scale is None) and (real.scale is None or packed.scale.shape == real.scale.shape)
 
@@ -102,7 +102,7 @@ def test_plans_pack_without_values(format):
 @pytest.mark.parametrize("kind", ["int8", "fp8", "int8_weights", "fp8_weights", "int4_weights"])
 def test_a_quantised_layer_of_the_policy_is_the_reference(kind):
     torch.manual_seed(0)
-    layer, x = torch.nn.Linear(128, 48), random(5, 128)
+    layer, x = torch.nn.Linear(128, 48).requires_grad_(False), random(5, 128)
     smooth = torch.linspace(0.5, 2, 128) if kind == "int8" else None
     scale = x.abs().max() / QUANTIZED[kind].largest if QUANTIZED[kind].rounds_inputs else None
     made = quantized(layer, Scales(kind, scale, smooth=smooth))
