@@ -1,4 +1,4 @@
-"""`edgewam quantize`: INT8 or FP8 layers or weights alone, calibrated on recorded frames, with the error of each layer measured."""
+"""`edgewam quantize`: INT8 or FP8 layers or weights alone, calibrated on recorded frames, each layer's error measured."""
 
 from __future__ import annotations
 
