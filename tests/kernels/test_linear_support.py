@@ -133,7 +133,7 @@ def test_variants_fit_the_card(name, sm):
     for variant in found:
         if variant.source != "triton":
             continue
-        assert linear.shared_bytes(variant, problem, tensors) <= target.shared_memory
+        assert linear.shared_bytes(variant, problem, call, tensors, target) <= target.shared_memory
         assert variant.splits * variant.ins <= problem.ins
         assert not problem.group or problem.group % variant.ins == 0
         assert "squares" not in tensors or variant.outs % 64 == 0
