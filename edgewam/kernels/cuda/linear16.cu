@@ -97,10 +97,16 @@ __device__ __forceinline__ void read8_of_x(const char* x, int row, int k, float 
   }
 }
 
+// a / b as division rounds it, for ordinary numbers: a guess and what is left of a.
+__device__ __forceinline__ float quotient(float a, float b, float inverse) {
+  const float guess = a * inverse;
+  return fmaf(fmaf(-guess, b, a), inverse, guess);
+}
+
 __device__ __forceinline__ u32 rounded_to_s8(float v) { return (u32)(int)rintf(fminf(fmaxf(v, -128.f), 127.f)) & 255; }
 
 // Round and store inputs k .. k + 7 of a row; k is counted from the block's first input.
-__device__ __forceinline__ void store8(int row, int k, const float (&v)[8], float input_scale) {
+__device__ __forceinline__ void store8(int row, int k, const float (&v)[8], float input_scale, float inverse) {
   const int byte = k * BITS / 8, step = byte / STEP_BYTES, rest = byte % STEP_BYTES;
   const int at = rest / (4 * CHUNK) * CHUNK + rest % CHUNK, lane = row % 8 * 4 + rest / CHUNK % 4;
   char* to = (char*)shared + (((step * PANELS + row / 8) * SPREAD + at * SPREAD / 16) * LANES + lane) * 16 + at * SPREAD % 16;
@@ -115,7 +121,8 @@ __device__ __forceinline__ void store8(int row, int k, const float (&v)[8], floa
 #pragma unroll
     for (int q = 0; q < 2; q++) {
       float w[4];
-      for (int i = 0; i < 4; i++) w[i] = v[4 * q + i] / input_scale;
+#pragma unroll
+      for (int i = 0; i < 4; i++) w[i] = quotient(v[4 * q + i], input_scale, inverse);
       if (PRODUCT == 1)
         codes[q] = e4m3_pair(w[0], w[1]) | e4m3_pair(w[2], w[3]) << 16;
       else
@@ -152,7 +159,7 @@ __device__ __forceinline__ float sum_over_lanes(float v) {
 // The block's part of x, normed, modulated and rounded; rows that are not there are zero.
 __device__ __forceinline__ void stage_inputs(const Operands& o, int first, int warp, int lane) {
   constexpr int PART = IN / SPLITS, UNITS = (IN + 255) / 256;
-  const float input_scale = PRODUCT ? o.input_scale[0] : 1.f;
+  const float input_scale = PRODUCT ? o.input_scale[0] : 1.f, inverse = 1.f / input_scale;
   if (NORM) {  // a warp has whole rows, in registers
     constexpr int MINE = (ROWS + WARPS - 1) / WARPS;
     float v[MINE][UNITS][8];
@@ -186,7 +193,7 @@ __device__ __forceinline__ void stage_inputs(const Operands& o, int first, int w
           for (int i = 0; i < 8; i++) v[r][u][i] = (v[r][u][i] - mean) * spread;
           modulate8(o, row, k, v[r][u]);
         }
-        store8(row, k - first, v[r][u], input_scale);
+        store8(row, k - first, v[r][u], input_scale, inverse);
       }
     }
   } else {
@@ -197,7 +204,7 @@ __device__ __forceinline__ void stage_inputs(const Operands& o, int first, int w
         read8_of_x(o.x, row, first + k, v);
         modulate8(o, row, first + k, v);
       }
-      store8(row, k, v, input_scale);
+      store8(row, k, v, input_scale, inverse);
     }
   }
 }

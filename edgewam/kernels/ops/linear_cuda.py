@@ -21,10 +21,10 @@ from edgewam.kernels.variant import Variant
 
 MOST_ROWS = 16
 LEAST_SM = 89  # FP8 conversions and products
-MOST_NORM_REGISTERS = 128  # of a thread, half of what it may have: rows that are normed stay in registers
+MOST_NORM_REGISTERS = 64  # of a thread, which has 255: rows that are normed stay in registers, and twice as many spill
 STEP_BYTES, LANES = 64, 32  # as in linear16.cu
 MOST_SPLITS, MOST_STAGES, MOST_VARIANTS = 16, 4, 8
-SPLIT_COST = 1.05  # a guess for ordering candidates: the parts are written, counted and read again
+CACHED = 0.4  # cost of a byte from L2 beside one from memory: about what the bandwidths of an H200 are
 
 _WEIGHTS = {torch.bfloat16: (0, 16), torch.float8_e4m3fn: (1, 8), torch.int8: (2, 8), torch.uint8: (3, 4)}  # code, bits
 _PRODUCTS = {"bfloat16": 0, "fp8": 1, "int8": 2}
@@ -138,8 +138,7 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
             for stages in range(min(-(-part // warps), MOST_STAGES), 0, -1):
                 variant = Variant(rows, tile, step, splits, warps, stages, target.has_dependent_launch, "cuda")
                 if _shared(call, tensors, variant) <= target.shared_memory:
-                    idle = _share(blocks, target.num_processors) * _share(part, warps) * (SPLIT_COST if splits > 1 else 1)
-                    found.append((idle, variant))
+                    found.append((_cost(variant, tensors, norm, blocks, part, target), variant))
                     break
     return tuple(variant for _, variant in sorted(found, key=lambda entry: entry[0])[:MOST_VARIANTS])
 
@@ -241,6 +240,12 @@ def _shared(call: Call, tensors: Mapping[str, Tensor], variant: Variant) -> int:
     return x_bytes + max(variant.warps * variant.stages * slot, sums)
 
 
-def _share(pieces: int, hands: int) -> float:
-    """How much longer it takes than with every hand busy all the time."""
-    return -(-pieces // hands) * hands / pieces
+def _cost(
+    variant: Variant, tensors: Mapping[str, Tensor], norm: bool, blocks: int, part: int, target: Target
+) -> float:  # fmt: skip
+    """A guess in bytes, to order candidates: weights from memory, longer where processors or warps idle; the rest from L2."""
+    x, weight, splits = tensors["x"], tensors["weight"], variant.splits
+    idle = max(1.0, target.num_processors / blocks) * -(-part // variant.warps) * variant.warps / part
+    inputs = blocks * x.numel() * x.element_size() / (1 if norm else splits)
+    parts = 2 * 4 * splits * x.shape[0] * weight.shape[0] if splits > 1 else 0
+    return weight.numel() * weight.element_size() * idle + CACHED * (inputs + parts)
