@@ -90,9 +90,7 @@ def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
     return tuple(launch.program() for launch in launches(call, tensors, variant, target))
 
 
-def shared_bytes(
-    variant: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target
-) -> int:
+def shared_bytes(variant: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> int:
     """Bytes of shared memory that a block may take, never less than it does.
 
     Every stage holds a tile of weights and one of inputs.  Where matrix units read shared memory (Hopper, Thor) all stages are there,
