@@ -100,7 +100,16 @@ def router(format):
             format, QUERIES, 4096, ATTENTION, layers=LAYERS, shared_x=True, roles=("bias",), norm=True, eps=1e-5
         ),
         f"delta up {format}": linear(
-            format, TOKENS, ATTENTION, ATTENTION, layers=LAYERS, x=HALF, roles=("bias",), norm=True, eps=1e-5, activation="gelu_exact"
+            format,
+            TOKENS,
+            ATTENTION,
+            ATTENTION,
+            layers=LAYERS,
+            x=HALF,
+            roles=("bias",),
+            norm=True,
+            eps=1e-5,
+            activation="gelu_exact",
         ),
         f"delta down {format}": linear(
             format, TOKENS, ATTENTION, 2 * ATTENTION, layers=LAYERS, x=HALF, roles=("bias", "residual"), pairs=True
