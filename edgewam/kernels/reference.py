@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-EPS = 1e-6  # of every norm of this family (facts/aha_wam.md)
+EPS = 1e-6  # of the norms of the DiT blocks; the router's have 1e-5 (facts/aha_wam.md)
 SQUARE_COLUMNS = 64  # columns whose squares are summed together: a divisor of every attention width there is
 _ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _LARGEST = {"fp8": 448.0, "int8": 127.0}
+_GELU = {"gelu": "tanh", "gelu_exact": "none"}
 
 
 def linear(
@@ -38,6 +39,7 @@ def linear(
     prefix: Tensor | None = None,
     *,
     norm: bool = False,
+    eps: float = EPS,
     activation: str = "none",
     activations: str = "none",
     pairs: bool = False,
@@ -57,7 +59,8 @@ def linear(
         residual: like y.
         delta, prefix: [1] and [S, out]: an Euler step, y = prefix where `mask`, else residual + delta * product.
         norm: LayerNorm without weights over `in`.
-        activation: "none" or "gelu" (tanh form).
+        eps: of that norm.
+        activation: "none", "gelu" (tanh form) or "gelu_exact" (erf form, as the router has it).
         activations: "none", "float16", "bfloat16", "fp8" or "int8": what the product's input is rounded to.
         pairs: y is [.., 2, S, out / 2], the halves of `out` apart, as keys and values lie.
 
@@ -66,7 +69,7 @@ def linear(
     """
     x = _float(x)
     if norm:
-        x = F.layer_norm(x, x.shape[-1:], eps=EPS)
+        x = F.layer_norm(x, x.shape[-1:], eps=eps)
     if scale is not None and shift is not None:
         x = x * _chosen(scale, clean_scale, mask) + _chosen(shift, clean_shift, mask)
     if smooth is not None:
@@ -76,8 +79,9 @@ def linear(
     if bias is not None:
         product = product + _float(bias)[..., None, :]
     squares = product.pow(2).unflatten(-1, (-1, SQUARE_COLUMNS)).sum(-1) if product.shape[-1] % SQUARE_COLUMNS == 0 else None
-    if activation == "gelu":
-        product = F.gelu(product, approximate="tanh")
+    assert activation == "none" or activation in _GELU, activation
+    if activation != "none":
+        product = F.gelu(product, approximate=_GELU[activation])
     if pairs:
         product = product.unflatten(-1, (2, -1)).transpose(-2, -3)
     if gate is not None:

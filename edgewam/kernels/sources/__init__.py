@@ -1,0 +1,1 @@
+"""Triton sources.  Nobody imports them: `edgewam.kernels.source` loads each as compiled or as interpreted kernels."""
