@@ -56,8 +56,9 @@ def lowered_stages(stages):
 
 @pytest.mark.parametrize("which", REWRITTEN)
 def test_a_lowered_stage_is_the_stage_in_float64(family, plain, which):
+    changed = rewritten(plain, which)
     with in_float64():
-        stages = as_float64(rewritten(plain, which))
+        stages = as_float64(changed)
         found, refused = lowered_stages(stages)
         wanted = LOWERED[family] - ({"router"} if which == "none" else set())
         assert set(found) == wanted and set(refused) == set(stages) - wanted
@@ -94,7 +95,7 @@ def test_groups_of_planner_layers_fill_the_context_of_the_whole_planner():
 def test_a_bfloat16_stage_keeps_its_residual_stream_in_float32_and_gives_the_reference(family):
     stages = rewritten(stages_of(small_model(family), torch.bfloat16), "all")
     for name, recipe in lowered_stages(stages)[0].items():
-        matrices = {w.dtype for key, w in recipe.weights.items() if key.endswith("weight")}
+        matrices = {w.dtype for key, w in recipe.weights.items() if key.endswith("weight") and w.dim() > 1}
         assert matrices == {torch.bfloat16}, name
         assert {s.dtype for s in recipe.recipe.workspaces.values()} <= {"bfloat16", "float32"}
         inputs = drawn(stages[name])
@@ -179,8 +180,9 @@ def with_formats(stages, name, kinds):
 @pytest.mark.parametrize("name", ["denoise", "planner", "router"])
 def test_quantised_layers_round_as_the_quantised_stage_does(name):
     steps = 3 if name == "denoise" else None
+    changed = rewritten(stages_of(small_model("aha_wam")), "layerwise")
     with in_float64():
-        stages = as_float64(rewritten(stages_of(small_model("aha_wam")), "layerwise"))
+        stages = as_float64(changed)
         mixed, made = with_formats(stages, name, [("int8", None), ("fp8", steps), ("int8_weights", None), ("fp8", None)])
         stage = mixed[name]
         assert len(made) > 5 and (steps is None) == (stage.inputs[-1].name != "scale_row")
