@@ -1,0 +1,130 @@
+"""The op `linear`: y = residual + gate * activation(W (norm(x) * scale + shift) + bias), see `reference.linear`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+
+from torch import Tensor
+
+from edgewam.kernels.call import Call
+from edgewam.kernels.ops import linear_cuda
+from edgewam.kernels.ops.linear_launch import launches
+from edgewam.kernels.ops.linear_problem import Problem, problem_of, refusal
+from edgewam.kernels.cuda_source import CudaProgram
+from edgewam.kernels.program import Program
+from edgewam.kernels.reference import SQUARE_COLUMNS
+from edgewam.kernels.target import Target
+from edgewam.kernels.tiles import power
+from edgewam.kernels.variant import Variant
+
+MOST_ROWS = 128  # of a tile; more rows are more tiles
+MOST_SPLITS = 16  # their parts are added by one block
+FEW_ROWS = 32  # up to here a product waits for weights and nothing else
+FULL = 1.25  # blocks for each processor that default splits stay below: more of them are a second round
+_INTERPRETED_TILE = 1024  # the interpreter is as fast as its programs are few
+MOST_STAGES = 8  # of tiles that are small because a group of weights is
+_RESERVED = 2048  # bytes of shared memory that the compiler takes for barriers and reductions
+
+# outs, bytes of a weight's row, warps, stages; the first is the default
+_FEW = ((64, 256, 4, 4), (64, 512, 4, 3), (128, 256, 4, 3), (32, 512, 4, 4), (64, 128, 4, 6))
+_MANY = ((128, 128, 8, 4), (64, 128, 4, 4), (64, 256, 4, 3), (128, 256, 8, 3))
+_NO_MATRIX_UNITS = ((64, 128, 4, 3), (32, 128, 4, 3), (32, 64, 4, 3))  # float32: operands go through registers
+
+
+def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
+    """Why the kernel does not take these tensors, or ""."""
+    return refusal(call, tensors, target)
+
+
+def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple[Variant, ...]:
+    """Tiles whose rows hold all rows up to 128, and splits of the sum that give every processor a block."""
+    problem = problem_of(call, tensors)
+    rows = min(MOST_ROWS, power(problem.rows))
+    if target.interpreted:
+        outs, ins = min(_INTERPRETED_TILE, power(problem.outs)), _fitted(_INTERPRETED_TILE, problem)
+        return (Variant(rows, outs, ins),)
+    tiles = _NO_MATRIX_UNITS if problem.product == "float32" else _FEW if rows <= FEW_ROWS else _MANY
+    found = []
+    for outs, row_bytes, warps, stages in tiles:
+        outs = min(outs, power(problem.outs))
+        if "squares" in tensors and outs % SQUARE_COLUMNS:
+            continue
+        weight = tensors["weight"]
+        wished = row_bytes // weight.element_size() * (2 if problem.packed else 1)
+        ins = _fitted(wished, problem)
+        if problem.group:
+            stages = min(MOST_STAGES, stages * max(1, wished // ins))
+        tile = Variant(rows, outs, ins, 1, warps, stages, target.has_dependent_launch)
+        tile = _smaller(tile, problem, tensors, target)
+        found += [replace(tile, splits=splits) for splits in _splits(tile, problem, target)]
+    if target.has_dependent_launch:
+        found.append(replace(found[0], dependent=False))
+    if not linear_cuda.support(call, tensors, target):
+        found += linear_cuda.variants(call, tensors, target)
+    return tuple(dict.fromkeys(found))
+
+
+def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
+    """The launches on these tensors."""
+    if variant.source == "cuda":
+        return linear_cuda.bind(call, tensors, variant, target)
+    first, *others = (launch.bind() for launch in launches(call, tensors, variant, target))
+    if not others:
+        return first
+
+    def run() -> None:
+        first()
+        for other in others:
+            other()
+
+    return run
+
+
+def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program | CudaProgram, ...]:
+    """The kernels for ahead-of-time compilation."""
+    if variant.source == "cuda":
+        return linear_cuda.programs(call, tensors, variant, target)
+    return tuple(launch.program() for launch in launches(call, tensors, variant, target))
+
+
+def shared_bytes(variant: Variant, problem: Problem, tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of shared memory that a block may take: a tile of weights and one of inputs for every stage, and its results."""
+    columns = variant.ins // 2 if problem.packed else variant.ins
+    weights = variant.outs * columns * tensors["weight"].element_size()
+    inputs = variant.rows * variant.ins * tensors["x"].element_size()
+    return variant.stages * (weights + inputs) + variant.rows * (variant.ins + variant.outs) * 4 + _RESERVED
+
+
+def _smaller(tile: Variant, problem: Problem, tensors: Mapping[str, Tensor], target: Target) -> Variant:
+    """The tile with fewer stages, then fewer inputs, until it fits the target."""
+    while shared_bytes(tile, problem, tensors) > target.shared_memory:
+        if tile.stages > 2:
+            tile = replace(tile, stages=tile.stages - 1)
+        elif tile.ins > problem.least_tile:
+            tile = replace(tile, ins=tile.ins // 2)
+        else:
+            return tile
+    return tile
+
+
+def _fitted(ins: int, problem: Problem) -> int:
+    """Inputs of a tile: a power of two that divides a group of weights with one scale."""
+    ins = max(min(ins, power(problem.ins)), problem.least_tile)
+    while problem.group % ins:
+        ins //= 2
+    return ins
+
+
+def _splits(tile: Variant, problem: Problem, target: Target) -> Iterator[int]:
+    """Splits of the sum: the default first, then twice and half as many."""
+    blocks = -(-problem.outs // tile.outs) * -(-problem.rows // tile.rows) * problem.layers
+    most = min(MOST_SPLITS, max(1, -(-problem.ins // tile.ins) // 2))  # two tiles of inputs each
+    splits = 1
+    while 2 * splits <= most and 2 * splits * blocks <= FULL * target.num_processors:
+        splits *= 2
+    yield splits
+    if 2 * splits <= most and tile.rows <= FEW_ROWS:
+        yield 2 * splits
+    if splits > 1:
+        yield splits // 2
