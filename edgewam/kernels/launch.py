@@ -1,0 +1,62 @@
+"""One launch of a Triton kernel: tensors, constants, grid.  Binding it and compiling it ahead of time both start from here.
+
+Dependent launch (sm_90 and newer): a kernel may start when every block of the one in front has called `gdc_launch_dependents`.
+Our kernels call it after their own `gdc_wait`, so whatever runs before `gdc_wait` sees everything that was written before the
+kernel directly in front, and nothing that this one writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgewam.kernels.program import Program
+from edgewam.kernels.source import source
+from edgewam.kernels.target import Target
+from edgewam.kernels.variant import Variant
+
+POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A kernel `function` of the source file `source`; tensors and constants by the names of its parameters.
+
+    The kernel has a constant DEPENDENT, which is set here.
+    """
+
+    source: str
+    function: str
+    tensors: Mapping[str, Tensor]
+    constants: Mapping[str, Any]
+    grid: tuple[int, ...]
+    variant: Variant
+    target: Target
+
+    @property
+    def is_dependent(self) -> bool:
+        """Whether the kernel may start before the one in front of it has ended."""
+        return self.variant.dependent and self.target.has_dependent_launch
+
+    def bind(self) -> Callable[[], None]:
+        """A function that launches it on the current stream; it keeps the tensors alive."""
+        kernel = getattr(source(self.source, self.target.interpreted), self.function)[self.grid]
+        options = {"num_warps": self.variant.warps, "num_stages": self.variant.stages}
+        if self.is_dependent:
+            options["launch_pdl"] = True
+        arguments = {**self.tensors, **self.constants, "DEPENDENT": self.is_dependent, **options}
+
+        def launch() -> None:
+            kernel(**arguments)
+
+        return launch
+
+    def program(self) -> Program:
+        """What is compiled ahead of time; needs only the tensors' dtypes."""
+        signature = {name: POINTERS[tensor.dtype] for name, tensor in self.tensors.items()}
+        constants = {**self.constants, "DEPENDENT": self.is_dependent}
+        return Program(self.source, self.function, signature, constants, self.variant.warps, self.variant.stages)
