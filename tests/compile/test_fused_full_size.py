@@ -1,16 +1,10 @@
 """The full-size policy as recipes, on the meta device: how many kernels, and that they read exactly the weights there are."""
 
-import numpy as np
 import pytest
-import torch
 
 from edgewam.compile.fused import lower
-from edgewam.compile.rewrites import rewrite
-from edgewam.core.observation import Normalizer
 from edgewam.kernels.call import PROGRAM
-from edgewam.models import aha_wam
-from edgewam.models.wan_vae import WanVae, WanVaeConfig
-from edgewam.models.wan_vae_image import image_encoder
+from tests.compile.test_rewrites_full_size import rewritten
 
 LOWERED = ("planner", "router", "state", "denoise")
 FLOAT32_CONSTANTS = 0.002  # biases, gains and norms are float32 in a recipe and bfloat16 in the stage
@@ -18,11 +12,7 @@ FLOAT32_CONSTANTS = 0.002  # biases, gains and norms are float32 in a recipe and
 
 @pytest.fixture(scope="module")
 def stages():
-    with torch.device("meta"):
-        model = aha_wam.build(aha_wam.full()).to(torch.bfloat16)
-        vae = WanVae(WanVaeConfig()).to(torch.bfloat16)
-    unit = Normalizer(np.zeros(14, np.float32), np.ones(14, np.float32))
-    return rewrite(aha_wam.stages(model, image_encoder(vae), unit, unit))
+    return rewritten()
 
 
 @pytest.fixture(scope="module")
@@ -62,5 +52,7 @@ def test_a_recipe_reads_every_matrix_once_and_allocates_nothing(stages, recipes,
     assert in_bytes([*found, *extra]) == in_bytes(expected)
     total = in_bytes([*lowered.weights.values(), *pieces])
     assert total == pytest.approx(stages[name].cost.weight_bytes, rel=FLOAT32_CONSTANTS)
-    read = {lowered.recipe.views[n].of if n in lowered.recipe.views else n for c in lowered.recipe.calls for n in c.operands.values()}
+    read = {
+        lowered.recipe.views[n].of if n in lowered.recipe.views else n for c in lowered.recipe.calls for n in c.operands.values()
+    }
     assert set(lowered.weights) <= read

@@ -23,6 +23,7 @@ from tests.compile.lowered import drawn, eagerly, small_model, stage_arguments, 
 pytestmark = pytest.mark.skipif(not fused.supports().ok, reason=fused.supports().reason)
 PROMPT = "pass the red cube"
 OPTIONS = EngineOptions(threads=1)
+PROGRAM = 1e-4  # of the maximum: what `compile` allows a float32 program on the processor; 1e-6 was seen
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +42,19 @@ def copied(denoise, tmp_path):
     return stage, tmp_path, record
 
 
-@pytest.mark.parametrize("family", ["aha_wam", "fast_wam"])
-def test_a_bundle_proves_its_kernels_against_eager_and_opens_again(family, tmp_path):
-    model = small_model(family, num_layers=2)
+def test_a_bundle_proves_its_kernels_against_eager_and_opens_again(tmp_path):
+    model = small_model("fast_wam")
     text = SmallTextEncoder(model.config.text_dim, model.config.text_len).encode(PROMPT)
     plan = plan_policy(
-        family, model, "fused", num_action_steps=2, prompts={PROMPT: text}, threads=1, rewrites=None,
-        stage_arguments=stage_arguments(), host={"action_std": [1.0] * 14, "offset_trained": True},
+        "fast_wam", model, "fused", num_action_steps=1, prompts={PROMPT: text}, threads=1, rewrites=None,
+        stage_arguments=stage_arguments(),
     )  # fmt: skip
-    manifest = read_manifest(compile_bundle(plan, tmp_path / "bundle"))
+    manifest = read_manifest(compile_bundle(replace(plan, policy=None), tmp_path / "bundle"))
     records = {entry["stage"]["name"]: entry["record"] for entry in manifest.config["stages"]}
+    assert {name for name, record in records.items() if "recipe" in record} == {"planner", "state", "denoise"}
     assert records["denoise"]["kernels"] == {"linear": 14, "chunk_attention": 2, "text_attention": 2}
     assert records["denoise"]["choices"]["card"] == "interpreter" and "convolutions" in records["image_encoder"]["why"]
-    assert all("recipe" in records[name] for name in ("planner", "state", "denoise"))
-    assert manifest.measured["programs"]["act"]["relative"] < 1e-4
+    assert manifest.measured["programs"]["act"]["relative"] < PROGRAM
     bundle = Bundle.open(tmp_path / "bundle", threads=1)  # the golden vectors ran again
     assert bundle.backend == "fused" and bundle.digest == manifest.digest
 

@@ -52,7 +52,6 @@ class Lowered:
         """The pieces as functions, by the name of their file: what `bind_recipe` takes."""
         return {file: piece.stage.function for file, piece in self.pieces.items() if piece.stage.function is not None}
 
-
     def specs(self, stage: Stage) -> dict[str, TensorSpec]:
         """The spec of every tensor that is no view: inputs, outputs, workspaces, weights."""
         weights = {name: TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in self.weights.items()}
@@ -124,9 +123,7 @@ class Builder:
         """Append a call; operands that are None are absent."""
         self._calls.append(Call(op, {role: name for role, name in operands.items() if name is not None}, attributes))
 
-    def piece(
-        self, name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], output: TensorSpec, rows: int, why: str
-    ) -> str:
+    def piece(self, name: str, module: nn.Module, inputs: tuple[TensorSpec, ...], output: TensorSpec, rows: int, why: str) -> str:
         """A call of a module that stays an exported program; returns the workspace that it writes."""
         stage = make_stage(f"{self.stage.name}.{name}", module, inputs, (output,), rows)
         file = f"{stage.name}.pt2"
