@@ -1,5 +1,6 @@
 """Lowered stages compute what the stages compute: to the last digits of float64 with the references of the ops alone."""
 
+import functools
 from dataclasses import replace
 
 import pytest
@@ -8,7 +9,7 @@ from torch import nn
 
 from edgewam.compile.fused import NotLowered, lower
 from edgewam.compile.layer_groups import in_layer_groups
-from edgewam.compile.rewrites import LAYERWISE, rewrite, rewrite_fitting
+from edgewam.compile.rewrites import NOT_LAYERWISE, rewrite, rewrite_fitting
 from edgewam.core.errors import EdgewamError
 from edgewam.kernels.call import PROGRAM
 from edgewam.models import aha_wam
@@ -24,7 +25,8 @@ FLOAT64 = 1e-12  # of an output's maximum: up to 1e-14 was seen; any wrong opera
 FLOAT32 = 5e-6  # the same sums in another order, a hundred terms
 BFLOAT16 = 3e-2  # 8 bits: eager rounds between any two operators, a fused kernel only what it stores
 LOWERED = {"aha_wam": {"planner", "router", "state", "denoise"}, "fast_wam": {"planner", "state", "denoise"}}
-REWRITTEN = {"all": None, "layerwise": LAYERWISE, "none": ()}
+GROUP = 8  # inputs that share a scale of four-bit weights: divides every width of these stages
+REWRITTEN = {"all": (), "layerwise": NOT_LAYERWISE, "none": ()}  # which are left out
 
 
 @pytest.fixture(scope="module", params=["aha_wam", "fast_wam"])
@@ -34,13 +36,14 @@ def family(request):
 
 @pytest.fixture(scope="module")
 def plain(family):
-    return stages_of(small_model(family))
+    return rewritten(family, "none")
 
 
-def rewritten(stages, which):
-    names = REWRITTEN[which]
-    fitting = rewrite_fitting(stages)[1]
-    return rewrite(stages, fitting if names is None else tuple(name for name in names if name in fitting))
+@functools.cache
+def rewritten(family, which):
+    """The stages of a family with some of its rewrites; nobody changes them."""
+    stages = stages_of(small_model(family))
+    return dict(stages) if which == "none" else rewrite_fitting(stages, REWRITTEN[which])[0]
 
 
 def lowered_stages(stages):
@@ -55,8 +58,8 @@ def lowered_stages(stages):
 
 
 @pytest.mark.parametrize("which", REWRITTEN)
-def test_a_lowered_stage_is_the_stage_in_float64(family, plain, which):
-    changed = rewritten(plain, which)
+def test_a_lowered_stage_is_the_stage_in_float64(family, which):
+    changed = rewritten(family, which)
     with in_float64():
         stages = as_float64(changed)
         found, refused = lowered_stages(stages)
@@ -68,8 +71,8 @@ def test_a_lowered_stage_is_the_stage_in_float64(family, plain, which):
             assert largest_deviation(run_lowered(recipe, stages[name], inputs), expected) < FLOAT64, name
 
 
-def test_a_recipe_survives_json(family, plain):
-    stages = rewritten(plain, "all")
+def test_a_recipe_survives_json(family):
+    stages = rewritten(family, "all")
     for name, recipe in lowered_stages(stages)[0].items():
         inputs = drawn(stages[name], seed=1)
         first, second = (run_lowered(recipe, stages[name], inputs, through_json) for through_json in (False, True))
@@ -79,7 +82,7 @@ def test_a_recipe_survives_json(family, plain):
 
 def test_groups_of_planner_layers_fill_the_context_of_the_whole_planner():
     model = small_model("aha_wam", num_layers=3)
-    stages = rewritten(stages_of(model), "all")
+    stages = stages_of(model)
     groups, _ = in_layer_groups(stages, aha_wam.programs(model, 2, text_bucket=BUCKET), 3)
     inputs = drawn(stages["planner"])
     expected, hidden, parts = eagerly(stages["planner"], inputs)["context"], None, []
@@ -93,7 +96,7 @@ def test_groups_of_planner_layers_fill_the_context_of_the_whole_planner():
 
 
 def test_a_bfloat16_stage_keeps_its_residual_stream_in_float32_and_gives_the_reference(family):
-    stages = rewritten(stages_of(small_model(family), torch.bfloat16), "all")
+    stages = rewrite(stages_of(small_model(family), torch.bfloat16))
     for name, recipe in lowered_stages(stages)[0].items():
         matrices = {w.dtype for key, w in recipe.weights.items() if key.endswith("weight") and w.dim() > 1}
         assert matrices == {torch.bfloat16}, name
@@ -103,15 +106,14 @@ def test_a_bfloat16_stage_keeps_its_residual_stream_in_float32_and_gives_the_ref
     assert lower(stages["denoise"]).recipe.workspaces["h"].dtype == "float32"
 
 
-def test_a_denoise_layer_is_eight_kernels_and_a_step_two_more(family, plain):
-    calls = [call.op for call in lower(rewritten(plain, "all")["denoise"]).recipe.calls]
+def test_a_denoise_layer_is_eight_kernels_and_a_step_two_more(family):
+    calls = [call.op for call in lower(rewritten(family, "all")["denoise"]).recipe.calls]
     layer = ["linear", "chunk_attention", "linear", "linear", "text_attention", "linear", "linear", "linear"]
     assert calls == ["linear", *layer, *layer, "linear"]
 
 
 def test_the_router_asks_all_layers_at_once_and_edits_them_in_two_products():
-    stages = rewritten(stages_of(small_model("aha_wam")), "all")
-    recipe = lower(stages["router"]).recipe
+    recipe = lower(rewritten("aha_wam", "all")["router"]).recipe
     assert [call.op for call in recipe.calls] == [PROGRAM, *["linear"] * 4, "router_attention", "linear", "linear"]
     *_, up, down = recipe.calls
     # the router's own norms and GELUs are not those of the blocks
@@ -119,17 +121,16 @@ def test_the_router_asks_all_layers_at_once_and_edits_them_in_two_products():
     assert down.attributes == {"pairs": True} and down.operands["residual"] == "context" and down.operands["y"] == "routed"
 
 
-def test_what_is_not_lowered_says_why(plain):
-    refused = lowered_stages(rewritten(plain, "all"))[1]
+def test_what_is_not_lowered_says_why(family, plain):
+    refused = lowered_stages(rewritten(family, "all"))[1]
     assert "convolutions" in refused["image_encoder"] and "once per instruction" in refused["text"]
     unfolded = lowered_stages(plain)[1]
     assert "router" not in plain or "exact rewrites" in unfolded["router"]
 
 
 def test_a_width_that_sums_of_squares_do_not_divide_is_not_lowered():
-    stages = golden_stages(golden.model().requires_grad_(False))
-    found, refused = lowered_stages(rewrite(stages))
-    assert not found and all("60 wide" in refused[name] for name in LOWERED["aha_wam"])
+    found, refused = lowered_stages(golden_stages(golden.model().requires_grad_(False)))
+    assert not found and all("60 wide" in refused[name] for name in ("planner", "state", "denoise"))
 
 
 class OtherFeedForward(FeedForward):
@@ -173,23 +174,25 @@ def with_formats(stages, name, kinds):
             scale = (0.02 + 0.03 * torch.rand(steps or 1, generator=generator)) if steps else torch.tensor(0.03)
             made[key] = quantized(layer, Scales(kind, input_scale=scale, smooth=None if steps else smooth))
         else:
-            made[key] = quantized(layer, Scales(kind, smooth=smooth))
+            made[key] = quantized(layer, Scales(kind, smooth=smooth, group=GROUP))
     return with_scale_rows(with_layers(stages, made)), made
 
 
 @pytest.mark.parametrize("name", ["denoise", "planner", "router"])
 def test_quantised_layers_round_as_the_quantised_stage_does(name):
     steps = 3 if name == "denoise" else None
-    changed = rewritten(stages_of(small_model("aha_wam")), "layerwise")
+    changed = rewritten("aha_wam", "layerwise")
     with in_float64():
         stages = as_float64(changed)
-        mixed, made = with_formats(stages, name, [("int8", None), ("fp8", steps), ("int8_weights", None), ("fp8", None)])
+        mixed, made = with_formats(
+            stages, name, [("int8", None), ("fp8", steps), ("int4_weights", None), ("fp8_weights", None), ("int8_weights", None)]
+        )
         stage = mixed[name]
         assert len(made) > 5 and (steps is None) == (stage.inputs[-1].name != "scale_row")
         lowered, inputs = lower(stage), drawn(stage)
         assert largest_deviation(run_lowered(lowered, stage, inputs), eagerly(stage, inputs)) < FLOAT64
         codes = {w.dtype for key, w in lowered.weights.items() if key.endswith("codes")}
-        assert codes == {torch.int8, torch.float8_e4m3fn}
+        assert codes == {torch.int8, torch.float8_e4m3fn, torch.uint8}  # four bits are two a byte
         assert not any(isinstance(part, nn.Linear) for p in lowered.pieces.values() for part in p.stage.function.modules())
 
 
