@@ -14,13 +14,13 @@ def command(
     policy: Annotated[Path, typer.Argument(help="Policy or student directory, as `train` and `distill` write them.")],
     out: Annotated[Path, typer.Argument(help="Bundle directory to write.")],
     backend: Annotated[
-        str, typer.Option(help="onnxruntime, eager, inductor, tensorrt, torch_tensorrt, or the dotted name of another.")
+        str, typer.Option(help="onnxruntime, eager, inductor, fused, tensorrt, torch_tensorrt, or the dotted name of another.")
     ] = "onnxruntime",
     target: Annotated[
         str | None,
         typer.Option(help="Device to build for, which need not be here (tensorrt): rtx-5090, gb10, thor, ..."),
     ] = None,
-    device: Annotated[str, typer.Option(help="Where eager and inductor compute here: cpu, or cuda.")] = "cpu",
+    device: Annotated[str, typer.Option(help="Where eager, inductor and fused compute here: cpu, or cuda.")] = "cpu",
     steps: Annotated[
         int | None, typer.Option(help="Action sampler steps; by default 10 for a teacher, 2 for a student.", min=1)
     ] = None,
@@ -39,6 +39,7 @@ def command(
 ) -> None:
     """Compile a policy into the bundle that goes to the robot."""
     from edgewam.compile.compile import compile_bundle
+    from edgewam.core import plugins
     from edgewam.core.artifacts import read_manifest
     from edgewam.recipes.deploy import compile_plan
 
@@ -49,6 +50,9 @@ def command(
         for name, stage in description["stages"].items()
     ]
     table(f"{plan.family}, backend {backend}", ["stage", "weights MB", "MFLOP a call", "called by"], rows)
+    remark = getattr(plugins.load("backend_build", backend), "remark", None)
+    if remark and (text := remark(plan.build_options)):
+        say(text)
     if dry_run:
         say(f"Needs about {description['memory_estimate_bytes'] / 1e6:.0f} MB of memory. Nothing was written.")
         return emit(description, as_json)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -89,6 +90,24 @@ def _bundle(config: dict[str, Any] | Any) -> None:
             for name, found in engines
         ]  # fmt: skip
         table("engines as they were read back", ["stage", "kernels", "matrix products", "attentions fused", "weights MB"], rows)
+    _kernels(config["stages"])
+
+
+def _kernels(stages: list[dict[str, Any]]) -> None:
+    """What a bundle of fused kernels launches, and what of it stays in PyTorch."""
+    rows = []
+    for entry in stages:
+        name, record = entry["stage"]["name"], entry["record"]
+        if "kernels" in record:
+            missing = Counter((op, why) for _, op, why in record["unsupported"])
+            left = [f"{piece['file']}: {piece['why']}" for piece in record["pieces"]]
+            left += [f"{count} {op}: {why}" for (op, why), count in missing.items()]
+            kernels = ", ".join(f"{count} {op}" for op, count in record["kernels"].items() if op != "program")
+            rows.append([name, kernels, "\n".join(left), record["choices"]["card"]])
+        elif "why" in record:
+            rows.append([name, "", f"all of it: {record['why']}", ""])
+    if rows:
+        table("fused kernels", ["stage", "kernels a call", "what stays in PyTorch, and why", "tuned on"], rows)
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -73,22 +73,23 @@ def plan_quantization(
     """
     import torch
 
-    from edgewam.compile.rewrites import fitting
+    from edgewam.compile.rewrites import NOT_LAYERWISE, fitting
     from edgewam.core import plugins
     from edgewam.quantize.artifact import is_quantized
     from edgewam.quantize.formats import NONE
     from edgewam.quantize.layers import find_layers
-    from edgewam.quantize.named import NAMED, candidates, named_plan
+    from edgewam.quantize.named import BACKENDS, NAMED, candidates, named_plan
     from edgewam.quantize.plan import PrecisionPlan
     from edgewam.recipes.deploy import backend_rewrites, compile_plan
 
     if is_quantized(policy):
         raise EdgewamError(f"'{policy}' is quantised already. Give the policy or student that it was made from.")
     precision = None if plan in NAMED else PrecisionPlan.read(Path(plan)) if Path(plan).is_file() else named_plan(plan, {})
-    gains, without = backend_rewrites(backend or (precision.backend if precision else "eager"))
+    gains, without = backend_rewrites(backend or (precision.backend if precision else BACKENDS.get(plan, "eager")))
     source = compile_plan(policy, "eager", num_action_steps, threads=threads)
-    if gains:  # scales belong to the stages as the backend will get them
-        source = compile_plan(policy, "eager", num_action_steps, threads=threads, rewrites=fitting(source.stages, without))
+    if gains:  # scales belong to the stages as the backend will get them, and to layers, not to stacks of them
+        chosen = fitting(source.stages, (*without, *NOT_LAYERWISE))
+        source = compile_plan(policy, "eager", num_action_steps, threads=threads, rewrites=chosen)
     largest = max(stage.cost.flops for stage in source.stages.values())
     torch.set_num_threads(threads if largest > _FLOPS_FOR_THREADS else 1)
     layers = find_layers(source.stages)

@@ -63,7 +63,7 @@ def test_dry_run_counts_calls_without_computing():
 
 
 def test_an_unknown_backend_lists_what_there_is(tmp_path):
-    with pytest.raises(PluginError, match="Available: eager, inductor, onnxruntime"):
+    with pytest.raises(PluginError, match="Available: eager, fused, inductor, onnxruntime"):
         compile_bundle(toy_plan("tensort"), tmp_path / "b")
 
 

@@ -130,7 +130,7 @@ def built(request, tmp_path_factory):
 
 def test_every_backend_has_both_halves():
     assert plugins.names("backend_build") == BACKENDS
-    assert {"eager", "inductor", "onnxruntime", "torch_tensorrt"} <= set(BACKENDS)
+    assert {"eager", "fused", "inductor", "onnxruntime", "torch_tensorrt"} <= set(BACKENDS)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

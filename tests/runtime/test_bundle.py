@@ -130,7 +130,7 @@ def test_a_backend_that_cannot_run_here_says_why(path, monkeypatch):
     with pytest.raises(PluginError, match="no wheels for this processor"):
         Bundle.open(path)
     resign(path, backend="abacus")
-    with pytest.raises(PluginError, match=r"Unknown backend 'abacus'\. Available: eager, inductor, onnxruntime"):
+    with pytest.raises(PluginError, match=r"Unknown backend 'abacus'\. Available: eager, fused, inductor, onnxruntime"):
         Bundle.open(path)
 
 

@@ -1,0 +1,58 @@
+"""The full-size policy as recipes, on the meta device: how many kernels, and that they read exactly the weights there are."""
+
+import pytest
+
+from edgewam.compile.fused import lower
+from edgewam.kernels.call import PROGRAM
+from tests.compile.test_rewrites_full_size import rewritten
+
+LOWERED = ("planner", "router", "state", "denoise")
+FLOAT32_CONSTANTS = 0.002  # biases, gains and norms are float32 in a recipe and bfloat16 in the stage
+
+
+@pytest.fixture(scope="module")
+def stages():
+    return rewritten()
+
+
+@pytest.fixture(scope="module")
+def recipes(stages):
+    return {name: lower(stages[name]) for name in LOWERED}
+
+
+def in_bytes(tensors):
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def test_a_step_is_eight_kernels_for_each_of_30_layers(recipes):
+    assert len(recipes["denoise"].recipe.calls) == 30 * 8 + 2
+    assert not any(call.op == PROGRAM for call in recipes["denoise"].recipe.calls)
+
+
+def test_a_refresh_is_nine_kernels_a_layer_and_ends_with_the_last_keys_and_values(recipes):
+    calls = recipes["planner"].recipe.calls
+    assert len(calls) == 2 + 29 * 9 + 2
+    assert "q" not in calls[-1].operands and calls[-1].operands["context"] == "context[29]"
+
+
+def test_the_router_is_seven_kernels_behind_its_visual_tokens(recipes):
+    assert [call.op for call in recipes["router"].recipe.calls].count("linear") == 6
+    assert len(recipes["router"].recipe.calls) == 8
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_a_recipe_reads_every_matrix_once_and_allocates_nothing(stages, recipes, name):
+    lowered = recipes[name]
+    assert all(weight.is_meta for weight in lowered.weights.values())
+    pieces = [p for piece in lowered.pieces.values() for p in piece.stage.function.parameters()]
+    found = [w for key, w in lowered.weights.items() if key.endswith("weight") and w.dim() > 1]
+    named = stages[name].function.named_parameters()  # biases of layers that are batched are stacks too
+    expected = [p for key, p in named if p.dim() > 1 and not key.endswith("bias")]
+    extra = [p for p in pieces if p.dim() > 1]
+    assert in_bytes([*found, *extra]) == in_bytes(expected)
+    total = in_bytes([*lowered.weights.values(), *pieces])
+    assert total == pytest.approx(stages[name].cost.weight_bytes, rel=FLOAT32_CONSTANTS)
+    read = {
+        lowered.recipe.views[n].of if n in lowered.recipe.views else n for c in lowered.recipe.calls for n in c.operands.values()
+    }
+    assert set(lowered.weights) <= read
