@@ -39,6 +39,10 @@ def modules():
             yield path, parts
 
 
+def is_triton_source(parts):
+    return parts[:2] == ("kernels", "sources") and parts[-1] != "__init__"
+
+
 def imports(path, top_level_only=False):
     tree = ast.parse(path.read_text())
     nodes = tree.body if top_level_only else ast.walk(tree)
@@ -75,9 +79,29 @@ def test_optional_packages_are_imported_at_the_point_of_use():
         for name in imports(path, top_level_only=True):
             package = name.split(".")[0]
             written_in_torch = parts[0] in TORCH_ROWS or parts[-1] == "eager"
+            if is_triton_source(parts) and package == "triton":
+                continue
             if package in OPTIONAL and not (package in {"torch", "safetensors"} and written_in_torch):
                 wrong.append(f"{'/'.join(parts)} imports {name} at the top")
     assert not wrong, "\n".join(wrong)
+
+
+def test_triton_sources_are_loaded_and_never_imported():
+    """They import Triton at the top, so whoever imported one would need it; `kernels/source.py` loads them, in either form."""
+    wrong = [
+        f"{'/'.join(parts)} imports {name}"
+        for path, parts in modules()
+        for name in imports(path)
+        if name.startswith("edgewam.kernels.sources") or (is_triton_source(parts) and name.split(".")[0] != "triton")
+    ]
+    assert not wrong, "\n".join(wrong)
+    code = (
+        "import importlib, pkgutil, sys, edgewam.kernels as kernels\n"
+        "sys.modules['triton'] = None\n"
+        "for info in pkgutil.walk_packages(kernels.__path__, 'edgewam.kernels.'):\n"
+        "    if not info.name.startswith('edgewam.kernels.sources.'): importlib.import_module(info.name)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_importing_the_light_packages_touches_nothing_optional_and_no_gpu():

@@ -1,4 +1,4 @@
-"""`edgewam quantize`: INT8 or FP8 layers, calibrated on recorded frames, with the error of every layer measured."""
+"""`edgewam quantize`: INT8 or FP8 layers or weights alone, calibrated on recorded frames, each layer's error measured."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ def command(
     dataset: Annotated[Path, typer.Argument(help="Dataset whose frames calibrate; recordings of the policy's own tasks.")],
     out: Annotated[Path, typer.Argument(help="Directory of the quantised policy to write.")],
     plan: Annotated[
-        str, typer.Option(help="int8, fp8, auto (chosen by measured error and time), or the path of a plan file.")
+        str,
+        typer.Option(
+            help="int8, fp8, fp8_weights, int4_weights, auto (chosen by measured error and time), or a plan file's path."
+        ),
     ] = "auto",
     backend: Annotated[
         str | None,
-        typer.Option(help="What will run it: onnxruntime (int8), eager or tensorrt (int8, fp8). By default the plan's own."),
+        typer.Option(
+            help="What will run it: onnxruntime (int8), eager or tensorrt (int8, fp8), fused (but auto). By default the plan's."
+        ),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Action sampler steps; by default the policy's own.", min=1)] = None,
     episodes: Annotated[int | None, typer.Option(help="Episodes to calibrate on, spread over the dataset.", min=1)] = None,

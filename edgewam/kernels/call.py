@@ -1,7 +1,7 @@
 """A stage as a list of kernel calls over named tensors: plain data, written by `compile`, run by `runtime`.
 
-A call names an op (`kernels/ops/<op>.py`, or a function of `kernels/reference.py` where there is no kernel), the tensor of each of
-its roles, and its attributes.  Tensors are the stage's inputs and outputs, weights, workspaces, and views of any of them.
+A call names an op (`kernels/ops/<op>.py`, or a function of `kernels/reference.py` where there is no kernel), the tensor of each
+of its roles, and its attributes.  Tensors are the stage's inputs and outputs, weights, workspaces, and views of any of them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ from edgewam.core.errors import ContractError
 from edgewam.core.tensor_spec import TensorSpec
 
 Attribute = bool | int | float | str
-PROGRAM = (
-    "program"  # the op of a piece that stays an exported program of PyTorch; attribute `file`, roles in0, in1, ..., out0, ...
-)
+PROGRAM = "program"  # op of a piece that stays an exported program of PyTorch; attribute `file`, roles in0, in1, ..., out0, ...
 
 
 @dataclass(frozen=True)
@@ -83,16 +81,12 @@ class Recipe:
         found = dict(tensors)
         for name, view in self.views.items():
             if view.of not in found:
-                raise ContractError(
-                    f"The view '{name}' is of '{view.of}', which is no tensor of this stage. Compile the bundle again."
-                )
+                raise ContractError(f"The view '{name}' is of '{view.of}', which is nowhere. Compile the bundle again.")
             found[name] = view(found[view.of])
         for call in self.calls:
             for role, name in call.operands.items():
                 if name not in found:
-                    raise ContractError(
-                        f"'{role}' of a call of {call.op} is '{name}', which is nowhere. Compile the bundle again."
-                    )
+                    raise ContractError(f"'{role}' of a {call.op} is '{name}', which is nowhere. Compile the bundle again.")
         return found
 
     def to_json(self) -> dict[str, Any]:

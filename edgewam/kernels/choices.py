@@ -50,8 +50,8 @@ class Choices:
         """
         if (self.card, self.sm) != (target.name, target.sm):
             raise ArtifactError(
-                f"The kernels were tuned on '{self.card}' (sm_{self.sm}) and this is '{target.name}' (sm_{target.sm}), where other "
-                "tiles are fast and some do not fit. Compile the policy again on this machine."
+                f"The kernels were tuned on '{self.card}' (sm_{self.sm}) and this is '{target.name}' (sm_{target.sm}), where "
+                "other tiles are fast and some do not fit. Compile the policy again on this machine."
             )
         if self.triton != (here := installed("triton") or ""):
             warnings.warn(

@@ -1,10 +1,10 @@
 """Triton sources, loaded as compiled or as interpreted kernels; one process can hold both forms of the same file.
 
 `triton.jit` makes one or the other by the knob `runtime.interpret` at the moment it decorates.  Two more things stand in the way
-of both forms in one process.  The functions of `triton.language` itself (tl.sum, tl.zeros, tl.cdiv) were decorated when Triton was
-imported, as compiled ones, which an interpreted kernel cannot call: while a kernel is interpreted, interpreted forms take their
-place.  And the interpreter exchanges names of `triton.language` and leaves some exchanged, after which nothing can be compiled,
-Inductor's kernels neither: whatever it changed is put back when the kernel has ended.
+of both forms in one process.  The functions of `triton.language` itself (tl.sum, tl.zeros, tl.cdiv) were decorated when Triton
+was imported, as compiled ones, which an interpreted kernel cannot call: while a kernel is interpreted, interpreted forms take
+their place.  And the interpreter exchanges names of `triton.language` and leaves some exchanged, after which nothing can be
+compiled, Inductor's kernels neither: whatever it changed is put back when the kernel has ended.
 
 Rules for a source file: `import triton` and `import triton.language as tl` at the top; no import of another source (helpers with
 @triton.jit stand in the same file); module constants that kernels read are `tl.constexpr`; functions and not methods of tensors
@@ -65,7 +65,7 @@ def interpreting() -> Iterator[None]:
             for place, names in kept:
                 for name, value in names.items():
                     if isinstance(value, triton.runtime.jit.JITFunction):
-                        interpreted = _interpreted(value)
+                        interpreted = _interpreted(value.fn)
                         setattr(place, name, _method(interpreted) if isinstance(place, type) else interpreted)
             yield
         finally:
@@ -97,7 +97,7 @@ def _executed(name: str, path: str) -> ModuleType:
 
 
 def _launchable(module: ModuleType) -> ModuleType:
-    """What is outside of the module: its kernels with a launch that prepares Triton; kernels call each other inside as they are."""
+    """What is seen of the module: its kernels with a launch that prepares Triton.  Inside they call each other as they are."""
     from triton.runtime.interpreter import InterpretedFunction
 
     outside = ModuleType(module.__name__, module.__doc__)
@@ -115,10 +115,11 @@ def _places() -> list[Any]:
 
 
 @functools.cache
-def _interpreted(function: Any) -> Any:
+def _interpreted(function: Callable[..., Any]) -> Any:
+    """The interpreted form of a Python function; kept, since the interpreter recognises Triton's own sums by identity."""
     from triton.runtime.interpreter import InterpretedFunction
 
-    return InterpretedFunction(function.fn)
+    return InterpretedFunction(function)
 
 
 def _method(function: Any) -> Callable[..., Any]:

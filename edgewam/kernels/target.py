@@ -71,8 +71,8 @@ def target_of(device: str) -> Target:
     index = int(number or 0)
     if index >= torch.cuda.device_count():
         raise PluginError(
-            f"torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices, so there is no '{device}'. Install torch's "
-            "CUDA build and look at 'edgewam doctor', or use --device cpu, which interprets the kernels: a proof, not speed."
+            f"torch {torch.__version__} finds {torch.cuda.device_count()} CUDA devices, so there is no '{device}'. Install "
+            "torch's CUDA build and look at 'edgewam doctor', or use --device cpu, which interprets kernels: a proof, not speed."
         )
     found = torch.cuda.get_device_properties(index)
     return Target(10 * found.major + found.minor, found.name, found.shared_memory_per_block_optin, found.multi_processor_count)

@@ -100,7 +100,7 @@ class Trial:
         return why, () if why else self.kernel.variants(self.call, self.sets[0], self.target)
 
     def wrong_by(self, variant: Variant) -> float:
-        """Largest deviation of a result from the reference's, relative to that one's largest value; inf where it is not finite."""
+        """Largest deviation of a result from the reference's, relative to the largest value there; inf where it is not finite."""
         for tensor in self.writes.values():
             tensor.fill_(torch.nan)  # what is not written shows
         self.kernel.bind(self.call, self.sets[0], variant, self.target)()

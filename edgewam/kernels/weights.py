@@ -46,8 +46,8 @@ def pack(weight: Tensor, format: str, group: int = 0, name: str = "weight") -> P
     inputs = weight.shape[-1]
     if inputs % (group or 1) or (format == "int4" and inputs % 2):
         raise EdgewamError(
-            f"The weight '{name}' has {inputs} inputs, which groups of {group or 2} do not divide. Give that layer another format, "
-            "such as fp8_weights, in the plan."
+            f"The weight '{name}' has {inputs} inputs, which groups of {group or 2} do not divide. Give that layer another "
+            "format, such as fp8_weights, in the plan."
         )
     values = weight.float().unflatten(-1, (-1, group or inputs))  # [.., out, groups, group]
     scale = (values.abs().amax(-1) / LARGEST[format]).clamp_min(TINY)
@@ -80,8 +80,8 @@ def check_finite(weight: Tensor, name: str) -> None:
         return
     wrong = (~torch.isfinite(weight)).nonzero()
     raise EdgewamError(
-        f"The weight '{name}' is not finite in {len(wrong)} of {weight.numel()} places, the first at {wrong[0].tolist()}. Train the "
-        "policy again, or start from an earlier checkpoint."
+        f"The weight '{name}' is not finite in {len(wrong)} of {weight.numel()} places, the first at {wrong[0].tolist()}. Train "
+        "the policy again, or start from an earlier checkpoint."
     )
 
 

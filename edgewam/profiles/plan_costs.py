@@ -67,7 +67,9 @@ def as_it_is(model: ModelCosts, device: Device) -> Planned:
     """
 
     def fastest(kinds: Collection[str]) -> str:
-        here = [device.plain_format if kind in PLAIN_BYTES else kind for kind in kinds] or [device.plain_format]
+        plain = [kind in PLAIN_BYTES or kind.endswith("_weights") for kind in kinds]  # packed weights are unpacked to multiply
+        here = [device.plain_format if is_plain else kind for kind, is_plain in zip(kinds, plain, strict=True)]
+        here = here or [device.plain_format]
         for kind in here:
             device.require_format(kind)
         return max(here, key=lambda kind: device.peak_tflops[device.compute_format(kind)].value)

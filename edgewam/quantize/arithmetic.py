@@ -75,7 +75,8 @@ class _Quantized:
     @property
     def packed_bytes(self) -> int:
         """Bytes of codes and scales as they are stored."""
-        return self.weight.numel() + sum(4 * s.numel() for s in (self.weight_scale, *self.stored_scales.values()))
+        codes = self.weight.numel() * self.kind.bits // 8
+        return codes + sum(4 * s.numel() for s in (self.weight_scale, *self.stored_scales.values()))
 
     def round_input(self, x: Tensor) -> Tensor:
         """What the layer's product sees of its input."""
@@ -136,5 +137,7 @@ class FloatConv2d(QuantizedConv2d):
 
 
 def per_channel(scale: Tensor, weight: Tensor) -> Tensor:
-    """A scale [out] that broadcasts over a weight [out, ...]."""
+    """A scale [out], or [out, groups] of a linear layer, that broadcasts over a weight [out, ...]."""
+    if scale.dim() == 2:
+        return scale.repeat_interleave(weight.shape[1] // scale.shape[1], dim=1)
     return scale.reshape(-1, *[1] * (weight.dim() - 1))

@@ -1,8 +1,8 @@
 """Artifacts of kind "quantized": packed codes and scales of the layers that a plan chose, on top of the policy they belong to.
 
-`weights.safetensors` (per layer: codes, weight_scale, and where they exist input_scale, output_scale, smooth), `plan.json`
-(the precision plan), `parent.json` (where the policy is, relative, and its digest).  Everything that stays in float32 is read
-from that policy.  Reading needs no modelopt.
+`weights.safetensors` (per layer: codes, those of 4 bits two a byte, weight_scale, and where they exist input_scale, output_scale,
+smooth), `plan.json` (the precision plan), `parent.json` (where the policy is, relative, and its digest).  Everything that stays
+in float32 is read from that policy.  Reading needs no modelopt.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from edgewam.core.artifacts import Manifest, read_manifest, replaced_file, write
 from edgewam.core.errors import ArtifactError, EdgewamError
 from edgewam.core.program import Programs
 from edgewam.core.stage import Stage
-from edgewam.quantize.formats import FORMATS
+from edgewam.kernels.weights import from_nibbles, nibbles
+from edgewam.quantize.formats import FORMATS, WEIGHTS_ONLY
 from edgewam.quantize.layers import LayerName, QuantizedConv2d, QuantizedLinear, Scales, find_layers, quantized, with_layers
 from edgewam.quantize.plan import PrecisionPlan
 from edgewam.quantize.steps import with_scale_rows, with_scale_tables
@@ -47,8 +48,9 @@ class QuantizedArtifact:
 
     @property
     def precision(self) -> str:
-        """For the timing contract: "int8", "fp8", or both."""
-        return "+".join(sorted({kind.split("_")[0] for kind in self.formats.values()}))
+        """For the timing contract: "int8", "fp8", or both; "fp8_weights" and the like where no activations are rounded."""
+        kinds = {kind if kind in WEIGHTS_ONLY else kind.split("_")[0] for kind in self.formats.values()}
+        return "+".join(sorted(kind for kind in kinds if kind.removesuffix("_weights") not in kinds - {kind}))
 
     def apply(self, stages: Mapping[str, Stage]) -> dict[str, Stage]:
         """The policy's stages with their layers in the formats of this artifact.
@@ -60,6 +62,8 @@ class QuantizedArtifact:
         made: dict[LayerName, nn.Module] = {}
         for name, kind in self.formats.items():
             codes, scale = self._get(name, "codes"), self._get(name, "weight_scale")
+            if codes is not None and FORMATS[kind].bits < 8:
+                codes = from_nibbles(codes)
             layer = layers.get(name)
             if layer is None or codes is None or scale is None or codes.shape != layer.weight.shape:
                 found = "does not exist" if layer is None else f"is {list(layer.weight.shape)}"
@@ -95,7 +99,8 @@ def write_quantized(
     """Write the artifact whole or not at all; `config` says how it was calibrated, `measured` holds the table of layers."""
     tensors: dict[str, Tensor] = {}
     for (stage, path), layer in layers.items():
-        parts = {"codes": layer.codes, "weight_scale": layer.weight_scale}
+        codes = nibbles(layer.codes) if layer.kind.bits < 8 else layer.codes
+        parts = {"codes": codes, "weight_scale": layer.weight_scale}
         parts |= layer.stored_scales
         tensors |= {f"{stage}.{path}.{part}": tensor.cpu().contiguous().clone() for part, tensor in parts.items()}
     formats = [{"stage": stage, "layer": path, "format": layer.kind.name} for (stage, path), layer in layers.items()]

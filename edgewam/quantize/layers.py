@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgewam.core.errors import ContractError
 from edgewam.core.stage import Stage
 from edgewam.quantize.arithmetic import FloatConv2d, FloatLinear, QuantizedConv2d, QuantizedLinear, ScaleRow, per_channel
-from edgewam.quantize.formats import FORMATS, encode, weight_scales
+from edgewam.quantize.formats import FORMATS, GROUPS, encode, weight_scales
 
 LayerName = tuple[str, str]  # stage, and the layer's path in the stage's module
 Layer = nn.Linear | nn.Conv2d
@@ -26,12 +26,14 @@ class Scales:
     input_scale and output_scale []: of one code; none for formats that measure at run time, output only of convolutions.
     input_scale [steps]: one for every row of the loop that the layer's stage runs in (linear layers).
     smooth [in]: the input is multiplied with it, and the weight divided by it, before either is rounded (SmoothQuant).
+    group: so many inputs share a scale in a format of less than 8 bits.
     """
 
     format: str
     input_scale: Tensor | None = None
     output_scale: Tensor | None = None
     smooth: Tensor | None = None
+    group: int = GROUPS[0]
 
 
 def quantized(layer: Layer, scales: Scales, codes: Tensor | None = None, weight_scale: Tensor | None = None) -> nn.Module:
@@ -51,7 +53,8 @@ def quantized(layer: Layer, scales: Scales, codes: Tensor | None = None, weight_
     if weight_scale is None:
         # with one scale per step the bias is added to the scaled product, so it need not fit the integers
         bias = layer.bias.detach().float() if layer.bias is not None and not made.is_stepped else None
-        weight_scale = weight_scales(weight, bias, None if scales.input_scale is None else scales.input_scale.to(device), kind)
+        input_scale = None if scales.input_scale is None else scales.input_scale.to(device)
+        weight_scale = weight_scales(weight, bias, input_scale, kind, scales.group)
     weight_scale = weight_scale.to(device)
     spread = per_channel(weight_scale, weight)
     if codes is None:

@@ -1,4 +1,5 @@
-"""The named plans `int8` and `fp8`, written for the layers at hand; `auto` is chosen from measurements (`choose`)."""
+"""The named plans `int8`, `fp8`, `fp8_weights` and `int4_weights`, written for the layers at hand; `auto` is chosen from
+measurements (`choose`)."""
 
 from __future__ import annotations
 
@@ -7,20 +8,23 @@ from collections.abc import Collection, Mapping
 from torch import nn
 
 from edgewam.core.errors import ContractError
-from edgewam.quantize.formats import NONE
+from edgewam.quantize.formats import FORMATS, GROUPS, NONE, WEIGHTS_ONLY
 from edgewam.quantize.layers import Layer, LayerName
 from edgewam.quantize.plan import PrecisionPlan, Rule
 
-NAMED = ("int8", "fp8", "auto")
+NAMED = ("int8", "fp8", "fp8_weights", "int4_weights", "auto")
 # Robot states and actions, first pixels: a projection from or to so few numbers costs nothing and everything passes through it.
 NARROW = 32
 _NARROW_CHANNELS = 8
 _NARROW_REASON = "narrow: nothing to gain and sensitive"
 _UNSTEADY_REASON = "calibration sees too little of this stage"
 _CONVOLUTIONS = "convolutions: only worth it where it was measured, see auto"
-BACKENDS = {"int8": "onnxruntime", "fp8": "eager"}  # that a named plan is for, unless another one is asked for
+_UNEVEN_REASON = f"its inputs are no multiple of {GROUPS[0]}, the group that shares a scale"
+# that a named plan is for, unless another one is asked for
+BACKENDS = {"int8": "onnxruntime", "fp8": "eager", "fp8_weights": "fused", "int4_weights": "fused"}
 # backends that multiply W8A8 with static scales only: what calibration sees too little of stays in the base precision there
 _STATIC_ONLY = ("tensorrt",)
+_WEIGHTS_ALONE = ("fused",)  # and those that may leave activations as they are: there the weights of such stages are packed
 
 
 def candidates(layers: Mapping[LayerName, Layer], unsteady: Collection[str] = ()) -> PrecisionPlan:
@@ -46,7 +50,8 @@ def named_plan(
     """The rules of a named plan.
 
     Args:
-        name: `int8` or `fp8`, weights and activations, static scales.  Both leave convolutions alone.  `fp8` has a scale per step
+        name: `int8` or `fp8`, weights and activations, static scales; `fp8_weights` or `int4_weights`, nothing but weights, for
+            kernels that are bound by their bytes.  All leave convolutions alone.  `fp8` has a scale per step
             in the sampler's loop; INT8 gained nothing by that (benchmarks/NOTES.md), so there a plan file has to ask for it.
         layers: what there is to quantise.
         unsteady: stages of which calibration sees too little, such as those that run once per instruction, or on a single
@@ -70,9 +75,16 @@ def named_plan(
             rules.append(Rule(stage, "*", NONE, _CONVOLUTIONS))
             continue
         rules += [Rule(*key, NONE, _CONVOLUTIONS) for key in convolutions]
-        if stage in unsteady and backend in _STATIC_ONLY:
+        if FORMATS[name].bits < 8:
+            uneven = [key for key, layer in layers.items() if key[0] == stage and _is_uneven(layer)]
+            rules += [Rule(*key, NONE, _UNEVEN_REASON) for key in uneven]
+        if name in WEIGHTS_ONLY or stage not in unsteady:
+            rules.append(Rule(stage, "*", name))
+        elif backend in _WEIGHTS_ALONE:
+            rules.append(Rule(stage, "*", f"{name}_weights", _UNSTEADY_REASON))
+        elif backend in _STATIC_ONLY:
             rules.append(Rule(stage, "*", NONE, _UNSTEADY_REASON))
-        elif stage in unsteady and name == "int8":
+        elif name == "int8":
             rules.append(Rule(stage, "*", "int8_dynamic", _UNSTEADY_REASON))
         else:
             rules.append(Rule(stage, "*", name))
@@ -88,3 +100,7 @@ def is_narrow(layer: Layer) -> bool:
 
 def _is_conv(key: LayerName, stage: str, layer: Layer) -> bool:
     return key[0] == stage and isinstance(layer, nn.Conv2d) and not is_narrow(layer)
+
+
+def _is_uneven(layer: Layer) -> bool:
+    return isinstance(layer, nn.Linear) and not is_narrow(layer) and layer.in_features % GROUPS[0] != 0

@@ -18,7 +18,7 @@ from torch import nn
 
 from edgewam.core import plugins
 from edgewam.core.errors import ContractError
-from edgewam.quantize.formats import FORMATS, NONE
+from edgewam.quantize.formats import FORMATS, GROUPS, NONE
 from edgewam.quantize.layers import Layer, LayerName
 
 VERSION = 1
@@ -42,6 +42,7 @@ class PrecisionPlan:
     alpha: how much of the activations' outliers SmoothQuant moves into the weights, 0 (none) to 1 (all).
     percentile: of the magnitudes that calibration sees, 50 to 100; what lies beyond saturates.
     per_step: static layers of a stage in the sampler's loop get one activation scale per step (`quantize.steps`).
+    group: so many inputs of a layer share a scale in formats of 4 bits, 64 or 128.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PrecisionPlan:
     # robot activations have few outliers, and those matter: on `small` 99.9 gave 1.4 times the error of 99.999
     percentile: float = 99.999
     per_step: bool = False
+    group: int = GROUPS[0]
 
     def __post_init__(self) -> None:
         """Refuse what no layer could be quantised with."""
@@ -59,6 +61,8 @@ class PrecisionPlan:
             raise ContractError(
                 f"Plan '{self.name}' needs alpha in 0..1 and percentile in 50..100, got {self.alpha} and {self.percentile}."
             )
+        if self.group not in GROUPS:
+            raise ContractError(f"Plan '{self.name}' needs group to be one of {', '.join(map(str, GROUPS))}, got {self.group}.")
         for number, rule in enumerate(self.rules):
             if rule.format not in (NONE, *FORMATS):
                 raise ContractError(
@@ -84,6 +88,11 @@ class PrecisionPlan:
                 raise ContractError(
                     f"Plan '{self.name}' gives the convolution {stage}.{path} the format {rule.format}, which exists for linear "
                     f"layers only. Give it {able} or {NONE}, with a rule before this one."
+                )
+            if rule.format != NONE and FORMATS[rule.format].bits < 8 and layer.in_features % self.group:
+                raise ContractError(
+                    f"Plan '{self.name}' gives the layer {stage}.{path} the format {rule.format}, whose groups of {self.group} "
+                    f"do not divide its {layer.in_features} inputs. Give it fp8_weights or {NONE}, with a rule before this one."
                 )
             chosen[stage, path] = rule
         return chosen

@@ -187,11 +187,13 @@ def _check_plan(plan: PrecisionPlan, policy: Path, backend: str, target: str | N
     """Refuse a precision plan that the backend would undo, or that the device has no matrix units for."""
     from edgewam.core import plugins
     from edgewam.profiles.device import load_device
+    from edgewam.quantize.formats import NONE, WEIGHTS_ONLY
 
     try:
         plan.require_backend(plugins.load("backend_build", backend), backend)
     except EdgewamError as error:
         raise EdgewamError(f"'{policy}' was quantised for the backend '{plan.backend}': {error}") from error
     if target is not None:
-        for name in sorted({rule.format.split("_")[0] for rule in plan.rules} - {"none"}):
+        products = {rule.format for rule in plan.rules} - {NONE, *WEIGHTS_ONLY}
+        for name in sorted({kind.split("_")[0] for kind in products}):
             load_device(target).require_format(name)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
+
+from edgewam.core import plugins
 
 if TYPE_CHECKING:
     from edgewam.quantize.layers import LayerName
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
 
 # excess error ratio of a layer below which `auto` looks for nothing more exact: eighty of them make 0.018 together
 _EXACT_ENOUGH = 0.002
+_ROUNDED = ("int8_dynamic", "int8_weights")  # formats whose weights GPTQ rounds; it knows no FP8 and no groups here
 
 
 def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Candidates:
@@ -34,13 +38,15 @@ def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Ca
     tried = {(name, found.format): found for name, found in scales.items()}
     if plan.name == "auto":
         linear = [name for name in scales if isinstance(plan.layers[name], nn.Linear)]
-        free = [kind.name for kind in FORMATS.values() if not kind.calibrated]
+        able = plugins.load("backend_build", plan.precision.backend).FORMATS
+        free = [kind for kind in able if not FORMATS[kind].calibrated]
         tried |= {(name, kind): Scales(kind) for name in linear for kind in free}
-    # what SmoothQuant scales has other weights, so only the formats without calibration are rounded with GPTQ
-    to_round = dict.fromkeys(name for name, kind in tried if not FORMATS[kind].calibrated)
+    tried = {key: replace(found, group=plan.precision.group) for key, found in tried.items()}
+    # what SmoothQuant scales has other weights, so only the INT8 formats without calibration are rounded with GPTQ
+    to_round = dict.fromkeys(name for name, kind in tried if kind in _ROUNDED)
     rounded = round_weights(stages, to_round, recording, lambda done, total: say("rounding weights", done, total))
     return {
-        (name, kind): quantized(plan.layers[name], found, *(() if FORMATS[kind].calibrated else rounded[name]))
+        (name, kind): quantized(plan.layers[name], found, *(rounded[name] if kind in _ROUNDED else ()))
         for (name, kind), found in tried.items()
     }
 

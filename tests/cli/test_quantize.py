@@ -168,12 +168,15 @@ def test_a_dry_run_prints_the_layers_and_writes_nothing(shipped, dataset, tmp_pa
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        ("int7", "Named plans: int8, fp8, auto"),
+        ("int7", "Named plans: int8, fp8, fp8_weights, int4_weights, auto"),
         ({"rules": [{"stage": "denois", "layer": "*", "format": "int8"}]}, "Nearest: denoise"),
         ({"rules": [{"stage": "denoise", "layer": "fnn.0.up", "format": "int8"}]}, "Nearest: ffn.0.up"),
         ({"rules": [{"stage": "denoise", "layer": "*", "format": "fp8"}]}, "would turn back into float32"),
         ({"backend": "tensort"}, "Unknown backend"),
-        ({"backend": "inductor"}, "--backend or the plan file's field 'backend': eager (int8, int8_dynamic, int8_weights, fp8);"),
+        (
+            {"backend": "inductor"},
+            "the plan file's field 'backend': eager (int8, int8_dynamic, int8_weights, fp8, fp8_weights, int4_weights);",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused_before_any_work(plan, message, shipped, dataset, tmp_path):

@@ -104,7 +104,7 @@ def test_stages_that_calibration_hardly_sees_measure_when_they_run(layers):
 
 
 def test_an_unknown_name_lists_the_named_plans(layers):
-    with pytest.raises(ContractError, match="Named plans: int8, fp8, auto"):
+    with pytest.raises(ContractError, match="Named plans: int8, fp8, fp8_weights, int4_weights, auto"):
         named_plan("int4", layers)
 
 

@@ -14,7 +14,8 @@ from edgewam.core.stage import Stage
 from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support
 
-FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8")  # rounded as the engines would, multiplied in float32
+# rounded as the engines would, multiplied in float32
+FORMATS = ("int8", "int8_dynamic", "int8_weights", "fp8", "fp8_weights", "int4_weights")
 STEP_SCALES = True  # takes one activation scale per step of the sampler
 PRECISIONS = ("float32", "bf16", "fp16")
 TOLERANCE = 2e-6  # the same operators; loaded weights may lie at another alignment, where products are summed in another order
@@ -33,7 +34,8 @@ def supports_float(stage: Stage, backend: str) -> Support:
         return Support(
             False,
             f"stage '{stage.name}' has its layer '{path}' in {layer.kind.name}, which {backend} would multiply in float32. "
-            "Compile for onnxruntime (int8) or tensorrt (int8, fp8), or compile the policy that was not quantised",
+            "Compile for onnxruntime (int8), tensorrt (int8, fp8) or, also with weights alone, --backend fused, or compile the "
+            "policy that was not quantised",
         )
     return supports(stage)
 

@@ -23,7 +23,7 @@ _DTYPES = ("float32", "float16", "int64", "int32", "int8", "uint8", "bool")
 def supports(stage: Stage) -> Support:
     """The CPU provider has no bfloat16 or float8 kernels; float64 would silently lose its point in an embedded engine."""
     undone = "the CPU provider would turn back into float32"
-    advice = "Quantise with --plan int8, or compile for the backend eager"
+    advice = "Quantise with --plan int8, or compile for the backend eager; weights alone stay packed with --backend fused"
     return can_export(stage, ("onnxruntime",), _DTYPES, FORMATS, undone, advice)
 
 

@@ -42,7 +42,8 @@ PRECISIONS = ("float32", "bf16", "fp16")
 
 def supports(stage: Stage) -> Support:
     """Whether the stage can be exported and its formats are ones that TensorRT multiplies in."""
-    undone, advice = "TensorRT would turn back into a half type", "Quantise with --plan int8 or --plan fp8"
+    undone = "TensorRT would turn back into a half type"
+    advice = "Quantise with --plan int8 or --plan fp8; weights alone stay packed with --backend fused"
     support = can_export(stage, (), DTYPES, FORMATS, undone, advice)
     if support.ok and not any(importlib.util.find_spec(module) for module, _ in LIBRARIES.values()):
         how = "neither 'tensorrt_rtx' nor 'tensorrt' is installed; install the first with: pip install 'edgewam[rtx]'"
