@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.gpu.kernel_target import lacks_kernels
 from benchmarks.gpu.tensorrt_target import lacks_tensorrt
 from benchmarks.results import ROOT, Section
 from edgewam.core.artifacts import file_digest
@@ -48,7 +49,7 @@ class Job:
     data: Literal["none", "frames", "latents"] = "none"
     process: str = ""
     on_processor: bool = False
-    needs: Literal["", "tensorrt"] = ""
+    needs: Literal["", "tensorrt", "kernels"] = ""
 
     def lacks(self, device: str) -> str:
         """Why the machine cannot run it on "cuda" or, in small, on "cpu"; "" where it can."""
@@ -96,7 +97,7 @@ class Job:
         return digest.hexdigest()[:16]
 
 
-_LACKS: dict[str, Callable[[str], str]] = {"": lambda device: "", "tensorrt": lacks_tensorrt}
+_LACKS: dict[str, Callable[[str], str]] = {"": lambda device: "", "tensorrt": lacks_tensorrt, "kernels": lacks_kernels}
 _FULL = {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor", "layer_groups": 3}
 _TOY = {"size": "golden", "compiler": "eager", "layer_groups": 3}
 _ENGINES = (
@@ -106,10 +107,86 @@ _ENGINES = (
     "edgewam/compile/rewrit*.py", "edgewam/compile/layer_groups.py", "edgewam/runtime/*.py", "edgewam/runtime/backends/eager.py",
     "edgewam/runtime/backends/inductor.py", *_MODEL,
 )  # fmt: skip
+_KERNELS = (
+    "edgewam/kernels/*.py", "edgewam/kernels/ops/*.py", "edgewam/kernels/sources/*.py", "edgewam/kernels/cuda/*.cu",
+    "edgewam/compile/fused/*.py", "edgewam/compile/rewrit*.py", "edgewam/runtime/backends/fused.py", *_MODEL,
+)  # fmt: skip
+_TINY = {**_TOY, "size": "tiny", "dtype": "float32", "layer_groups": 2}  # widths and a dtype that the interpreter runs
 _LOAD = {**_FULL, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}
 _TOY_LOAD = {**_TOY, "hz": 5, "idle_chunks": 3, "chunks": 6, "saturated_chunks": 3}
 
 JOBS = (
+    Job(
+        "kernel_checks",
+        "every fused kernel at full size against its reference: products in float64, all weight formats",
+        "benchmarks.gpu.kernel_checks",
+        75,
+        180,
+        (*_KERNELS, "benchmarks/gpu/kernel_recipes.py", "benchmarks/gpu/kernel_formats.py", "benchmarks/gpu/fused_engines.py"),
+        {"size": "full", "dtype": "bfloat16", "formats": {
+            "denoise": ["bf16", "fp8", "int4_weights"], "router": ["bf16"], "planner": ["bf16"], "state": ["bf16"]}},
+        {"size": "tiny", "dtype": "float32", "formats": {"state": ["bf16"], "denoise": ["bf16", "int4_weights"]}},
+        process="fused",
+        needs="kernels",
+    ),
+    Job(
+        "kernel_bandwidth",
+        "bandwidth of every fused kernel over layers of distinct weights; the products of a step and the whole step, with gates",
+        "benchmarks.gpu.kernel_bandwidth",
+        90,
+        240,
+        (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_engines.py", "benchmarks/gpu/precision_rates.py",
+         "benchmarks/gpu/rates.py"),
+        {"size": "full", "dtype": "bfloat16", "n": 50, "warmup": 5, "tune_s": 60, "order": [
+            ["denoise", "bf16"], ["router", "bf16"], ["denoise", "fp8"], ["denoise", "fp8_weights"], ["denoise", "int4_weights"],
+            ["denoise", "int8"], ["router", "fp8"], ["planner", "bf16"], ["state", "bf16"]]},
+        {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [["state", "bf16"], ["denoise", "bf16"]]},
+        process="fused",
+        needs="kernels",
+    ),
+    Job(
+        "fused_steps",
+        "L_chunk at 2, 10, 4, 1 steps and L_prefill through the fused kernels, five weight formats; gates, Inductor, release",
+        "benchmarks.gpu.fused_steps",
+        190,
+        300,
+        (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_policy.py", "benchmarks/gpu/fused_engines.py", *_ENGINES),
+        {**_FULL, "steps": [2, 10, 4, 1], "formats": ["bf16", "fp8", "fp8_weights", "int4_weights", "int8"], "n": 200,
+         "refreshes": 50, "warmup": 10, "n_eager": 5, "eager_steps": 10, "inductor_steps": [2, 10], "tune_s": 90},
+        {**_TINY, "steps": [1], "formats": ["bf16"], "n": 1, "refreshes": 1, "warmup": 0, "n_eager": 1, "eager_steps": 1,
+         "inductor_steps": [1], "tune_s": 0},
+        process="fused",
+        needs="kernels",
+    ),
+    Job(
+        "fused_under_load",
+        "`under_load` through the fused kernels, bf16 and fp8: gates p99 <= 1.3 times idle, refreshes within 40 ms",
+        "benchmarks.gpu.fused_under_load",
+        65,
+        200,
+        (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_policy.py", "benchmarks/gpu/fused_engines.py",
+         "benchmarks/gpu/under_load.py", *_ENGINES),
+        {**_FULL, "formats": ["bf16", "fp8"], "hz": 50, "idle_chunks": 250, "chunks": 1000, "saturated_chunks": 300, "tune_s": 90},
+        {**_TINY, "formats": ["bf16"], "hz": 5, "idle_chunks": 1, "chunks": 2, "saturated_chunks": 1, "tune_s": 0},
+        process="fused",
+        needs="kernels",
+    ),
+    Job(
+        "fused_small",
+        "excess error of the shipped student through the fused kernels, on frames: bf16, fp8, fp8 weights",
+        "benchmarks.gpu.fused_small",
+        60,
+        150,
+        (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_engines.py", "benchmarks/gpu/packed_frames.py",
+         "benchmarks/gpu/vae_parity.py", "edgewam/assets/small/student/manifest.json", "edgewam/compile/*.py",
+         "edgewam/recipes/deploy.py", "edgewam/runtime/*.py", "edgewam/runtime/policies/aha_wam*.py", *_MODEL),
+        {"base": "bf16", "formats": ["bf16", "fp8", "fp8_weights"], "frames": 24, "pairs": 2,
+         "calibration": 6, "n": 20, "stages": ["planner", "router", "state", "denoise"]},
+        {"base": "float32", "formats": ["bf16"], "frames": 1, "pairs": 1, "calibration": 1, "n": 1, "stages": ["state"]},
+        data="frames",
+        process="fused",
+        needs="kernels",
+    ),
     Job(
         "ladder",
         "Table 8 for this card, full size: released eager, + graph, + memory/context, + prefill compile, + hot path, + VAE",

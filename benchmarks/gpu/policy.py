@@ -157,11 +157,11 @@ class Policy:
             self._refused[asked] = str(error)
             raise
         self.compile_s[f"{steps} steps{', released image' * released_image}"] = time.monotonic() - start
-        text = self.inputs.text[0].float().cpu().numpy()
-        pipeline.run("prompt", prompt_inputs(self.config, text))
-        for number in range(self.config.memory_slots):
-            pipeline.run("plan", self.plan_inputs(number))
-        return pipeline
+        return self._fill(pipeline)
+
+    def filled(self, engines: Mapping[str, Engine], steps: int, overlap: bool = False) -> Pipeline:
+        """A pipeline of engines of the caller's own whose prompt is set and whose memory is full."""
+        return self._fill(Pipeline(self.ours.programs[steps], self.stages(), engines, self.memory, overlap))
 
     def plan_inputs(self, number: int) -> dict[str, Array]:
         """Inputs of the refresh `number` of an episode."""
@@ -206,6 +206,13 @@ class Policy:
             "actions": (config.chunk_size, config.action_dim), "text": (config.text_len,),
             "memory": (config.memory_slots * config.frame_tokens,),
         }  # fmt: skip
+
+    def _fill(self, pipeline: Pipeline) -> Pipeline:
+        text = self.inputs.text[0].float().cpu().numpy()
+        pipeline.run("prompt", prompt_inputs(self.config, text))
+        for number in range(self.config.memory_slots):
+            pipeline.run("plan", self.plan_inputs(number))
+        return pipeline
 
     def _compiled(self, stage: Stage) -> Engine:
         if stage.name not in self._engines:

@@ -32,7 +32,7 @@ def run(job: Job, device: str, emit: Emit) -> None:
     x = torch.randn(p["rows"], shapes[0][0], device=device, generator=generator).bfloat16()
     num_bytes = sum(w.numel() for layer in weights for w in layer)
     for name, size in (("bf16", 2), ("fp8", 1)):
-        chain = _bf16(x, weights) if name == "bf16" else _fp8(x, weights)
+        chain = bf16_chain(x, weights) if name == "bf16" else fp8_chain(x, weights)
         made = gpu_contract(
             device, engine="torch mm chain, CUDA graph", precision=name, steps=1,
             shapes={"rows": (p["rows"],), "layers": (layers,)}, stages=("products",), host_copies=False,
@@ -62,7 +62,9 @@ def _fit(x: Tensor, width: int) -> Tensor:
     return x[:, :width].contiguous() if x.shape[1] >= width else x.repeat(1, -(-width // x.shape[1]))[:, :width].contiguous()
 
 
-def _bf16(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
+def bf16_chain(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
+    """All products of x [S, in], layer by layer, each waiting for the one before."""
+
     def chain() -> Tensor:
         h = x
         for layer in weights:
@@ -73,7 +75,8 @@ def _bf16(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
     return chain
 
 
-def _fp8(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
+def fp8_chain(x: Tensor, weights: list[list[Tensor]]) -> Callable[[], Tensor]:
+    """The same with weights and inputs in FP8, scales of one, rounding in between."""
     eight, one = [[w.to(FP8) for w in layer] for layer in weights], torch.ones((), device=x.device)
 
     def chain() -> Tensor:

@@ -1,20 +1,23 @@
 """A full-size AHA-WAM with random weights, drawn on the device itself in its own dtype, and random inputs for it.
 
-Speed does not depend on the values of weights; actions would.  `golden` is the same at the sizes of the golden arrays.
+Speed does not depend on the values of weights; actions would.  `golden` and `tiny` are the same at small sizes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.results import ROOT
-from edgewam.models.aha_wam import AhaWam, AhaWamConfig, full
+from edgewam.models.aha_wam import AhaWam, AhaWamConfig, full, small
 from edgewam.models.aha_wam_config import from_release_json
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
+
+
+TINY_LAYERS = 2  # of "tiny", whose widths are those that the fused kernels take; layer groups need one each
 
 
 @dataclass(frozen=True)
@@ -28,9 +31,11 @@ class Inputs:
 
 
 def sizes(name: str) -> tuple[AhaWamConfig, WanVaeConfig]:
-    """Configurations of "full", or of "golden" (the sizes of the golden arrays)."""
+    """Configurations of "full", of "golden" (the sizes of the golden arrays), or of "tiny": two layers of `small`."""
     if name == "full":
         return full(), WanVaeConfig()
+    if name == "tiny":
+        return replace(small(), num_layers=TINY_LAYERS, memory_slots=2), WanVaeConfig(dim=4, dec_dim=4, num_res_blocks=1)
     release = json.loads((ROOT / "tests" / "golden" / "aha_wam" / "config_ahawam.json").read_text())
     vae = release["vae"]
     return from_release_json(release), WanVaeConfig(dim=vae["dim"], dec_dim=vae["dec_dim"], z_dim=vae["z_dim"])

@@ -9,6 +9,7 @@ from benchmarks.results import Section
 from edgewam.profiles.report import table
 
 _MAIN = (
+    "share", "worst_off", "within_limits", "fused_is_faster_by", "p99_over_idle", "added_median", "cosine_min",
     "bandwidth_gb_s", "utilisation_of_measured_rate", "memory_peak_gib", "tflops", "us_per_node", "us_per_product", "steps_per_s",
     "cosine_mean", "cosine_min", "gate_passed", "off_eager",
     "refreshes_over_limit", "skipped_ticks", "allocations", "chunk_slowed_by", "denoise_gflop", "refused", "graph",

@@ -12,10 +12,12 @@ is counted as late, and that next one is left out.  A refresh is looked for betw
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from benchmarks.gpu.jobs import Emit, Job
-from benchmarks.gpu.policy import Policy, shared_policy
+from benchmarks.gpu.policy import Figures, Policy, shared_policy
 from benchmarks.gpu.program_timing import contract, robot_pipeline
 from benchmarks.results import Section
 from edgewam.profiles.measure import Timing
@@ -27,23 +29,22 @@ SPIN_S = 1e-3  # before a tick the clock is watched instead of slept through
 
 def run(job: Job, device: str, emit: Emit) -> None:
     """Sections `idle`, `load`, `saturated`."""
-    policy, p = shared_policy(job, device), job.params
+    policy = shared_policy(job, device)
     pipeline, graphs = robot_pipeline(policy)
+    for name, section in load_sections(policy, pipeline, graphs, job.params, f"{policy.compiler}, CUDA graphs"):
+        emit(name, section)
+
+
+def load_sections(
+    policy: Policy, pipeline: Pipeline, graphs: Mapping[str, Figures], p: Mapping[str, Any], engine: str
+) -> Iterator[tuple[str, Section]]:  # fmt: skip
+    """What `run` records, of any pipeline that runs `act` beside `plan`; each as it is measured."""
     for name, chunks, every in (("idle", p["idle_chunks"], 0), ("load", p["chunks"], 2), ("saturated", p["saturated_chunks"], 1)):
         seen = _Loop(policy, pipeline, p["hz"] if name != "saturated" else 0.0, every).run(chunks)
         figures = seen.figures() | {"hz": float(p["hz"]) if name != "saturated" else "back to back", **graphs["act"]}
-        notes = f"{name}: one thread, {WHAT[name]}"
-        made = contract(
-            policy,
-            f"{policy.compiler}, CUDA graphs",
-            2,
-            ("act", "plan")[: 1 + (every > 0)],
-            len(seen.chunk_ms),
-            0,
-            notes,
-            every > 0,
-        )
-        emit(name, Section(made, figures, seen.timings()))
+        programs, notes = ("act", "plan")[: 1 + (every > 0)], f"{name}: one thread, {WHAT[name]}"
+        made = contract(policy, engine, 2, programs, len(seen.chunk_ms), 0, notes, every > 0)
+        yield name, Section(made, figures, seen.timings())
 
 
 WHAT = {

@@ -48,7 +48,7 @@ def test_listing_imports_no_torch():
 
 def test_unknown_jobs_are_refused_with_the_known_ones(no_gpu, capsys):
     assert command.main(["--list", "--only", "upstream_eager"]) == 2
-    assert "Available: ladder" in capsys.readouterr().err
+    assert "Available: kernel_checks" in capsys.readouterr().err
 
 
 def test_the_plan_shows_recorded_jobs_and_the_budget(no_gpu, tmp_path, capsys):
@@ -61,9 +61,11 @@ def test_the_plan_shows_recorded_jobs_and_the_budget(no_gpu, tmp_path, capsys):
     assert "next call (budget)" in lines["under_load"]
 
 
-def test_all_jobs_but_the_last_fit_one_call():
+def test_all_jobs_but_the_last_fit_two_calls():
     *jobs, last = JOBS
-    assert sum(job.expected_s for job in jobs if job.data != "latents") <= command.BUDGET_S <= 600  # the others need a file
+    kernels = [job for job in jobs if job.process == "fused"]
+    others = [job for job in jobs if job.process != "fused" and job.data != "latents"]  # those need a file
+    assert max(sum(job.expected_s for job in part) for part in (kernels, others)) <= command.BUDGET_S <= 600
     assert last.name == "under_load_full"  # as long as the timing contract asks: for a card that is not lent
     assert all(job.expected_s < job.limit_s <= 480 for job in JOBS)
     assert len({job.name for job in JOBS}) == len(JOBS) and find_jobs([]) == list(JOBS)
@@ -72,13 +74,14 @@ def test_all_jobs_but_the_last_fit_one_call():
 
 def test_jobs_that_share_a_process_stand_together_and_ask_for_the_same_policy():
     shared = [job for job in JOBS if job.process == "full"]
-    assert list(JOBS[: len(shared) - 1]) == shared[:-1]  # the full load comes last and builds its own
+    first = JOBS.index(shared[0])
+    assert list(JOBS[first : first + len(shared) - 1]) == shared[:-1]  # the full load comes last and builds its own
     assert len({tuple(job.params[name] for name in ("size", "dtype", "seed", "compiler", "layer_groups")) for job in shared}) == 1
 
 
 def test_the_processor_is_for_jobs_that_make_sense_there(no_gpu, capsys):
     assert command.main(["--device", "cpu"]) == 2
-    assert "'ladder' makes no sense on a processor" in capsys.readouterr().err
+    assert "'kernel_checks' makes no sense on a processor" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("job", JOBS, ids=lambda job: job.name)
