@@ -5,6 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP_QUIET = -q --disable-pip-version-check
 TORCH = torch==2.13.0
+TRITON = triton==3.8.0  # what the kernels are compiled and interpreted with in the tests
 SHELL = /bin/bash
 
 .PHONY: demo test soak gpu clean
@@ -28,12 +29,12 @@ gpu:
 	$(or $(GPU_PYTHON),python3) -m benchmarks.gpu $(ARGS)
 
 .venv/ready: EXTRAS = train,onnx,sim,quant,serve,telemetry
-.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,serve,ros2,telemetry,text,dev
+.venv-test/ready: EXTRAS = train,onnx,sim,quant,rtx,serve,ros2,telemetry,text,kernels,dev
 %/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "edgewam needs Python >= 3.11. Install it, or name it: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $*
 	$*/bin/python -m pip install $(PIP_QUIET) $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$*/bin/python -m pip install $(PIP_QUIET) -e '.[$(EXTRAS)]'
+	$*/bin/python -m pip install $(PIP_QUIET) -e '.[$(EXTRAS)]' $(if $(findstring test,$*),$(TRITON))
 	# only the MuJoCo assets are needed, not the 500 MB that gym-aloha would pull in
 	$*/bin/python -m pip install $(PIP_QUIET) --no-deps gym-aloha==0.1.5
 	# the client that strangers will use: unmodified, without its old NumPy
