@@ -8,7 +8,7 @@ from dataclasses import replace
 from torch import Tensor
 
 from edgewam.kernels.call import Call
-from edgewam.kernels.ops import linear_cuda
+from edgewam.kernels import linear_cuda
 from edgewam.kernels.ops.linear_launch import PRODUCTS, is_prepared, launches
 from edgewam.kernels.ops.linear_problem import Problem, problem_of, refusal
 from edgewam.kernels.cuda_source import CudaProgram
