@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from edgewam.core.errors import EdgewamError
+from edgewam.kernels import linear_cuda
 from edgewam.kernels.call import Call
 from edgewam.kernels.cuda_source import CudaProgram, compile_cuda
-from edgewam.kernels.ops import linear_cuda
 from edgewam.kernels.reference import linear
 from edgewam.kernels.target import INTERPRETER, TARGETS
 from edgewam.kernels.variant import Variant
