@@ -194,7 +194,8 @@ PRODUCTS = {
     "fp8": {89: "QMMA.16832.F32.E4M3.E4M3", 90: "HMMA.16816.F32", 110: "HMMA.16816.F32", 120: "QMMA.16832.F32.E4M3.E4M3"},
     "int8": dict.fromkeys(TARGETS, "IMMA.16832.S8.S8"),
 }
-REGISTERS = {64: 128, 128: 200}  # of a thread, by outputs of a tile: two blocks of 256 threads, or one, have a processor's 65536
+TWO_BLOCKS = 128  # registers of a thread with which two blocks of 256 threads share a processor's 65536
+ONE_BLOCK = 200  # with 128 outputs there are twice the sums, and with groups of inputs every sum is there twice
 
 
 def prove(format, name, sm, variant=None):
@@ -205,7 +206,7 @@ def prove(format, name, sm, variant=None):
     (program,) = linear_cuda.programs(call, tensors, variant, target)
     compiled = compile_cuda(program, sm)
     assert compiled.spills == 0, variant
-    assert compiled.registers <= REGISTERS[variant.outs], variant
+    assert compiled.registers <= (ONE_BLOCK if variant.outs == 128 or format == "int4_weights" else TWO_BLOCKS), variant
     assert compiled.shared == program.shared <= target.shared_memory
     wanted = PRODUCTS.get(format, {}).get(sm, HALF_PRODUCT)
     assert any(mnemonic.startswith(wanted) for mnemonic in compiled.mnemonics), compiled.mnemonics
