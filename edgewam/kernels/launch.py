@@ -19,7 +19,15 @@ from edgewam.kernels.source import source
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
 
-POINTERS = {torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16"}
+POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+}
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,7 @@ def test_a_norm_keeps_its_accuracy_far_from_zero_and_beside_outliers():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("variant", [None, SPLIT])
+@pytest.mark.parametrize("variant", [None, Variant(32, 128, 64, splits=3)])
 @pytest.mark.parametrize(
     "roles, attributes",
     [

@@ -221,10 +221,11 @@ def test_it_compiles_without_spills_to_products_of_matrix_units(format, sm):
 @pytest.mark.slow
 @pytest.mark.parametrize("sm", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
-def test_so_does_every_candidate_of_every_layer(format, sm):
+def test_so_does_every_layer_with_either_tile(format, sm):
     pytest.importorskip("cuda.bindings.nvrtc")
     for name in ("qkv", "out", "up", "down"):
-        for variant in linear_cuda.variants(*full(format, name), TARGETS[sm]):
+        candidates = linear_cuda.variants(*full(format, name), TARGETS[sm])
+        for variant in {variant.outs: variant for variant in reversed(candidates)}.values():
             prove(format, name, sm, variant)
 
 

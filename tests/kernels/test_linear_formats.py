@@ -112,5 +112,8 @@ def test_codes_of_int8_are_rounded_half_to_even_and_saturated():
 
 def test_sums_stay_exact_in_int8():
     tensors = tensors_of(7, 320, 64)
-    tensors["x"], tensors["weight"] = tensors["x"].mul(40).round(), tensors["weight"].mul(500).round().clamp(-128, 127).to(torch.int8)
+    tensors["x"], tensors["weight"] = (
+        tensors["x"].mul(40).round(),
+        tensors["weight"].mul(500).round().clamp(-128, 127).to(torch.int8),
+    )
     check({**tensors, "input_scale": torch.ones(1)}, tolerance=0.0, activations="int8")

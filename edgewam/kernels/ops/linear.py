@@ -9,7 +9,7 @@ from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.ops import linear_cuda
-from edgewam.kernels.ops.linear_launch import launches
+from edgewam.kernels.ops.linear_launch import PRODUCTS, is_prepared, launches
 from edgewam.kernels.ops.linear_problem import Problem, problem_of, refusal
 from edgewam.kernels.cuda_source import CudaProgram
 from edgewam.kernels.program import Program
@@ -23,11 +23,13 @@ MOST_SPLITS = 16  # their parts are added by one block
 FEW_ROWS = 32  # up to here a product waits for weights and nothing else
 FULL = 1.25  # blocks for each processor that default splits stay below: more of them are a second round
 _INTERPRETED_TILE = 1024  # the interpreter is as fast as its programs are few
+LEAST_FP8 = 64  # outputs of a tile, below which Hopper and Thor multiply FP8 as float16
+MOST_OF_A_THREAD = 128  # weights of a tile, which are in registers while they are converted
 MOST_STAGES = 8  # of tiles that are small because a group of weights is
 _RESERVED = 2048  # bytes of shared memory that the compiler takes for barriers and reductions
 
 # outs, bytes of a weight's row, warps, stages; the first is the default
-_FEW = ((64, 256, 4, 4), (64, 512, 4, 3), (128, 256, 4, 3), (32, 512, 4, 4), (64, 128, 4, 6))
+_FEW = ((64, 256, 4, 4), (64, 512, 4, 3), (128, 256, 8, 3), (32, 512, 4, 4), (64, 128, 4, 6))
 _MANY = ((128, 128, 8, 4), (64, 128, 4, 4), (64, 256, 4, 3), (128, 256, 8, 3))
 _NO_MATRIX_UNITS = ((64, 128, 4, 3), (32, 128, 4, 3), (32, 64, 4, 3))  # float32: operands go through registers
 
@@ -48,15 +50,15 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     found = []
     for outs, row_bytes, warps, stages in tiles:
         outs = min(outs, power(problem.outs))
-        if "squares" in tensors and outs % SQUARE_COLUMNS:
+        if ("squares" in tensors and outs % SQUARE_COLUMNS) or (problem.product == "fp8" and outs < min(LEAST_FP8, problem.outs)):
             continue
         weight = tensors["weight"]
         wished = row_bytes // weight.element_size() * (2 if problem.packed else 1)
-        ins = _fitted(wished, problem)
+        ins = _fitted(min(wished, MOST_OF_A_THREAD * 32 * warps // outs), problem)
         if problem.group:
             stages = min(MOST_STAGES, stages * max(1, wished // ins))
         tile = Variant(rows, outs, ins, 1, warps, stages, target.has_dependent_launch)
-        tile = _smaller(tile, problem, tensors, target)
+        tile = _smaller(tile, problem, call, tensors, target)
         found += [replace(tile, splits=splits) for splits in _splits(tile, problem, target)]
     if target.has_dependent_launch:
         found.append(replace(found[0], dependent=False))
@@ -88,17 +90,23 @@ def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
     return tuple(launch.program() for launch in launches(call, tensors, variant, target))
 
 
-def shared_bytes(variant: Variant, problem: Problem, tensors: Mapping[str, Tensor]) -> int:
-    """Bytes of shared memory that a block may take: a tile of weights and one of inputs for every stage, and its results."""
+def shared_bytes(variant: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> int:
+    """Bytes of shared memory that a block may take, never less than it does.
+
+    Every stage holds a tile of weights and one of inputs.  Where matrix units read shared memory (Hopper, Thor) all stages are there,
+    and the first tiles of a dependent launch have a place of their own; elsewhere one stage is in registers.
+    """
     columns = variant.ins // 2 if problem.packed else variant.ins
-    weights = variant.outs * columns * tensors["weight"].element_size()
-    inputs = variant.rows * variant.ins * tensors["x"].element_size()
-    return variant.stages * (weights + inputs) + variant.rows * (variant.ins + variant.outs) * 4 + _RESERVED
+    is_ready = problem.is_plain or is_prepared(problem, call, tensors["x"], variant)
+    item = PRODUCTS[problem.product].itemsize if is_ready else tensors["x"].element_size()
+    stage = variant.outs * columns * tensors["weight"].element_size() + variant.rows * variant.ins * item
+    stages = variant.stages + variant.dependent if 90 <= target.sm < 120 else variant.stages - 1
+    return stages * stage + 4 * variant.rows * max(variant.ins, variant.outs) + _RESERVED
 
 
-def _smaller(tile: Variant, problem: Problem, tensors: Mapping[str, Tensor], target: Target) -> Variant:
+def _smaller(tile: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> Variant:
     """The tile with fewer stages, then fewer inputs, until it fits the target."""
-    while shared_bytes(tile, problem, tensors) > target.shared_memory:
+    while shared_bytes(tile, problem, call, tensors, target) > target.shared_memory:
         if tile.stages > 2:
             tile = replace(tile, stages=tile.stages - 1)
         elif tile.ins > problem.least_tile:

@@ -25,9 +25,9 @@ PROLOGUE_BYTES = 2**25  # of input that blocks may read on their own: L2 deliver
 CLEAN = ("clean_shift", "clean_scale", "clean_gate")
 EPILOGUE = ("bias", "gate", "clean_gate", "residual", "delta", "prefix", "y", "squares")
 _PREPARED_ROWS, _PREPARED_INS = 4, 512  # the tile of `prepare`: its blocks are small, so that there are many
-_VALUES_OF_A_THREAD = 16  # of a norm's tile; three tiles are in registers
+_VALUES_OF_A_THREAD = 8  # of a norm's tile; three tiles are in registers, beside the first tile of weights
 _LINE = 128  # bytes of a line of L2
-_PRODUCTS = {
+PRODUCTS = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
@@ -46,12 +46,12 @@ def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
         "EPS": float(call.attributes.get("eps", EPS)),
         "ROUNDED": problem.rounded,
     }
-    if not _is_prepared(problem, roles["x"], prologue["NORM"], variant):
+    if not is_prepared(problem, call, roles["x"], variant):
         return (_product(call, roles, prologue, problem, variant, target),)
     x = roles["x"]
     layers = x.shape[0] if x.dim() == 3 else 1
     shape = (*x.shape[:-2], problem.rows, problem.ins)
-    ready = _scratch("ready", roles["y"], shape, _PRODUCTS[problem.product])
+    ready = _scratch("ready", roles["y"], shape, PRODUCTS[problem.product])
     names = ("x", "shift", "scale", "clean_shift", "clean_scale", "mask", "smooth", "input_scale")
     given = {name: roles[name] for name in names if name in roles}
     constants = {
@@ -75,6 +75,14 @@ def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
     return first, _product(call, {**rest, "x": ready}, plain, problem, variant, target)
 
 
+def is_prepared(problem: Problem, call: Call, x: Tensor, variant: Variant) -> bool:
+    """Whether the input is prepared by a launch of its own: its blocks would read too much of it each for itself."""
+    blocks = -(-problem.outs // variant.outs) * -(-problem.rows // variant.rows) * problem.layers
+    reads = 1 + (variant.splits if call.attributes.get("norm", False) else 0)
+    size = variant.rows * problem.ins * x.element_size()
+    return not problem.is_plain and blocks > 1 and blocks * reads * size > PROLOGUE_BYTES
+
+
 def _present(tensors: Mapping[str, Tensor], problem: Problem) -> dict[str, Tensor]:
     """The tensors that have an effect, the mask as bytes."""
     roles = dict(tensors)
@@ -85,14 +93,6 @@ def _present(tensors: Mapping[str, Tensor], problem: Problem) -> dict[str, Tenso
     if problem.rounded not in ("fp8", "int8"):
         roles.pop("input_scale", None)
     return roles
-
-
-def _is_prepared(problem: Problem, x: Tensor, norm: bool, variant: Variant) -> bool:
-    """Whether the input is prepared by a launch of its own: its blocks would read too much of it each for itself."""
-    blocks = -(-problem.outs // variant.outs) * -(-problem.rows // variant.rows) * problem.layers
-    reads = 1 + (variant.splits if norm else 0)
-    size = variant.rows * problem.ins * x.element_size()
-    return not problem.is_plain and blocks > 1 and blocks * reads * size > PROLOGUE_BYTES
 
 
 def _product(

@@ -79,7 +79,7 @@ def _product(call: Call, tensors: Mapping[str, Tensor]) -> str:
 
 
 def refusal(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
-    """"" or one sentence: the first of dtypes, attributes, shapes, strides and devices that does not fit."""
+    """ "" or one sentence: the first of dtypes, attributes, shapes, strides and devices that does not fit."""
     return (
         _wrong_roles(tensors)
         or _wrong_dtypes(call, tensors, target)

@@ -209,7 +209,9 @@ def _inputs(
         if NORM:
             value = (value - mean[None, :]) * spread[None, :]
         if scale is not None:
-            value = value * _chosen(scale, clean_scale, ins, has_in, is_clean) + _chosen(shift, clean_shift, ins, has_in, is_clean)
+            value = value * _chosen(scale, clean_scale, ins, has_in, is_clean) + _chosen(
+                shift, clean_shift, ins, has_in, is_clean
+            )
         if smooth is not None:
             value = value * tl.load(smooth + ins, mask=has_in, other=0).to(tl.float32)[:, None]
         if ROUNDED == "float16":

@@ -186,7 +186,7 @@ def _turned(
 
 @triton.jit
 def _mixed_in(logits, v, top, total, mixed):
-    """One more tile of keys, logits [R, T] and values v [T, K], in a running softmax: maxima, sums [R] and weighted sums [R, K]."""
+    """A tile of keys more in a running softmax: logits [R, T], values v [T, K]; maxima, sums [R] and weighted sums [R, K]."""
     peak = tl.maximum(top, tl.max(logits, 1))
     fade = tl.exp(top - peak)
     weights = tl.exp(logits - peak[:, None])
