@@ -1,4 +1,4 @@
-"""What a compiled kernel costs and which instructions it has, read from its machine code with the tools that Triton brings along."""
+"""What a compiled kernel costs and which instructions it has, read from its machine code with the tools that Triton brings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgewam.core.errors import EdgewamError, require
 
-# products of matrix units: as PTX spells them, and the machine instructions behind them (half, integer, 8-bit float, Hopper, Blackwell)
+# products of matrix units, as PTX spells them and as machine code does
 _PTX_PRODUCTS = re.compile(r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)[\w.:]*")
 _SASS_PRODUCTS = re.compile(r"\b(?:HMMA|IMMA|QMMA|OMMA|HGMMA|IGMMA|QGMMA|UTC[HIQO]MMA)[\w.]*")
 

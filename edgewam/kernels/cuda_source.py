@@ -60,7 +60,9 @@ def compile_cuda(program: CudaProgram, sm: int) -> Compiled:
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
     local = [int(number) for number in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)]
     if not registers:
-        raise EdgewamError(f"NVRTC told no registers of {program.source}.cu for {architecture(sm)}: {log[:300]!r}. Use NVRTC 13.0.")
+        raise EdgewamError(
+            f"NVRTC told no registers of {program.source}.cu for {architecture(sm)}: {log[:300]!r}. Use NVRTC 13.0."
+        )
     return Compiled(cubin, "", max(registers), max(local, default=0), program.shared, products(machine_code(cubin)))
 
 
@@ -107,7 +109,9 @@ def _built(text: str, name: str, sm: int) -> tuple[bytes, str]:
         nvrtc.nvrtcGetProgramLog(program, log)
         said = log.decode(errors="replace").strip("\0\n ")
         if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
-            raise EdgewamError(f"NVRTC cannot compile {name} for {architecture(sm)} ({status.name}); use NVRTC 13.0. It says:\n{said}")
+            raise EdgewamError(
+                f"NVRTC cannot compile {name} for {architecture(sm)} ({status.name}); use NVRTC 13.0. It says:\n{said}"
+            )
         cubin = bytearray(nvrtc.nvrtcGetCUBINSize(program)[1])
         nvrtc.nvrtcGetCUBIN(program, cubin)
     finally:

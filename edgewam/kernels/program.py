@@ -19,8 +19,8 @@ class Program:
     """A Triton kernel with its types and constants.
 
     source: file under `kernels/sources`, or another package's module.  function: its kernel.
-    signature: argument -> type: "*bf16", "*fp32", "*fp8e4nv", "*i8", "*u8", "i32", "fp32", ...  Pointers are taken as divisible by
-    16 bytes, as PyTorch's allocations are; "*fp32:1" is not, and "i32:16" is a number that is divisible by 16.
+    signature: argument -> type: "*bf16", "*fp32", "*fp8e4nv", "*i8", "*u8", "i32", "fp32", ...  Pointers are taken as divisible
+    by 16 bytes, as PyTorch's allocations are; "*fp32:1" is not, and "i32:16" is a number that is divisible by 16.
     constants: argument -> value, of every argument that the signature leaves out.
     """
 
@@ -49,7 +49,7 @@ def compile_program(program: Program | CudaProgram, sm: int) -> Compiled:
     said = {**program.constants, **program.signature}
     if set(names) != set(said) or len(said) != len(program.constants) + len(program.signature):
         raise ContractError(
-            f"The program of {program.source}.{program.function} must name every argument once, in its signature or as a constant. "
+            f"The program of {program.source}.{program.function} names every argument once, in its signature or as a constant. "
             f"Missing: {sorted(set(names) - set(said)) or 'none'}; unknown: {sorted(set(said) - set(names)) or 'none'}."
         )
     signature, attributes = {}, {}

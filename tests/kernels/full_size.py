@@ -1,7 +1,7 @@
-"""Calls of the full-size model: shapes, dtypes and attributes of everything a chunk and a refresh launch (DESIGN7 sizes).
+"""Calls of the full-size model: shapes, dtypes and attributes of everything that a chunk and a refresh launch.
 
-Width 1024 of actions and 3072 of video, attention width 3072 in 24 heads, 4096 and 14336 hidden, 16 rows of actions, 120 of video,
-30 layers, 6 memory slots, 32 queries of the router.
+Width 1024 of actions and 3072 of video, attention width 3072 in 24 heads, 4096 and 14336 hidden, 16 rows of actions, 120 of
+video, 30 layers, 6 memory slots, 32 queries of the router.
 """
 
 from dataclasses import dataclass, field
@@ -100,7 +100,16 @@ def router(format):
             format, QUERIES, 4096, ATTENTION, layers=LAYERS, shared_x=True, roles=("bias",), norm=True, eps=1e-5
         ),
         f"delta up {format}": linear(
-            format, TOKENS, ATTENTION, ATTENTION, layers=LAYERS, x=HALF, roles=("bias",), norm=True, eps=1e-5, activation="gelu_exact"
+            format,
+            TOKENS,
+            ATTENTION,
+            ATTENTION,
+            layers=LAYERS,
+            x=HALF,
+            roles=("bias",),
+            norm=True,
+            eps=1e-5,
+            activation="gelu_exact",
         ),
         f"delta down {format}": linear(
             format, TOKENS, ATTENTION, 2 * ATTENTION, layers=LAYERS, x=HALF, roles=("bias", "residual"), pairs=True

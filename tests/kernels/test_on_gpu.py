@@ -1,4 +1,4 @@
-"""Every kernel at full size on a GPU against its reference in float32.  `make gpu` runs this file; without a GPU it is skipped."""
+"""Every kernel at full size on a GPU against its reference in float32, what `make gpu` runs; without a GPU it is skipped."""
 
 import pytest
 import torch

@@ -22,7 +22,7 @@
 //   SPAN                elements between the halves of y and residual, with PAIRS
 //   SHARED              bytes of shared memory at the launch
 
-struct Operands {  // addresses in the order of ops/linear_cuda.py
+struct Operands {  // addresses in the order of kernels/linear_cuda.py
   const char* x;
   const char* weight;
   const float* weight_scale;

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from edgewam.kernels import linear_cuda
 from edgewam.kernels.call import Call
-from edgewam.kernels.ops import linear_cuda
+from edgewam.kernels.cuda_source import CudaProgram
 from edgewam.kernels.ops.linear_launch import PRODUCTS, is_prepared, launches
 from edgewam.kernels.ops.linear_problem import Problem, problem_of, refusal
-from edgewam.kernels.cuda_source import CudaProgram
 from edgewam.kernels.program import Program
 from edgewam.kernels.reference import SQUARE_COLUMNS
 from edgewam.kernels.target import Target

@@ -1,4 +1,4 @@
-"""`linear` of at most 16 rows in CUDA C++ (kernels/cuda/linear16.cu): more candidates for `ops/linear.py`, which is the plugin.
+"""`linear` of at most 16 rows in CUDA C++ (kernels/cuda/linear16.cu): candidates beside Triton's for the plugin `ops/linear.py`.
 
 It takes what a denoise step is made of: one layer, weights in bfloat16, FP8, INT8 or INT4 codes, and products in bfloat16, FP8 or
 INT8.  Float32 products, batches of layers and the Euler step of the head are Triton's.
@@ -31,8 +31,8 @@ _PRODUCTS = {"bfloat16": 0, "fp8": 1, "int8": 2}
 _GELU = {"none": 0, "gelu": 1, "gelu_exact": 2}
 _FLOATS = (torch.float32, torch.bfloat16)
 _ADDRESSES = (
-    "x", "weight", "weight_scale", "bias", "shift", "scale", "clean_shift", "clean_scale", "mask", "smooth", "input_scale", "gate",
-    "clean_gate", "residual", "y", "squares",
+    "x", "weight", "weight_scale", "bias", "shift", "scale", "clean_shift", "clean_scale", "mask", "smooth", "input_scale",
+    "gate", "clean_gate", "residual", "y", "squares",
 )  # fmt: skip
 _FLOAT32 = set(_ADDRESSES) - {"x", "weight", "mask", "residual", "y"}
 # scratch of split sums, shared by calls that write the same tensor: those can never run at the same time
@@ -55,7 +55,7 @@ def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
     if extra := sorted(set(tensors) - set(_ADDRESSES)):
         return f"The CUDA C++ kernel has no '{extra[0]}'."
     if x.dim() != 2 or weight.dim() != 2 or not 1 <= x.shape[0] <= MOST_ROWS:
-        return f"The CUDA C++ kernel takes one layer of 1 to {MOST_ROWS} rows, not x {list(x.shape)} and weight {list(weight.shape)}."
+        return f"The CUDA C++ kernel takes one layer of 1 to {MOST_ROWS} rows, not {list(x.shape)} and {list(weight.shape)}."
     if weight.dtype not in _WEIGHTS or x.dtype not in _FLOATS or y.dtype not in _FLOATS:
         return f"The CUDA C++ kernel takes no x {x.dtype}, weight {weight.dtype} and y {y.dtype}."
     return _rounding(call, tensors) or _sizes(call, tensors) or _places(tensors)
@@ -92,7 +92,7 @@ def _sizes(call: Call, tensors: Mapping[str, Tensor]) -> str:
     y, residual = tensors["y"], tensors.get("residual")
     if residual is not None and (residual.shape != y.shape or residual.stride()[:-2] != y.stride()[:-2]):
         return "The CUDA C++ kernel takes a residual that lies like y."
-    if scale is not None and scale.dim() == 2:
+    if scale is not None and _is_grouped(tensors):
         group = ins // scale.shape[1]
         if call.attributes.get("activations") in ("fp8", "int8") or group < 32 or (step % group and group % step):
             return f"The CUDA C++ kernel takes no scale for each {group} inputs here."
@@ -131,8 +131,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     rows = 8 if tensors["x"].shape[0] <= 8 else 16
     found = []
     for tile, warps in ((64, 8), (64, 4), (128, 8), (128, 4)):
-        if norm and _norm_registers(ins, warps) > MOST_NORM_REGISTERS:
-            continue
+        if (norm and _norm_registers(ins, warps) > MOST_NORM_REGISTERS) or (tile > 64 and _is_grouped(tensors)):
+            continue  # with groups a thread has its sums twice, and twice again of 128 outputs leaves no registers
         for splits in (n for n in range(1, MOST_SPLITS + 1) if steps % n == 0):
             part, blocks = steps // splits, -(-weight.shape[0] // tile) * splits
             for stages in range(min(-(-part // warps), MOST_STAGES), 0, -1):
@@ -188,7 +188,7 @@ def program_of(call: Call, tensors: Mapping[str, Tensor], variant: Variant) -> C
         "SPLITS": variant.splits,
         "WEIGHT": _WEIGHTS[weight.dtype][0],
         "PRODUCT": _PRODUCTS.get(str(attributes.get("activations", "none")), 0),
-        "GROUP": ins // scale.shape[1] if scale is not None and scale.dim() == 2 else 0,
+        "GROUP": ins // scale.shape[1] if scale is not None and _is_grouped(tensors) else 0,
         "EPS_BITS": struct.unpack("<I", struct.pack("<f", float(attributes.get("eps", EPS))))[0],
         "X_BF16": x.dtype == torch.bfloat16,
         "Y_BF16": y.dtype == torch.bfloat16,
@@ -222,6 +222,11 @@ def _step(weight: Tensor) -> int:
     return STEP_BYTES * 8 // _WEIGHTS[weight.dtype][1]
 
 
+def _is_grouped(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether groups of inputs have scales of their own."""
+    return "weight_scale" in tensors and tensors["weight_scale"].dim() == 2
+
+
 def _norm_registers(ins: int, warps: int) -> int:
     return -(-MOST_ROWS // warps) * -(-ins // 256) * 8
 
@@ -233,7 +238,7 @@ def _shared(call: Call, tensors: Mapping[str, Tensor], variant: Variant) -> int:
     x_bits = 8 if call.attributes.get("activations") in ("fp8", "int8") else 16
     x_bytes = ins // variant.splits * variant.rows * x_bits // 8
     slot = variant.outs * STEP_BYTES
-    if scale is not None and scale.dim() == 2:
+    if scale is not None and _is_grouped(tensors):
         chunks = max(1, _step(weight) * scale.shape[1] // ins)
         slot += chunks * variant.outs // 8 * LANES * 4
     sums = variant.warps * variant.rows * (variant.outs + 4) * 4
