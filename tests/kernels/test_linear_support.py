@@ -162,8 +162,11 @@ def test_only_products_of_many_blocks_and_rows_prepare_their_input(name, launche
 def test_weights_are_asked_for_before_the_kernel_in_front_has_ended():
     tensors, attributes = CALLS["qkv"]
     call = call_of(tensors, **attributes)
-    (program,) = linear.programs(call, tensors, linear.variants(call, tensors, CARD)[0], CARD)
-    ptx = compile_program(program, 90).ptx
+    variant = linear.variants(call, tensors, CARD)[0]
+    (program,) = linear.programs(call, tensors, variant, CARD)
+    compiled = compile_program(program, 90)
+    assert compiled.shared <= linear.shared_bytes(variant, problem_of(call, tensors), call, tensors, CARD)
+    ptx = compiled.ptx
     wait = ptx.index("griddepcontrol.wait")
     assert 0 < ptx.index("prefetch.global.L2") < wait
     assert "ld.global" in ptx[:wait] and "griddepcontrol.launch_dependents" in ptx[wait:]

@@ -93,20 +93,27 @@ def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
 def shared_bytes(variant: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> int:
     """Bytes of shared memory that a block may take, never less than it does.
 
-    Every stage holds a tile of weights and one of inputs.  Where matrix units read shared memory (Hopper, Thor) all stages are there,
-    and the first tiles of a dependent launch have a place of their own; elsewhere one stage is in registers.
+    Every stage holds a tile of weights and one of inputs.  Where matrix units read shared memory (Hopper, Thor) all stages are
+    there, but inputs that change on their way are a stage behind, and those that do not have one more place for the first tiles
+    of a dependent launch; elsewhere one stage is in registers.
     """
     columns = variant.ins // 2 if problem.packed else variant.ins
     is_ready = problem.is_plain or is_prepared(problem, call, tensors["x"], variant)
     item = PRODUCTS[problem.product].itemsize if is_ready else tensors["x"].element_size()
-    stage = variant.outs * columns * tensors["weight"].element_size() + variant.rows * variant.ins * item
-    stages = variant.stages + variant.dependent if 90 <= target.sm < 120 else variant.stages - 1
-    return stages * stage + 4 * variant.rows * max(variant.ins, variant.outs) + _RESERVED
+    weights = variant.outs * columns * tensors["weight"].element_size()
+    stages = variant.stages - 1
+    held = stages * (weights + variant.rows * variant.ins * item)
+    if 90 <= target.sm < 120:
+        held += (1 + variant.dependent) * (held // stages) if is_ready else weights
+    held += 0 if is_ready else 4 * variant.rows * variant.ins  # a tile of inputs on its way to the product
+    return max(held, 4 * variant.rows * variant.outs) + _RESERVED
 
 
 def _smaller(tile: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> Variant:
-    """The tile with fewer stages, then fewer inputs, until it fits the target."""
-    while shared_bytes(tile, problem, call, tensors, target) > target.shared_memory:
+    """The tile with fewer stages, then fewer inputs, until it fits; few rows and more blocks than processors: two of it fit."""
+    is_second_round = _blocks(tile, problem) * next(_splits(tile, problem, target)) > target.num_processors
+    memory = target.shared_memory // (2 if is_second_round and tile.rows <= FEW_ROWS else 1)
+    while shared_bytes(tile, problem, call, tensors, target) > memory:
         if tile.stages > 2:
             tile = replace(tile, stages=tile.stages - 1)
         elif tile.ins > problem.least_tile:
@@ -124,9 +131,14 @@ def _fitted(ins: int, problem: Problem) -> int:
     return ins
 
 
+def _blocks(tile: Variant, problem: Problem) -> int:
+    """Blocks of one split."""
+    return -(-problem.outs // tile.outs) * -(-problem.rows // tile.rows) * problem.layers
+
+
 def _splits(tile: Variant, problem: Problem, target: Target) -> Iterator[int]:
     """Splits of the sum: the default first, then twice and half as many."""
-    blocks = -(-problem.outs // tile.outs) * -(-problem.rows // tile.rows) * problem.layers
+    blocks = _blocks(tile, problem)
     most = min(MOST_SPLITS, max(1, -(-problem.ins // tile.ins) // 2))  # two tiles of inputs each
     splits = 1
     while 2 * splits <= most and 2 * splits * blocks <= FULL * target.num_processors:

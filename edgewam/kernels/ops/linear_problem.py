@@ -1,4 +1,4 @@
-"""What a call of `linear` asks for: its sizes, what its product is made in, and in one sentence why the kernel does not take it."""
+"""What a call of `linear` asks for: its sizes, what it multiplies, and in one sentence why the kernel does not take it."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def _wrong_shapes(call: Call, tensors: Mapping[str, Tensor]) -> str:
     x, weight = tensors["x"], tensors["weight"]
     if weight.dim() not in (2, 3) or x.dim() not in (2, weight.dim()):
         return f"'x' has {x.dim()} axes and 'weight' {weight.dim()}; the kernel takes 2, or 3 of a batch of layers."
-    batch, (outs, columns), (rows, ins) = tuple(weight.shape[:-2]), weight.shape[-2:], x.shape[-2:]
+    batch, outs, (rows, ins) = tuple(weight.shape[:-2]), weight.shape[-2], x.shape[-2:]
     if 0 in (*batch, outs, rows, ins):
         return "There is nothing to multiply: an axis has no elements."
     like_y = (*batch, 2, rows, outs // 2) if call.attributes.get("pairs", False) else (*batch, rows, outs)

@@ -1,8 +1,8 @@
 """Skinny products with everything around them: y [S, out] = epilogue(prologue(x [S, in]) W^T), W [out, in] in floats or codes.
 
-The weight is the left operand, W [outs, ins] @ X^T [ins, rows]: matrix units of 8-bit numbers want 64 rows on the left and take 16
-on the right, and the weight is what is large.  `linear` norms, modulates and rounds its input itself, tile by tile; `prepare` does
-it once, for products whose blocks would read more input than weights.
+The weight is the left operand, W [outs, ins] @ X^T [ins, rows]: matrix units of 8-bit numbers want 64 rows on the left and take
+16 on the right, and the weight is what is large.  `linear` norms, modulates and rounds its input itself, tile by tile; `prepare`
+does it once, for products whose blocks would read more input than weights.
 """
 
 import triton
@@ -129,8 +129,8 @@ def prepare(
     for start in range(0, INS, IN_TILE):
         ins = start + tl.arange(0, IN_TILE)
         value = _inputs(
-            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, ins, rows, mean, spread, is_clean, ROWS, INS, X_ROW, NORM,
-            ROUNDED, PRODUCT, False, ON_GRID, True,
+            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, ins, rows, mean, spread, is_clean, ROWS, INS, X_ROW,
+            NORM, ROUNDED, PRODUCT, False, ON_GRID, True,
         )  # fmt: skip
         inside = (ins < INS)[:, None] & (rows < ROWS)[None, :]
         tl.store(ready + rows[None, :] * INS + ins[:, None], value, mask=inside)
@@ -198,10 +198,7 @@ def _inputs(
     places = x + rows[None, :] * X_ROW + ins[:, None]
     has_in = ins < INS
     inside = has_in[:, None] & (rows < ROWS)[None, :]
-    if MASKED:
-        value = tl.load(places, mask=inside, other=0.0)
-    else:
-        value = tl.load(places)
+    value = tl.load(places, mask=inside, other=0.0) if MASKED else tl.load(places)
     if PLAIN:
         return _cast(value, PRODUCT)
     else:
@@ -289,15 +286,15 @@ def _added(
             X_ROW, NORM, ROUNDED, PRODUCT, PLAIN, ON_GRID, MASKED,
         )  # fmt: skip
         odd = _inputs(
-            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, 2 * columns + 1, rows, mean, spread, is_clean, ROWS, INS,
-            X_ROW, NORM, ROUNDED, PRODUCT, PLAIN, ON_GRID, MASKED,
+            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, 2 * columns + 1, rows, mean, spread, is_clean, ROWS,
+            INS, X_ROW, NORM, ROUNDED, PRODUCT, PLAIN, ON_GRID, MASKED,
         )  # fmt: skip
         part = _dot(_cast((codes & 15).to(tl.float32) - 8.0, PRODUCT), even, part, PRODUCT, COLUMN_TILE)
         part = _dot(_cast((codes >> 4).to(tl.float32) - 8.0, PRODUCT), odd, part, PRODUCT, COLUMN_TILE)
     else:
         inputs = _inputs(
-            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, columns, rows, mean, spread, is_clean, ROWS, INS, X_ROW,
-            NORM, ROUNDED, PRODUCT, PLAIN, ON_GRID, MASKED,
+            x, shift, scale, clean_shift, clean_scale, smooth, input_scale, columns, rows, mean, spread, is_clean, ROWS, INS,
+            X_ROW, NORM, ROUNDED, PRODUCT, PLAIN, ON_GRID, MASKED,
         )  # fmt: skip
         part = _dot(_cast(codes, PRODUCT), inputs, part, PRODUCT, COLUMN_TILE)
     if GROUP == 0:
