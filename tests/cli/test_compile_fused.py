@@ -11,6 +11,7 @@ needs_triton = pytest.mark.skipif(not fused.supports().ok, reason=fused.supports
 
 
 @needs_triton
+@pytest.mark.timeout(900)  # 40 s of one processor, interpreted
 def test_the_shipped_student_becomes_recipes_of_kernels(shipped, tmp_path):
     out = tmp_path / "bundle"
     done = here("compile", shipped / "student", out, "--backend", "fused", "--steps", "2", "--json").ok()
