@@ -109,7 +109,7 @@ def _kernels(stages: list[dict[str, Any]]) -> None:
         missing = Counter((op, why) for _, op, why in record.get("unsupported", ()))
         left += [(f"{count} calls of {op}", why) for (op, why), count in missing.items()]
         for what, why in left:
-            say(f"  {name}: {what} runs in PyTorch: {why}")
+            say(f"  {name}: PyTorch runs {what}: {why.rstrip('.')}")
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
