@@ -94,20 +94,22 @@ def _bundle(config: dict[str, Any] | Any) -> None:
 
 
 def _kernels(stages: list[dict[str, Any]]) -> None:
-    """What a bundle of fused kernels launches, and what of it stays in PyTorch."""
-    rows = []
-    for entry in stages:
-        name, record = entry["stage"]["name"], entry["record"]
-        if "kernels" in record:
-            missing = Counter((op, why) for _, op, why in record["unsupported"])
-            left = [f"{piece['file']}: {piece['why']}" for piece in record["pieces"]]
-            left += [f"{count} {op}: {why}" for (op, why), count in missing.items()]
-            kernels = ", ".join(f"{count} {op}" for op, count in record["kernels"].items() if op != "program")
-            rows.append([name, kernels, "\n".join(left), record["choices"]["card"]])
-        elif "why" in record:
-            rows.append([name, "", f"all of it: {record['why']}", ""])
+    """What a bundle of fused kernels launches, and a line for each thing that stays in PyTorch."""
+    records = {entry["stage"]["name"]: entry["record"] for entry in stages}
+    rows = [
+        [name, ", ".join(f"{count} {op}" for op, count in record["kernels"].items()), record["choices"]["card"]]
+        for name, record in records.items()
+        if "kernels" in record
+    ]
     if rows:
-        table("fused kernels", ["stage", "kernels a call", "what stays in PyTorch, and why", "tuned on"], rows)
+        table("fused kernels", ["stage", "calls", "tuned on"], rows)
+    for name, record in records.items():
+        left = [("all of it", record["why"])] if "why" in record else []
+        left += [(piece["file"], piece["why"]) for piece in record.get("pieces", ())]
+        missing = Counter((op, why) for _, op, why in record.get("unsupported", ()))
+        left += [(f"{count} calls of {op}", why) for (op, why), count in missing.items()]
+        for what, why in left:
+            say(f"  {name}: PyTorch runs {what}: {why.rstrip('.')}")
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -3,7 +3,10 @@
 import pytest
 
 from edgewam.compile.fused import lower
+from edgewam.compile.fused.fallbacks import without_kernel
 from edgewam.kernels.call import PROGRAM
+from edgewam.kernels.choices import Choices
+from edgewam.kernels.target import TARGETS
 from tests.compile.test_rewrites_full_size import rewritten
 
 LOWERED = ("planner", "router", "state", "denoise")
@@ -33,6 +36,12 @@ def test_a_refresh_is_nine_kernels_a_layer_and_ends_with_the_last_keys_and_value
     calls = recipes["planner"].recipe.calls
     assert len(calls) == 2 + 29 * 9 + 2
     assert "q" not in calls[-1].operands and calls[-1].operands["context"] == "context[29]"
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_every_call_has_a_kernel_on_every_target(stages, recipes, name):
+    for target in TARGETS.values():
+        assert without_kernel(recipes[name].recipe, recipes[name].specs(stages[name]), target, Choices.defaults(target)) == []
 
 
 def test_the_router_is_seven_kernels_behind_its_visual_tokens(recipes):
