@@ -27,7 +27,7 @@ class Tuner:
     spent_s: float = 0.0
 
     def tune(self, lowered: Lowered, budget_s: float) -> int:
-        """Tune the calls of a stage that are new, unless `budget_s` was spent in this process already; returns how many are new."""
+        """Tune the calls of a stage that are new, until `budget_s` were spent in this process; returns how many are new."""
         new = {key: call for key, call in distinct(lowered).items() if key not in self.by_key}
         if not new or self.spent_s >= budget_s:
             return len(new)

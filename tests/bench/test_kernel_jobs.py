@@ -84,7 +84,9 @@ def test_what_is_off_is_relative_and_a_nan_is_beyond_every_limit():
 
 
 def test_a_share_is_bytes_over_time_over_the_copy_of_this_machine(monkeypatch):
-    monkeypatch.setattr(kernel_bandwidth, "measured_device", lambda _: SimpleNamespace(bandwidth_gb_s=SimpleNamespace(value=2000.0)))
+    monkeypatch.setattr(
+        kernel_bandwidth, "measured_device", lambda _: SimpleNamespace(bandwidth_gb_s=SimpleNamespace(value=2000.0))
+    )
     found = kernel_bandwidth.shares(10**9, 30, Timing.from_samples([1.0]), "cuda")
     assert found["bandwidth_gb_s"] == pytest.approx(1000.0) and found["share"] == pytest.approx(0.5)
     assert found["us_per_call"] == pytest.approx(1e3 / 30)
