@@ -14,13 +14,14 @@ from edgewam.core import plugins
 from edgewam.kernels.call import Call
 from edgewam.kernels.reference import REFERENCES
 from tests.command_lines import parse
+from tests.compile.test_rewrites_full_size import rewritten
 
 TEXT = kernel_bytes.PAGE.read_text()
 
 
 @pytest.fixture(scope="module")
 def stages():
-    return kernel_bytes.full_size()
+    return kernel_bytes.full_size(rewritten())
 
 
 def test_the_tables_are_those_of_the_code(stages):
