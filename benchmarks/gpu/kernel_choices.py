@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from benchmarks.gpu.kernel_checks import distinct
-from benchmarks.gpu.kernel_recipes import Lowered
+from benchmarks.gpu.kernel_recipes import Lowered, memory_bytes
 from edgewam.kernels.autotune import tune
 from edgewam.kernels.choices import Choices
 from edgewam.kernels.target import Target, target_of
@@ -32,7 +32,9 @@ class Tuner:
         if not new or self.spent_s >= budget_s:
             return len(new)
         start = time.monotonic()
-        stage = lowered.with_calls(new.values())
+        stage = lowered.with_calls(
+            sorted(new.values(), key=lambda call: -memory_bytes(lowered, [call]))
+        )  # what weighs most first
         found = tune(stage.recipe, stage.specs(), self.target, "cuda", budget_s - self.spent_s)
         self.spent_s += time.monotonic() - start
         self.by_key |= found.by_key
