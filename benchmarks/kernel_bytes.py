@@ -22,7 +22,6 @@ from benchmarks.gpu.kernel_formats import FORMATS, in_format
 from benchmarks.gpu.kernel_recipes import Lowered, lowered_stages, meta_stages, operands
 from benchmarks.marks import with_block
 from benchmarks.results import ROOT
-from edgewam.core.stage import Stage
 from edgewam.kernels.bound import split
 from edgewam.kernels.call import Call
 from edgewam.kernels.choices import key_of
@@ -183,9 +182,9 @@ def stages_table(stages: Mapping[str, Lowered]) -> str:
     return _table(rows)
 
 
-def full_size(stages: Mapping[str, Stage] | None = None) -> dict[str, Lowered]:
-    """The full-size stages as recipes; of rewritten stages that are there already."""
-    stages = stages or meta_stages("full", torch.bfloat16)
+def full_size() -> dict[str, Lowered]:
+    """The full-size stages as recipes."""
+    stages = meta_stages("full", torch.bfloat16)
     found, refused = lowered_stages({name: stages[name] for name in STAGES})
     assert not refused, refused
     return found

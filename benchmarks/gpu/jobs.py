@@ -144,7 +144,8 @@ JOBS = (
         {"size": "full", "dtype": "bfloat16", "n": 50, "warmup": 5, "tune_s": 60, "order": [
             ["denoise", "bf16"], ["router", "bf16"], ["denoise", "fp8"], ["denoise", "fp8_weights"], ["denoise", "int4_weights"],
             ["denoise", "int8"], ["router", "fp8"], ["planner", "bf16"], ["state", "bf16"]]},
-        {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [["state", "bf16"], ["denoise", "bf16"]]},
+        {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [
+            ["state", "int4_weights"], ["router", "bf16"], ["denoise", "bf16"]]},
         process="fused",
         needs="kernels",
     ),
@@ -157,7 +158,7 @@ JOBS = (
         (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_policy.py", "benchmarks/gpu/fused_engines.py", *_ENGINES),
         {**_FULL, "steps": [2, 10, 4, 1], "formats": ["bf16", "fp8", "fp8_weights", "int4_weights", "int8"], "n": 200,
          "refreshes": 50, "warmup": 10, "n_eager": 5, "eager_steps": 10, "inductor_steps": [2, 10], "tune_s": 90},
-        {**_TINY, "steps": [1], "formats": ["bf16"], "n": 1, "refreshes": 1, "warmup": 0, "n_eager": 1, "eager_steps": 1,
+        {**_TINY, "steps": [1], "formats": ["bf16", "fp8"], "n": 1, "refreshes": 1, "warmup": 0, "n_eager": 1, "eager_steps": 1,
          "inductor_steps": [1], "tune_s": 0},
         process="fused",
         needs="kernels",
@@ -187,7 +188,7 @@ JOBS = (
          "edgewam/recipes/deploy.py", "edgewam/runtime/*.py", "edgewam/runtime/policies/aha_wam*.py", *_MODEL),
         {"base": "bf16", "formats": ["bf16", "fp8", "fp8_weights"], "frames": 24, "pairs": 2,
          "calibration": 6, "n": 20, "rewrites": True, "stages": ["planner", "router", "state", "denoise"]},
-        {"base": "float32", "formats": ["bf16"], "frames": 1, "pairs": 1, "calibration": 1, "n": 1, "rewrites": False,
+        {"base": "float32", "formats": ["bf16", "fp8"], "frames": 1, "pairs": 1, "calibration": 1, "n": 1, "rewrites": False,
          "stages": ["state"]},
         data="frames",
         process="fused",
