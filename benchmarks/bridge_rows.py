@@ -19,11 +19,12 @@ def soak_rows(data: dict[str, Any]) -> Rows:
     calm = [third["hold_percent"] for name, third in data["thirds"].items() if not (burners and name == "middle")]
     growth = max(used["growth_percent"] for used in data["memory"].values())
     disturbed = f", {burners} busy loops in the middle third" if burners else ""
-    recorded = ", flight recorder on" if conditions["recorder"] else ""
+    if conditions["recorder"]:
+        disturbed += ", flight recorder on"
     ended = "" if data["is_complete"] else " (NOT complete)"
     return [
         (
-            f"{conditions['minutes']:g} min in real time at {conditions['control_hz']:g} Hz, {scheduler}{disturbed}{recorded}{ended}: "
+            f"{conditions['minutes']:g} min in real time at {conditions['control_hz']:g} Hz, {scheduler}{disturbed}{ended}: "
             "missed, HOLD in the quiet thirds, p99 lateness, limit violations, largest growth of a process",
             f"{whole['missed_percent']:.2f} %, {max(calm):.2f} %, {whole['lateness']['p99_ms']:.2f} ms, {whole['violations']}, "
             f"{growth:+.1f} %",

@@ -114,7 +114,7 @@ def test_episodes_of_a_run_become_results():
 
 
 def judged(rows, memory, **conditions):
-    known = {"minutes": 100 / HZ / 60, "control_hz": HZ, "burners": 2, "cpu": "x", **conditions}
+    known = {"minutes": 100 / HZ / 60, "control_hz": HZ, "burners": 2, "recorder": True, "cpu": "x", **conditions}
     report = {"is_complete": True, "episodes": [], "faults": [], "real_time": {"io": {"scheduler": "SCHED_FIFO 60"}}}
     return soak_judge.judge(rows, report, memory, SPEC, known)
 
@@ -180,9 +180,9 @@ def test_the_reliability_page_shows_the_committed_results():
 
 def test_the_readme_s_row_of_a_soak_tells_what_was_missed_and_what_grew():
     ((label, value),) = bridge_rows.soak_rows(judged(np.delete(log(), range(20, 25)), flat(10.0, 10.4)))
-    assert "50 Hz, SCHED_FIFO, 2 busy loops in the middle third" in label and "NOT" not in label
+    assert "50 Hz, SCHED_FIFO, 2 busy loops in the middle third, flight recorder on" in label and "NOT" not in label
     assert value.startswith("5.00 %, 0.00 %, ") and value.endswith("+4.0 %")
-    known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0}
+    known = {"minutes": 300 / HZ / 60, "control_hz": HZ, "burners": 0, "recorder": False}
     ((label, _),) = bridge_rows.soak_rows(soak_judge.judge(log(), None, flat(10.0, 10.0), SPEC, known))
     assert "NOT complete" in label and "busy loops" not in label
 

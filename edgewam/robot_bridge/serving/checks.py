@@ -15,7 +15,7 @@ import numpy.typing as npt
 from edgewam.robot_bridge.serving.handler import DoorError, Floats, Look
 
 MAX_FRAME_BYTES = 8 << 20  # three 480x640 images are 2.8 MB
-DTYPES = ("|u1", "<f4", "<f8", "<i4", "<i8", "|b1")
+DTYPES = {name: np.dtype(name) for name in ("|u1", "<f4", "<f8", "<i4", "<i8", "|b1")}
 MAX_DIMS, MAX_SIDE = 4, 4096
 MAX_DEPTH, MAX_ITEMS = 4, 64  # {"images": {"cam_high": array}} has depth 2 and a handful of items
 MAX_KEY_CHARACTERS, MAX_PROMPT_CHARACTERS = 64, 1024
@@ -41,13 +41,13 @@ def array_of(dtype: Any, shape: Any, data: Any) -> npt.NDArray[Any]:
         DoorError: `bad_request`.
     """
     name = dtype.decode("ascii", "replace") if isinstance(dtype, bytes) else dtype
-    if name not in DTYPES:
+    if not isinstance(name, str) or name not in DTYPES:
         raise DoorError("bad_request", f"Arrays of dtype {shown(name)} are not accepted; use one of {', '.join(DTYPES)}.")
     if not isinstance(shape, list | tuple) or len(shape) > MAX_DIMS:
         raise DoorError("bad_request", f"An array shape must be a list of at most {MAX_DIMS} sizes.")
     if not all(type(side) is int and 0 <= side <= MAX_SIDE for side in shape):
         raise DoorError("bad_request", f"Array sizes must be integers from 0 to {MAX_SIDE}.")
-    kind = np.dtype(name)
+    kind = DTYPES[name]
     size = math.prod(shape) * kind.itemsize
     if not isinstance(data, bytes | bytearray | memoryview) or len(data) != size:
         length = len(data) if isinstance(data, bytes | bytearray | memoryview) else "no"

@@ -47,31 +47,31 @@ class ObservationBuffer:
         fields: list[Any] = [("tick", "<i8"), ("t_capture_ns", "<i8"), ("state", "<f4", (num_joints,))]
         fields += [(f"camera {name}", "u1", tuple(shape)) for name, shape in camera_shapes.items()]
         layout = np.dtype(fields)
-        self._cameras = list(camera_shapes)
         if fd is None:
             fd = os.memfd_create("edgewam")
             os.ftruncate(fd, layout.itemsize)
         self.fd = fd
         self._map = mmap.mmap(fd, layout.itemsize)
-        self._record: npt.NDArray[Any] = np.frombuffer(self._map, layout, 1)
+        record = np.frombuffer(self._map, layout, 1)[0]
+        self._numbers, self._state = record, record["state"]  # looking a field up costs more than copying a small one
+        self._images: dict[str, npt.NDArray[np.uint8]] = {name: record[f"camera {name}"] for name in camera_shapes}
 
     def write(self, observation: Observation) -> None:
         """Copy an observation in; every camera must be there."""
-        record = self._record[0]
-        record["tick"], record["t_capture_ns"] = observation.tick, observation.t_capture_ns
-        record["state"][:] = observation.state
-        for name in self._cameras:
-            record[f"camera {name}"][:] = observation.images[name]
+        self._numbers["tick"], self._numbers["t_capture_ns"] = observation.tick, observation.t_capture_ns
+        self._state[:] = observation.state
+        for name, image in self._images.items():
+            image[:] = observation.images[name]
 
     def read(self) -> Observation:
         """A copy of the observation."""
-        record = self._record[0]
-        images = {name: record[f"camera {name}"].copy() for name in self._cameras}
-        return Observation(images, record["state"].copy(), int(record["tick"]), int(record["t_capture_ns"]))
+        images = {name: image.copy() for name, image in self._images.items()}
+        return Observation(images, self._state.copy(), int(self._numbers["tick"]), int(self._numbers["t_capture_ns"]))
 
     def close(self) -> None:
         """Unmap and close the descriptor; safe to call twice."""
         if not self._map.closed:
-            self._record = self._record.copy()
+            self._numbers = self._numbers.copy()  # nothing may point into a map that is closed
+            self._state, self._images = self._state.copy(), {}
             self._map.close()
             os.close(self.fd)

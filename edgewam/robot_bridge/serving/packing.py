@@ -69,7 +69,7 @@ class _Hooks:
 
 
 def _scalar(dtype: Any, data: Any) -> int | float | bool:
-    if dtype not in checks.DTYPES or type(data) not in (int, float, bool):
+    if not isinstance(dtype, str) or dtype not in checks.DTYPES or type(data) not in (int, float, bool):
         raise DoorError("bad_request", f"A scalar of dtype {checks.shown(dtype)} is not accepted.")
     number: int | float | bool = data
     return number
