@@ -1,4 +1,4 @@
-"""What every fused kernel reads and writes at full size, and what the same work moves without fusion: the table of docs/kernels.md.
+"""What every fused kernel reads and writes at full size, and what the same work moves unfused: the tables of docs/kernels.md.
 
     python3 -m benchmarks.kernel_bytes [--check]
 
@@ -49,7 +49,10 @@ class Kind:
     def row(self) -> list[str]:
         """Of the table."""
         steps = ", ".join(self.apart) or "-"
-        numbers = [f"{self.weights / 1e6:.2f}", *(f"{n / 1e3:.1f}" for n in (self.read, self.written, 2 * sum(self.apart.values())))]
+        numbers = [
+            f"{self.weights / 1e6:.2f}",
+            *(f"{n / 1e3:.1f}" for n in (self.read, self.written, 2 * sum(self.apart.values()))),
+        ]
         return [self.stage, f"`{self.name}`", str(self.calls), *numbers, f"{1 + len(self.apart)}", steps]
 
 

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from edgewam.runtime.backends.inductor import compiled
 
+AS_IS = "none"
+
 
 def fast_function(function: Callable[..., Any], compiler: str, device: str) -> Callable[..., Any]:
-    """`function(*tensors)` compiled by "inductor" or by another backend of torch.compile."""
+    """`function(*tensors)` compiled by "inductor" or by another backend of torch.compile, or not at all (`AS_IS`)."""
     if compiler == "inductor":
         return compiled(function, device)
-    traced = torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
+    traced = function if compiler == AS_IS else torch.compile(function, fullgraph=True, dynamic=False, backend=compiler)
 
     def run(*tensors: Tensor) -> Any:
         with torch.inference_mode():

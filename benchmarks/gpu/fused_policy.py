@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.compilers import fast_function
-from benchmarks.gpu.fused_engines import KeptEngine
+from benchmarks.gpu.fused_engines import KeptEngine, ReferenceEngine
 from benchmarks.gpu.kernel_choices import tuner
 from benchmarks.gpu.kernel_formats import FORMATS, in_format, input_ranges
 from benchmarks.gpu.kernel_recipes import Lowered, empty, lowered_stages
@@ -35,9 +35,13 @@ class FusedPolicy:
     real: inputs of every lowered stage as its last call of a refresh and a chunk saw them.
     """
 
-    def __init__(self, policy: Policy, tune_s: float) -> None:
-        """tune_s: seconds for tuning all kernels of this process."""
-        self.policy, self._tune_s = policy, tune_s
+    def __init__(self, policy: Policy, tune_s: float, plain: tuple[str, ...] = ()) -> None:
+        """Lower what can be.
+
+        tune_s: seconds for tuning all kernels of this process.  plain: stages whose calls run as their references, to try the
+        code where the interpreter is slow.
+        """
+        self.policy, self._tune_s, self._plain = policy, tune_s, plain
         self.lowered, self.refused = lowered_stages(policy.stages())
         self._programs: dict[str, dict[str, Callable[..., Any]]] = {
             name: {file: fast_function(piece, policy.compiler, policy.device) for file, piece in lowered.programs.items()}
@@ -61,7 +65,12 @@ class FusedPolicy:
         engines = policy.engines(eager=[name for name in policy.stages() if name not in (*COMPILED, *NOT_COMPILED)])
         for name, lowered in stages.items():
             loaded = Loaded(lowered.weights, self._programs[name], tuned.target, choices)
-            engines[name] = FusedEngine(lowered.stage, lowered.recipe, loaded, policy.memory)
+            is_plain = name in self._plain
+            engines[name] = (
+                ReferenceEngine(lowered, policy.device)
+                if is_plain
+                else FusedEngine(lowered.stage, lowered.recipe, loaded, policy.memory)
+            )
         return engines
 
     def pipeline(self, stages: Mapping[str, Lowered], steps: int, overlap: bool = False) -> Pipeline:
@@ -98,9 +107,13 @@ class FusedPolicy:
 
 
 @functools.lru_cache(maxsize=1)
-def fused_policy(policy: Policy, tune_s: float) -> FusedPolicy:
-    """The one of this process."""
-    return FusedPolicy(policy, tune_s)
+def _fused_policy(policy: Policy, tune_s: float, plain: tuple[str, ...]) -> FusedPolicy:
+    return FusedPolicy(policy, tune_s, plain)
+
+
+def fused_policy(policy: Policy, p: Mapping[str, Any]) -> FusedPolicy:
+    """The one of this process for a job's parameters."""
+    return _fused_policy(policy, p["tune_s"], tuple(p.get("plain", ())))
 
 
 def weight_bytes(lowered: Lowered) -> int:

@@ -29,14 +29,14 @@ class FormatError(RuntimeError):
 
 
 def run(job: Job, device: str, emit: Emit) -> None:
-    """Sections `upstream_eager_<n>`, `<format>_chunk_<steps>`, `<format>_prefill`, `<format>_cosine`, `inductor_chunk_<steps>`."""
+    """Sections `upstream_eager_<n>`; `<format>_chunk_<steps>`, `.._prefill` and `.._cosine`; `inductor_chunk_<steps>`."""
     p, policy, failed = job.params, shared_policy(job, device), []
     if not policy.has_network:
         forget_policy()
         policy = shared_policy(job, device)
     released = upstream_section(policy, p["eager_steps"], p["n_eager"])
     emit(f"upstream_eager_{p['eager_steps']}", released)
-    fused = fused_policy(policy, p["tune_s"])
+    fused = fused_policy(policy, p)
     for format in p["formats"]:
         try:
             reset_peak(device)
@@ -82,7 +82,9 @@ def _format(job: Job, fused: FusedPolicy, format: str, released_ms: float, emit:
     emit(f"{format}_prefill", section)
     cosines = fused.cosines(stages)
     figures = {"cosine_min": min(cosines.values())} | {f"cosine_{name}": value for name, value in cosines.items()}
-    made = contract(policy, "fused kernels", 0, tuple(stages), 1, 0, f"weights {format}; real inputs of every stage, against eager")
+    made = contract(
+        policy, "fused kernels", 0, tuple(stages), 1, 0, f"weights {format}; real inputs of every stage, against eager"
+    )
     emit(f"{format}_cosine", Section(made, figures | peak(policy.device)))
 
 
@@ -110,7 +112,9 @@ def beside_inductor(fused: FusedPolicy, steps: int, n: int, warmup: int) -> Sect
     pipelines: dict[str, Pipeline] = {"inductor": plain, "fused": fused.pipeline(fused.stages("bf16"), steps)}
     inputs = policy.act_inputs()
     graphs = {f"graph_{name}": capture(each, "act", inputs)["graph"] for name, each in pipelines.items()}
-    timings = measure_interleaved({name: lambda each=each: each.run("act", inputs) for name, each in pipelines.items()}, n, warmup)  # type: ignore[misc]
+    timings = measure_interleaved(
+        {name: lambda each=each: each.run("act", inputs) for name, each in pipelines.items()}, n, warmup
+    )  # type: ignore[misc]
     ratio = timings["inductor"].p50_ms / timings["fused"].p50_ms
     figures = {
         "fused_is_faster_by": ratio, "gate_faster_by": FASTER_THAN_INDUCTOR, "gate_passed": ratio >= FASTER_THAN_INDUCTOR,

@@ -19,7 +19,7 @@ STEPS = 2
 def run(job: Job, device: str, emit: Emit) -> None:
     """Sections `<format>_idle`, `<format>_load`, `<format>_saturated`."""
     policy, p = shared_policy(job, device), job.params
-    fused = fused_policy(policy, p["tune_s"])
+    fused = fused_policy(policy, p)
     for format in p["formats"]:
         pipeline = fused.pipeline(fused.stages(format), STEPS, overlap=True)
         cases = {"act": policy.act_inputs(), "plan": policy.plan_inputs(policy.config.memory_slots)}

@@ -111,7 +111,11 @@ _KERNELS = (
     "edgewam/kernels/*.py", "edgewam/kernels/ops/*.py", "edgewam/kernels/sources/*.py", "edgewam/kernels/cuda/*.cu",
     "edgewam/compile/fused/*.py", "edgewam/compile/rewrit*.py", "edgewam/runtime/backends/fused.py", *_MODEL,
 )  # fmt: skip
-_TINY = {**_TOY, "size": "tiny", "dtype": "float32", "layer_groups": 2}  # widths and a dtype that the interpreter runs
+# widths and a dtype that the interpreter runs; it is slow, so only the smallest stage goes through it
+_TINY = {
+    **_TOY, "size": "tiny", "dtype": "float32", "compiler": "none", "layer_groups": 1,
+    "plain": ["denoise", "router", "planner_0_2"],
+}  # fmt: skip
 _LOAD = {**_FULL, "hz": 50, "idle_chunks": 500, "chunks": 2000, "saturated_chunks": 1000}
 _TOY_LOAD = {**_TOY, "hz": 5, "idle_chunks": 3, "chunks": 6, "saturated_chunks": 3}
 
@@ -140,7 +144,8 @@ JOBS = (
         {"size": "full", "dtype": "bfloat16", "n": 50, "warmup": 5, "tune_s": 60, "order": [
             ["denoise", "bf16"], ["router", "bf16"], ["denoise", "fp8"], ["denoise", "fp8_weights"], ["denoise", "int4_weights"],
             ["denoise", "int8"], ["router", "fp8"], ["planner", "bf16"], ["state", "bf16"]]},
-        {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [["state", "bf16"], ["denoise", "bf16"]]},
+        {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [
+            ["state", "int4_weights"], ["router", "bf16"], ["denoise", "bf16"]]},
         process="fused",
         needs="kernels",
     ),
@@ -153,7 +158,7 @@ JOBS = (
         (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_policy.py", "benchmarks/gpu/fused_engines.py", *_ENGINES),
         {**_FULL, "steps": [2, 10, 4, 1], "formats": ["bf16", "fp8", "fp8_weights", "int4_weights", "int8"], "n": 200,
          "refreshes": 50, "warmup": 10, "n_eager": 5, "eager_steps": 10, "inductor_steps": [2, 10], "tune_s": 90},
-        {**_TINY, "steps": [1], "formats": ["bf16"], "n": 1, "refreshes": 1, "warmup": 0, "n_eager": 1, "eager_steps": 1,
+        {**_TINY, "steps": [1], "formats": ["bf16", "fp8"], "n": 1, "refreshes": 1, "warmup": 0, "n_eager": 1, "eager_steps": 1,
          "inductor_steps": [1], "tune_s": 0},
         process="fused",
         needs="kernels",
@@ -166,7 +171,8 @@ JOBS = (
         200,
         (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_policy.py", "benchmarks/gpu/fused_engines.py",
          "benchmarks/gpu/under_load.py", *_ENGINES),
-        {**_FULL, "formats": ["bf16", "fp8"], "hz": 50, "idle_chunks": 250, "chunks": 1000, "saturated_chunks": 300, "tune_s": 90},
+        {**_FULL, "formats": ["bf16", "fp8"], "hz": 50, "idle_chunks": 250, "chunks": 1000, "saturated_chunks": 300,
+         "tune_s": 90},
         {**_TINY, "formats": ["bf16"], "hz": 5, "idle_chunks": 1, "chunks": 2, "saturated_chunks": 1, "tune_s": 0},
         process="fused",
         needs="kernels",
@@ -181,8 +187,9 @@ JOBS = (
          "benchmarks/gpu/vae_parity.py", "edgewam/assets/small/student/manifest.json", "edgewam/compile/*.py",
          "edgewam/recipes/deploy.py", "edgewam/runtime/*.py", "edgewam/runtime/policies/aha_wam*.py", *_MODEL),
         {"base": "bf16", "formats": ["bf16", "fp8", "fp8_weights"], "frames": 24, "pairs": 2,
-         "calibration": 6, "n": 20, "stages": ["planner", "router", "state", "denoise"]},
-        {"base": "float32", "formats": ["bf16"], "frames": 1, "pairs": 1, "calibration": 1, "n": 1, "stages": ["state"]},
+         "calibration": 6, "n": 20, "rewrites": True, "stages": ["planner", "router", "state", "denoise"]},
+        {"base": "float32", "formats": ["bf16", "fp8"], "frames": 1, "pairs": 1, "calibration": 1, "n": 1, "rewrites": False,
+         "stages": ["state"]},
         data="frames",
         process="fused",
         needs="kernels",

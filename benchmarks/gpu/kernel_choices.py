@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass, field
 
 from benchmarks.gpu.kernel_checks import distinct
-from benchmarks.gpu.kernel_recipes import Lowered
+from benchmarks.gpu.kernel_recipes import Lowered, memory_bytes
 from edgewam.kernels.autotune import tune
 from edgewam.kernels.choices import Choices
 from edgewam.kernels.target import Target, target_of
@@ -27,12 +27,14 @@ class Tuner:
     spent_s: float = 0.0
 
     def tune(self, lowered: Lowered, budget_s: float) -> int:
-        """Tune the calls of a stage that are new, unless `budget_s` was spent in this process already; returns how many are new."""
+        """Tune the calls of a stage that are new, until `budget_s` were spent in this process; returns how many are new."""
         new = {key: call for key, call in distinct(lowered).items() if key not in self.by_key}
         if not new or self.spent_s >= budget_s:
             return len(new)
         start = time.monotonic()
-        stage = lowered.with_calls(new.values())
+        stage = lowered.with_calls(
+            sorted(new.values(), key=lambda call: -memory_bytes(lowered, [call]))
+        )  # what weighs most first
         found = tune(stage.recipe, stage.specs(), self.target, "cuda", budget_s - self.spent_s)
         self.spent_s += time.monotonic() - start
         self.by_key |= found.by_key

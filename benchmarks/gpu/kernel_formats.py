@@ -61,10 +61,9 @@ def in_format(lowered: Lowered, name: str, ranges: Mapping[str, float] | None = 
                 assert packed.scale is not None
                 weights |= {base: packed.codes, f"{base} scale": packed.scale}
             roles, attributes = {**call.operands, "weight_scale": f"{base} scale"}, dict(call.attributes)
-            if weight != base:  # seen as several layers
-                roles["weight_scale"] = f"{weight} scale"
-                views |= {weight: _seen(views[weight], weights[base]), f"{weight} scale": _seen(views[weight], weights[f"{base} scale"])}
-                views[f"{weight} scale"] = replace(views[f"{weight} scale"], of=f"{base} scale")
+            if weight != base:  # one tensor seen as the weights of several layers
+                seen, roles["weight_scale"] = views[weight], f"{weight} scale"
+                views |= {weight: _seen(seen, base, weights), f"{weight} scale": _seen(seen, f"{base} scale", weights)}
             if rounding:
                 roles["input_scale"], attributes["activations"] = f"{base} input_scale", rounding
                 weights[f"{base} input_scale"] = _input_scale(weights[base], rounding, base, ranges)
@@ -107,10 +106,10 @@ def product_input(call: Call, given: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(parts)
 
 
-def _seen(view: View, packed: Tensor) -> View:
-    """The view of a weight as (layers, out, in) on its codes or scales [layers * out, ...]."""
+def _seen(view: View, of: str, weights: Mapping[str, Tensor]) -> View:
+    """The view of a weight as (layers, out, in) on its codes or scales `of` [layers * out, ...]."""
     assert view.shape is not None and not view.at
-    return replace(view, shape=(*view.shape[:2], *packed.shape[1:]))
+    return View(of, (), (*view.shape[:2], *weights[of].shape[1:]))
 
 
 def _input_scale(codes: Tensor, activations: str, weight: str, ranges: Mapping[str, float] | None) -> Tensor:

@@ -16,7 +16,6 @@ from edgewam.models.aha_wam import AhaWam, AhaWamConfig, full, small
 from edgewam.models.aha_wam_config import from_release_json
 from edgewam.models.wan_vae import WanVae, WanVaeConfig
 
-
 TINY_LAYERS = 2  # of "tiny", whose widths are those that the fused kernels take; layer groups need one each
 
 

@@ -112,4 +112,5 @@ def test_each_job_gets_the_file_that_it_takes(no_gpu, tmp_path, monkeypatch, cap
         (tmp_path / name).write_text(name)
     assert command.main(["--list", "--data", str(tmp_path / "latents"), "--frames", str(tmp_path / "frames")]) == 0
     given = {name: path for name, path in seen.items() if path}
-    assert given == {"train_small": str(tmp_path / "latents"), "vae_parity": str(tmp_path / "frames")}
+    frames = dict.fromkeys(("fused_small", "vae_parity"), str(tmp_path / "frames"))
+    assert given == {"train_small": str(tmp_path / "latents"), **frames}

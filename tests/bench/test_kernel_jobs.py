@@ -11,11 +11,13 @@ pytest.importorskip("triton", reason="needs the extra kernels")
 
 import torch
 
-from benchmarks.gpu import fused_small, fused_steps, kernel_bandwidth, kernel_checks
+from benchmarks.gpu import fused_small, fused_steps, kernel_bandwidth, kernel_checks, policy, program_timing
+from benchmarks.gpu.fused_policy import fused_policy
 from benchmarks.gpu.fused_under_load import gated
 from benchmarks.gpu.jobs import JOBS, find_jobs
 from benchmarks.gpu.kernel_choices import Tuner
 from benchmarks.gpu.kernel_recipes import drawn, lowered_stages, meta_stages, operands
+from benchmarks.gpu.random_policy import TINY_LAYERS
 from benchmarks.gpu.worker import work
 from benchmarks.results import Section
 from edgewam.kernels.bound import bind_call
@@ -23,6 +25,7 @@ from edgewam.kernels.choices import Choices
 from edgewam.kernels.target import INTERPRETER, TARGETS
 from edgewam.kernels.variant import Variant
 from edgewam.profiles.measure import Timing
+from edgewam.runtime.torch_memory import TorchMemory
 from tests.bench.fake_jobs.good import section
 
 torch.set_num_threads(1)
@@ -84,7 +87,9 @@ def test_what_is_off_is_relative_and_a_nan_is_beyond_every_limit():
 
 
 def test_a_share_is_bytes_over_time_over_the_copy_of_this_machine(monkeypatch):
-    monkeypatch.setattr(kernel_bandwidth, "measured_device", lambda _: SimpleNamespace(bandwidth_gb_s=SimpleNamespace(value=2000.0)))
+    monkeypatch.setattr(
+        kernel_bandwidth, "measured_device", lambda _: SimpleNamespace(bandwidth_gb_s=SimpleNamespace(value=2000.0))
+    )
     found = kernel_bandwidth.shares(10**9, 30, Timing.from_samples([1.0]), "cuda")
     assert found["bandwidth_gb_s"] == pytest.approx(1000.0) and found["share"] == pytest.approx(0.5)
     assert found["us_per_call"] == pytest.approx(1e3 / 30)
@@ -111,6 +116,41 @@ def test_tuning_stops_at_its_time_and_never_repeats_itself(monkeypatch, state):
     tuner.spent_s = 50.0
     tuner.tune(state, 50.0)
     assert len(asked) == 2
+
+
+@pytest.fixture
+def replays(monkeypatch):
+    """Graphs that replay by calling again, so that the code for a device with graphs runs here."""
+
+    def capture(self, calls, stream):
+        calls = list(calls)
+        return lambda: [call() for call in calls]
+
+    policy.forget_policy()
+    monkeypatch.setattr(TorchMemory, "capture", capture)
+    monkeypatch.setattr(program_timing, "has_graphs", lambda memory: True)
+    yield
+    policy.forget_policy()
+
+
+def test_the_whole_policy_runs_in_every_format_as_graphs(replays, tmp_path, capsys):
+    (job,) = find_jobs(["fused_steps"])
+    sections = work(job.small(), "cpu", tmp_path / "sections.json")
+    assert list(sections) == [
+        "upstream_eager_1", "bf16_chunk_1", "bf16_prefill", "bf16_cosine", "fp8_chunk_1", "fp8_prefill", "fp8_cosine",
+        "inductor_chunk_1",
+    ]  # fmt: skip
+    chunk, fused = sections["bf16_chunk_1"], fused_policy(policy.shared_policy(job.small(), "cpu"), job.small().params)
+    plain, packed = (fused.declared(fused.stages(format))["denoise"].cost for format in ("bf16", "fp8"))
+    assert plain == fused.policy.stages()["denoise"].cost and packed.weight_bytes < 0.3 * plain.weight_bytes  # float32 before
+    assert chunk.figures["graph"] == "bitwise" and chunk.figures["not_lowered_image_encoder"] == "it is made of convolutions"
+    assert chunk.figures["us_per_layer_denoise"] == pytest.approx(chunk.timings["denoise"].p50_ms * 1e3 / TINY_LAYERS)
+    ratio = sections["upstream_eager_1"].timings["L_chunk"].p50_ms / chunk.timings["L_chunk"].p50_ms
+    assert chunk.figures["release_at_1_steps_over_this"] == pytest.approx(ratio)
+    assert sections["bf16_cosine"].figures["cosine_min"] > 1 - 1e-6
+    assert 0.9 < sections["fp8_cosine"].figures["cosine_min"] < 1 - 1e-6  # rounded to three bits of mantissa, on random weights
+    turns = sections["inductor_chunk_1"]
+    assert turns.figures["fused_is_faster_by"] == turns.timings["inductor"].p50_ms / turns.timings["fused"].p50_ms
 
 
 def with_figures(p50_ms, x_floor, **more):

@@ -76,10 +76,17 @@ def test_a_stage_in_every_format_is_the_stage(stages, lowered, name, format):
 
 
 def test_packed_weights_are_as_small_as_their_format(lowered):
-    plain = sum(w.numel() for c in lowered["denoise"].ops if is_packable(lowered["denoise"], c) for w in [weight_of(lowered["denoise"], c)])
+    plain = sum(
+        w.numel()
+        for c in lowered["denoise"].ops
+        if is_packable(lowered["denoise"], c)
+        for w in [weight_of(lowered["denoise"], c)]
+    )
     for format, size in (("fp8_weights", 1.0), ("int4_weights", 0.5)):
         packed = in_format(lowered["denoise"], format)
-        found = sum(w.numel() * w.element_size() for c in packed.ops if "weight_scale" in c.operands for w in [weight_of(packed, c)])
+        found = sum(
+            w.numel() * w.element_size() for c in packed.ops if "weight_scale" in c.operands for w in [weight_of(packed, c)]
+        )
         assert found == size * plain
 
 
@@ -90,7 +97,12 @@ def weight_of(stage, call):
 def test_the_range_of_a_product_is_what_it_reads():
     x = torch.tensor([[1.0, 3.0], [2.0, -2.0]])
     call = Call("linear", {}, {"norm": True})
-    rows = {"scale": torch.tensor([2.0, 1.0]), "shift": torch.tensor([0.0, 1.0]), "clean_scale": torch.zeros(2), "clean_shift": torch.full((2,), 9.0)}
+    rows = {
+        "scale": torch.tensor([2.0, 1.0]),
+        "shift": torch.tensor([0.0, 1.0]),
+        "clean_scale": torch.zeros(2),
+        "clean_shift": torch.full((2,), 9.0),
+    }
     found = product_input(call, {"x": x, **rows})
     assert found.shape == (2, 2, 2) and found.abs().amax() == 9.0
     torch.testing.assert_close(found[0], torch.tensor([[-2.0, 2.0], [2.0, 0.0]]), atol=1e-5, rtol=0)
