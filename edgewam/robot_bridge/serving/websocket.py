@@ -106,6 +106,7 @@ class WebSocket:
     def _message(self, frame: Any) -> bytes | str | None:
         """The message that this frame completes."""
         opcodes = self._opcodes
+        data: bytes
         if frame.opcode in (opcodes.TEXT, opcodes.BINARY):
             self._is_text, data = frame.opcode is opcodes.TEXT, frame.data
             if not frame.fin:
