@@ -194,7 +194,8 @@ PRODUCTS = {
     "fp8": {89: "QMMA.16832.F32.E4M3.E4M3", 90: "HMMA.16816.F32", 110: "HMMA.16816.F32", 120: "QMMA.16832.F32.E4M3.E4M3"},
     "int8": dict.fromkeys(TARGETS, "IMMA.16832.S8.S8"),
 }
-REGISTERS = {64: 128, 128: 200}  # of a thread, by outputs of a tile: two blocks of 256 threads, or one, have a processor's 65536
+TWO_BLOCKS = 128  # registers of a thread with which two blocks of 256 threads share a processor's 65536
+ONE_BLOCK = 200  # with 128 outputs there are twice the sums, and with groups of inputs every sum is there twice
 
 
 def prove(format, name, sm, variant=None):
@@ -205,24 +206,29 @@ def prove(format, name, sm, variant=None):
     (program,) = linear_cuda.programs(call, tensors, variant, target)
     compiled = compile_cuda(program, sm)
     assert compiled.spills == 0, variant
-    assert compiled.registers <= REGISTERS[variant.outs], variant
+    assert compiled.registers <= (ONE_BLOCK if variant.outs == 128 or format == "int4_weights" else TWO_BLOCKS), variant
     assert compiled.shared == program.shared <= target.shared_memory
     wanted = PRODUCTS.get(format, {}).get(sm, HALF_PRODUCT)
     assert any(mnemonic.startswith(wanted) for mnemonic in compiled.mnemonics), compiled.mnemonics
 
 
-ONE_PROOF = {("bf16", 110), ("bf16", 120), ("fp8_weights", 90), ("fp8_weights", 110), ("int8_weights", 89), ("int8_weights", 120)}
+QUICK = {  # what `make test` compiles; `make soak` compiles the rest
+    "fp8": tuple(TARGETS),
+    "int4_weights": (90, 120),
+    "int8": (89, 110),
+    "bf16": (90,),
+    "fp8_weights": (110,),
+    "int8_weights": (120,),
+}
 
 
-@pytest.mark.parametrize(
-    ("format", "sm"), [(f, sm) for f in FORMATS for sm in TARGETS if f in ("fp8", "int8", "int4_weights") or (f, sm) in ONE_PROOF]
-)
+@pytest.mark.parametrize(("format", "sm"), [(format, sm) for format, sms in QUICK.items() for sm in sms])
 def test_it_compiles_without_spills_to_products_of_matrix_units(format, sm):
     pytest.importorskip("cuda.bindings.nvrtc")
-    prove(format, "qkv" if format == "fp8" else "down", sm)
+    prove(format, "qkv" if (format, sm) == ("fp8", 90) else "down", sm)
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.parametrize("sm", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_so_does_every_layer_with_either_tile(format, sm):
