@@ -111,8 +111,8 @@ class _Session:
     """A child that is started again when it died."""
 
     def __init__(self, open_child: Callable[[], Asked]) -> None:
-        self._open, self._child, self._has_answered = open_child, None, False
-        self._child: Asked | None
+        self._open, self._has_answered = open_child, False
+        self._child: Asked | None = None
 
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """The answer, or {"failed": why}."""

@@ -85,6 +85,8 @@ class Trial:
         if kernel is None:
             raise EdgewamError(f"There is no kernel of the op '{call.op}' to tune.")
         self.kernel = kernel
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device if ":" in device else 0)  # Triton launches on the current one
         generator = torch.Generator(device).manual_seed(0)
         first = {role: made_up(role, operand, device, generator) for role, operand in operands.items()}
         copies = _copies(sum(operand.size_bytes for operand in operands.values()), _cache_bytes(device))
@@ -147,6 +149,7 @@ def _cache_bytes(device: str) -> int:
 
 
 def _on_gpu(runs: Sequence[Run]) -> float:
+    torch.cuda.synchronize()  # the operands are there
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):  # everything is compiled and loaded before the capture
         for run in runs:

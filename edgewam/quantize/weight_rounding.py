@@ -1,7 +1,7 @@
 """GPTQ with NVIDIA's modelopt: each weight is rounded so that later columns make up for the error of earlier ones.
 
 The scales stay those of `weight_scales`; only the codes change, by what the layer's inputs have in common (Frantar et al. 2023).
-It halved the action error of INT8 weights here (benchmarks/NOTES.md).
+It halved the action error of INT8 weights here (benchmarks/NOTES.md).  The grid may be that of FP8, or of four bits with groups.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from edgewam.core.errors import EdgewamError
 from edgewam.core.stage import Stage
+from edgewam.quantize.arithmetic import per_channel
 from edgewam.quantize.calibrate import modelopt_quantization, quietly
-from edgewam.quantize.formats import FORMATS, encode, weight_scales
+from edgewam.quantize.formats import FORMATS, GROUPS, Format, encode, weight_scales
 from edgewam.quantize.layers import LayerName
 from edgewam.quantize.record import Progress, Recording
 
@@ -25,15 +26,21 @@ _DAMPING = 0.01  # of the mean diagonal of the inputs' second moments, GPTQ's ow
 
 
 def round_weights(
-    stages: Mapping[str, Stage], layers: Iterable[LayerName], recording: Recording, progress: Progress | None = None
+    stages: Mapping[str, Stage],
+    layers: Iterable[LayerName],
+    recording: Recording,
+    progress: Progress | None = None,
+    kind: Format = _INT8,
+    group: int = GROUPS[0],
 ) -> dict[LayerName, tuple[Tensor, Tensor]]:
-    """INT8 codes [out, in] and scales [out] of linear layers, for inputs as they were recorded (no SmoothQuant).
+    """Codes [out, in] and scales of linear layers, for inputs as they were recorded (no SmoothQuant).
 
     Args:
         stages: of any dtype, with modules as functions; they stay as they are.
         layers: linear layers.
         recording: what the stages saw.
         progress: called with (stages done, stages).
+        kind: whose grid the weights are rounded to; group: so many inputs share a scale where it has groups.
 
     Raises:
         MissingExtraError: modelopt is not installed.
@@ -48,18 +55,21 @@ def round_weights(
             raise EdgewamError(f"Calibration never ran the stage {stage}, so it cannot round its weights.")
         function = stages[stage].function
         assert isinstance(function, nn.Module)
-        module = _gptq(copy.deepcopy(function).float(), names, recording.calls[stage])
+        module = _gptq(copy.deepcopy(function).float(), names, recording.calls[stage], kind, group)
         for path in names:
-            scale = weight_scales(function.get_submodule(path).weight.detach().float(), None, None, _INT8)
-            found[stage, path] = encode(module.get_submodule(path).weight.detach().float(), scale[:, None], _INT8), scale
+            scale = weight_scales(function.get_submodule(path).weight.detach().float(), None, None, kind, group)
+            weight = module.get_submodule(path).weight.detach().float()
+            found[stage, path] = encode(weight, per_channel(scale, weight), kind), scale
         if progress:
             progress(done + 1, len(paths))
     return found
 
 
-def _gptq(module: nn.Module, paths: list[str], calls: Any) -> nn.Module:
+def _gptq(module: nn.Module, paths: list[str], calls: Any, kind: Format, group: int) -> nn.Module:
+    bits: Any = kind.bits if kind.dtype == torch.int8 else (4, 3)
+    grid = {"num_bits": bits, "axis": 0} if kind.bits == 8 else {"num_bits": bits, "block_sizes": {-1: group}}
     rules: list[dict[str, Any]] = [{"quantizer_name": "*", "enable": False}]
-    rules += [{"quantizer_name": f"{path}.weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}} for path in paths]
+    rules += [{"quantizer_name": f"{path}.weight_quantizer", "cfg": grid} for path in paths]
 
     def loop(model: nn.Module) -> None:
         for inputs in calls:

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 # excess error ratio of a layer below which `auto` looks for nothing more exact: eighty of them make 0.018 together
 _EXACT_ENOUGH = 0.002
-_ROUNDED = ("int8_dynamic", "int8_weights")  # formats whose weights GPTQ rounds; it knows no FP8 and no groups here
+# formats whose weights GPTQ rounds -> whose grid they share; what SmoothQuant scales has other weights
+_ROUNDED = {
+    "int8_dynamic": "int8_weights",
+    "int8_weights": "int8_weights",
+    "fp8_weights": "fp8_weights",
+    "int4_weights": "int4_weights",
+}
 
 
 def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Candidates:
@@ -42,12 +48,21 @@ def make_candidates(plan: QuantizePlan, recording: Recording, say: Report) -> Ca
         free = [kind for kind in able if not FORMATS[kind].calibrated]
         tried |= {(name, kind): Scales(kind) for name in linear for kind in free}
     tried = {key: replace(found, group=plan.precision.group) for key, found in tried.items()}
-    # what SmoothQuant scales has other weights, so only the INT8 formats without calibration are rounded with GPTQ
-    to_round = dict.fromkeys(name for name, kind in tried if kind in _ROUNDED)
-    rounded = round_weights(stages, to_round, recording, lambda done, total: say("rounding weights", done, total))
+    rounded: dict[tuple[LayerName, str], Any] = {}
+    for grid in dict.fromkeys(_ROUNDED.values()):
+        names = dict.fromkeys(name for name, kind in tried if _ROUNDED.get(kind) == grid)
+        found = round_weights(
+            stages,
+            names,
+            recording,
+            lambda done, total: say("rounding weights", done, total),
+            FORMATS[grid],
+            plan.precision.group,
+        )
+        rounded |= {(name, grid): codes for name, codes in found.items()}
     return {
-        (name, kind): quantized(plan.layers[name], found, *(rounded[name] if kind in _ROUNDED else ()))
-        for (name, kind), found in tried.items()
+        (name, kind): quantized(plan.layers[name], scale, *rounded.get((name, _ROUNDED.get(kind, "")), ()))
+        for (name, kind), scale in tried.items()
     }
 
 

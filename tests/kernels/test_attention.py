@@ -58,7 +58,7 @@ def test_every_tile_size_gives_the_same(op):
     }[op]
     inputs, outputs, attributes = make()
     call_variants = op_module(op).variants(Call(op, {}, attributes), {**inputs, **outputs}, TARGETS[90])
-    tiles = sorted({(variant.rows, variant.ins) for variant in call_variants})
+    tiles = sorted({(16, 16), *((variant.rows, variant.ins) for variant in call_variants)})
     assert len(tiles) > 2
     for rows, ins in tiles:
         check(op, inputs, outputs, attributes, rows=rows, ins=ins)

@@ -64,3 +64,15 @@ def test_rounding_leaves_the_policy_alone_and_needs_what_the_stage_saw() -> None
     assert all(torch.equal(p, before[name]) for name, p in stages["net"].function.named_parameters())
     with pytest.raises(EdgewamError, match="never ran the stage net"):
         round_weights(stages, NAMES, Recording({}, 0, ""))
+
+
+@pytest.mark.parametrize("kind", ["fp8_weights", "int4_weights"])
+def test_weights_alone_come_nearer_on_their_own_grids(kind: str) -> None:
+    stages, recording = toy_stages(), correlated()
+    layer = find_layers(stages)["net", "up"]
+    codes, scale = round_weights(stages, [("net", "up")], recording, None, FORMATS[kind])["net", "up"]
+    assert torch.equal(scale, quantized(layer, Scales(kind)).weight_scale) and codes.dtype == FORMATS[kind].dtype
+    errors = {}
+    for name, made in (("gptq", quantized(layer, Scales(kind), codes, scale)), ("plain", quantized(layer, Scales(kind)))):
+        errors[name] = sum((made(rows) - layer(rows)).square().mean() for _, rows in recording.calls["net"]).sqrt()
+    assert errors["gptq"] < NEARER * errors["plain"]

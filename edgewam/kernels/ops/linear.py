@@ -25,12 +25,16 @@ FULL = 1.25  # blocks for each processor that default splits stay below: more of
 _INTERPRETED_TILE = 1024  # the interpreter is as fast as its programs are few
 LEAST_FP8 = 64  # outputs of a tile, below which Hopper and Thor multiply FP8 as float16
 MOST_OF_A_THREAD = 128  # weights of a tile, which are in registers while they are converted
+MOST_OF_A_WAITING_THREAD = (
+    64  # the same where the tile of a dependent launch waits in registers beside the one that is multiplied
+)
 MOST_STAGES = 8  # of tiles that are small because a group of weights is
-_RESERVED = 2048  # bytes of shared memory that the compiler takes for barriers and reductions
+_RESERVED = 1024  # bytes of shared memory that the compiler takes for barriers and reductions
 
 # outs, bytes of a weight's row, warps, stages; the first is the default
 _FEW = ((64, 256, 4, 4), (64, 512, 4, 3), (128, 256, 8, 3), (32, 512, 4, 4), (64, 128, 4, 6))
 _MANY = ((128, 128, 8, 4), (64, 128, 4, 4), (64, 256, 4, 3), (128, 256, 8, 3))
+_MANY_IN_GROUPS = ((64, 128, 8, 4), (64, 256, 8, 3), (128, 128, 8, 4))  # results and parts of them share registers
 _NO_MATRIX_UNITS = ((64, 128, 4, 3), (32, 128, 4, 3), (32, 64, 4, 3))  # float32: operands go through registers
 
 
@@ -46,7 +50,10 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     if target.interpreted:
         outs, ins = min(_INTERPRETED_TILE, power(problem.outs)), _fitted(_INTERPRETED_TILE, problem)
         return (Variant(rows, outs, ins),)
-    tiles = _NO_MATRIX_UNITS if problem.product == "float32" else _FEW if rows <= FEW_ROWS else _MANY
+    tiles = _FEW if rows <= FEW_ROWS else _MANY_IN_GROUPS if problem.group else _MANY
+    if problem.product == "float32":
+        tiles = _NO_MATRIX_UNITS
+    most = MOST_OF_A_WAITING_THREAD if target.has_dependent_launch and not _multiplies_from_memory(target) else MOST_OF_A_THREAD
     found = []
     for outs, row_bytes, warps, stages in tiles:
         outs = min(outs, power(problem.outs))
@@ -54,7 +61,7 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
             continue
         weight = tensors["weight"]
         wished = row_bytes // weight.element_size() * (2 if problem.packed else 1)
-        ins = _fitted(min(wished, MOST_OF_A_THREAD * 32 * warps // outs), problem)
+        ins = _fitted(min(wished, most * 32 * warps // outs), problem)
         if problem.group:
             stages = min(MOST_STAGES, stages * max(1, wished // ins))
         tile = Variant(rows, outs, ins, 1, warps, stages, target.has_dependent_launch)
@@ -103,10 +110,15 @@ def shared_bytes(variant: Variant, problem: Problem, call: Call, tensors: Mappin
     weights = variant.outs * columns * tensors["weight"].element_size()
     stages = variant.stages - 1
     held = stages * (weights + variant.rows * variant.ins * item)
-    if 90 <= target.sm < 120:
+    if _multiplies_from_memory(target):
         held += (1 + variant.dependent) * (held // stages) if is_ready else weights
     held += 0 if is_ready else 4 * variant.rows * variant.ins  # a tile of inputs on its way to the product
     return max(held, 4 * variant.rows * variant.outs) + _RESERVED
+
+
+def _multiplies_from_memory(target: Target) -> bool:
+    """Whether matrix units read tiles in shared memory, and not registers: Hopper, the B100 family and Thor."""
+    return 90 <= target.sm < 120
 
 
 def _smaller(tile: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> Variant:

@@ -32,13 +32,15 @@ def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
 
 
 def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple[Variant, ...]:
-    """Row tiles fill the card, key tiles are loaded ahead."""
+    """Row tiles fill the card, tiles of 64 keys are loaded ahead, of 16 where heads are wide."""
     q, memory = tensors["q"], tensors["memory"]
     head_tile = power(q.shape[1] // int(call.attributes["num_heads"]))
     rows, most = power(q.shape[0]), power(max(memory.shape[2], q.shape[0]))
     row_tiles = [min(n, rows) for n in ((64,) if target.interpreted else (32, 64))]
-    key_tiles = [min(n, most) for n in ((128,) if target.interpreted else (64, 32, 16))]
-    return attention_variants(target, head_tile, q.element_size(), row_tiles, key_tiles, (4,), (2, 3))
+    for key_tile in (128,) if target.interpreted else (64, 16):
+        if found := attention_variants(target, head_tile, q.element_size(), row_tiles, [min(key_tile, most)], (4,), (2, 3)):
+            return found
+    return ()
 
 
 def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:

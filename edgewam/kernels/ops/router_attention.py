@@ -34,12 +34,15 @@ def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
 
 
 def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple[Variant, ...]:
-    """Layers times heads fill the card; tiles of 64 keys leave room for two blocks on a processor."""
+    """Layers times heads fill the card; tiles of 64 keys leave room for two blocks on a processor, 16 are for wide heads."""
     asked, context = tensors["asked"], tensors["context"]
     head_tile = power(asked.shape[-1] // int(call.attributes["num_heads"]))
     most = power(context.shape[2])
-    keys = [min(n, most) for n in ((128,) if target.interpreted else (64, 128, 32, 16))]
-    return attention_variants(target, head_tile, asked.element_size(), [power(asked.shape[1])], keys, (4, 8), (1, 2))
+    for key_tiles in ((128,),) if target.interpreted else ((64, 32), (16,)):
+        keys = [min(n, most) for n in key_tiles]
+        if found := attention_variants(target, head_tile, asked.element_size(), [power(asked.shape[1])], keys, (4, 8), (1, 2)):
+            return found
+    return ()
 
 
 def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:

@@ -42,8 +42,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     q, kv = tensors["q"], tensors["kv"]
     head_tile = power(kv.shape[-1] // int(call.attributes["num_heads"]))
     most = power(kv.shape[1])
-    rows = [16] if q.shape[0] <= 16 else [32, 16]
-    return attention_variants(target, head_tile, q.element_size(), rows, [min(n, most) for n in (128, 64, 32)], (8, 4))
+    rows, warps = ([16], (8, 4)) if q.shape[0] <= 16 else ([32, 16], (8,))  # 4 warps have too few registers for 32 rows
+    return attention_variants(target, head_tile, q.element_size(), rows, [min(n, most) for n in (128, 64, 32)], warps)
 
 
 def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
