@@ -52,7 +52,7 @@ def machine_code(cubin: bytes) -> str:
 
 def _run(tool: str, *options: str, cubin: bytes) -> str:
     triton = require("triton", extra="kernels")
-    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / tool
+    path = Path(str(triton.__file__)).parent / "backends" / "nvidia" / "bin" / tool
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
