@@ -17,8 +17,8 @@ test: .venv-test/ready
 	.venv-test/bin/ruff check .
 	.venv-test/bin/ruff format --check .
 	.venv-test/bin/mypy
-	.venv-test/bin/python -m pytest -m "not soak and not alone" -n logical --maxprocesses 8 --dist loadfile $(ARGS) || [ $$? = 5 ]
-	.venv-test/bin/python -m pytest -m "alone and not soak" $(ARGS) || [ $$? = 5 ]  # 5: ARGS left none
+	.venv-test/bin/python -m pytest -m "not soak and not alone and not wide" -n logical --maxprocesses 8 --dist loadfile $(ARGS) || [ $$? = 5 ]
+	.venv-test/bin/python -m pytest -m "alone and not soak and not wide" $(ARGS) || [ $$? = 5 ]  # 5: ARGS left none
 
 # The whole fault matrix and the long fuzz runs: real processes in real time, so a quiet machine.
 soak: .venv-test/ready

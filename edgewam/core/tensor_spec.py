@@ -14,6 +14,8 @@ DTYPE_BYTES = {
     "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
 
+_TORCH_NAMES = {"float8_e4m3": "float8_e4m3fn"}
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -34,6 +36,11 @@ class TensorSpec:
     def size_bytes(self) -> int:
         """Bytes the tensor occupies."""
         return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def torch_dtype(self) -> str:
+        """What torch calls the dtype: an attribute of the module torch."""
+        return _TORCH_NAMES.get(self.dtype, self.dtype)
 
     def __str__(self) -> str:
         return f"{self.dtype}{list(self.shape)}"

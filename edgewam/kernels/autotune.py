@@ -31,7 +31,6 @@ from edgewam.kernels.trial import Operand
 from edgewam.kernels.variant import Variant
 
 ANSWER_S = 120.0  # for one candidate: compiling a large kernel takes seconds, and a kernel that waits for itself never answers
-_DTYPES = {"float8_e4m3": "float8_e4m3fn"}  # torch's other names
 _WORDS = 200  # characters of what a dead child said last
 Report = Callable[[int, int, str], None]
 
@@ -180,7 +179,7 @@ def tune(
 def distinct(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, _Job]:
     """The calls of a recipe that have a kernel, one for each key, by key."""
     tensors = {
-        name: torch.empty(spec.shape, dtype=getattr(torch, _DTYPES.get(spec.dtype, spec.dtype)), device="meta")
+        name: torch.empty(spec.shape, dtype=getattr(torch, spec.torch_dtype), device="meta")
         for name, spec in {**specs, **recipe.workspaces}.items()
     }
     named = recipe.resolve(tensors)

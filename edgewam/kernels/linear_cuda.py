@@ -7,7 +7,6 @@ INT8.  Float32 products, batches of layers and the Euler step of the head are Tr
 from __future__ import annotations
 
 import struct
-import weakref
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 from edgewam.kernels.call import Call
 from edgewam.kernels.cuda_source import CudaProgram, launcher
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
+from edgewam.kernels.scratch import scratch
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
 
@@ -35,16 +35,6 @@ _ADDRESSES = (
     "gate", "clean_gate", "residual", "y", "squares",
 )  # fmt: skip
 _FLOAT32 = set(_ADDRESSES) - {"x", "weight", "mask", "residual", "y"}
-# scratch of split sums, shared by calls that write the same tensor: those can never run at the same time
-_SCRATCH: weakref.WeakValueDictionary[tuple[object, ...], _Scratch] = weakref.WeakValueDictionary()
-
-
-class _Scratch:
-    """parts [tiles, splits, S, outs] float32, and one counter a tile, which a launch leaves at zero."""
-
-    def __init__(self, parts: int, tiles: int, device: torch.device) -> None:
-        self.parts = torch.empty(parts, dtype=torch.float32, device=device)
-        self.counters = torch.zeros(tiles, dtype=torch.int32, device=device)
 
 
 def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
@@ -152,18 +142,15 @@ def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Ta
     """The launch on these tensors, which it keeps alive."""
     y, outs = tensors["y"], tensors["weight"].shape[0]
     tiles = -(-outs // variant.outs)
-    scratch = None
-    if variant.splits > 1:
-        parts = tiles * variant.splits * tensors["x"].shape[0] * variant.outs
-        key = (y.device, y.data_ptr(), parts, tiles)
-        scratch = _SCRATCH.get(key)
-        if scratch is None:
-            _SCRATCH[key] = scratch = _Scratch(parts, tiles, y.device)
+    parts: tuple[Tensor, ...] = ()
+    if variant.splits > 1:  # sums [tiles, splits, S, outs], and one counter a tile
+        size = tiles * variant.splits * tensors["x"].shape[0] * variant.outs
+        parts = (scratch("parts", y, (size,), torch.float32), scratch("counters", y, (tiles,), torch.int32))
     addresses = [tensors[role].data_ptr() if role in tensors else 0 for role in _ADDRESSES]
-    addresses += [scratch.parts.data_ptr(), scratch.counters.data_ptr()] if scratch else [0, 0]
+    addresses += [part.data_ptr() for part in parts] or [0, 0]
     dependent = variant.dependent and target.has_dependent_launch
     launch = launcher(program_of(call, tensors, variant), target.sm, (tiles, variant.splits), addresses, dependent)
-    kept = (dict(tensors), scratch)
+    kept = (dict(tensors), parts)
 
     def run(_kept: object = kept) -> None:
         launch(torch.cuda.current_stream(y.device).cuda_stream)

@@ -21,8 +21,8 @@ from edgewam.kernels.call import Call
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
 
-# Of the largest value of a result: sums in another order fall to another FP8 or 16-bit neighbour, which was never seen to move a
-# result by more than 1 %; a wrong index or a missing term moves it by tens of percent.
+# Of the largest value of a result: inputs of a product may fall to another FP8 neighbour, 2^-4 of one among a thousand terms, and
+# a 16-bit result to another one, 2^-8; a wrong index or a missing term moves a result by tens of percent.
 WRONG = 0.03
 _CACHES = 2  # times the last-level cache, that all copies together fill
 _MOST_COPIES = 256  # of operands that are small: in a stage, too, they are read from the cache that they were just written to

@@ -17,7 +17,6 @@ from edgewam.runtime.memory import Array, BoundCall, CaptureError, Port, Stream,
 from edgewam.runtime.torch_graph import capture_graph
 
 Tensor = Any
-_DTYPES = {"float8_e4m3": "float8_e4m3fn"}  # torch's other names
 
 
 class TorchMemory:
@@ -57,7 +56,7 @@ class TorchMemory:
 
     def allocate(self, spec: TensorSpec) -> Tensor:
         """See `Memory.allocate`."""
-        dtype = getattr(self.torch, _DTYPES.get(spec.dtype, spec.dtype))
+        dtype = getattr(self.torch, spec.torch_dtype)
         return self.torch.zeros(spec.shape, dtype=dtype, device=self.device)
 
     def write(self, buffer: Tensor, array: Array) -> None:

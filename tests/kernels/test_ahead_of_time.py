@@ -64,7 +64,7 @@ def test_it_fits_the_gpu(name, sm):
     prove(name, sm)
 
 
-@pytest.mark.soak
+@pytest.mark.wide
 @pytest.mark.parametrize(("name", "sm"), [(name, sm) for name in CASES for sm in ALL if (name, sm) not in QUICK_PAIRS])
 def test_it_fits_the_gpu_in_every_format(name, sm):
     prove(name, sm)

@@ -228,7 +228,7 @@ def test_it_compiles_without_spills_to_products_of_matrix_units(format, sm):
     prove(format, "qkv" if (format, sm) == ("fp8", 90) else "down", sm)
 
 
-@pytest.mark.soak
+@pytest.mark.wide
 @pytest.mark.parametrize("sm", TARGETS)
 @pytest.mark.parametrize("format", FORMATS)
 def test_so_does_every_layer_with_either_tile(format, sm):

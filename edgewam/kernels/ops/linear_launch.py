@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
-from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +16,7 @@ from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
 from edgewam.kernels.ops.linear_problem import PROLOGUE, Problem, problem_of
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
+from edgewam.kernels.scratch import scratch
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import power
 from edgewam.kernels.variant import Variant
@@ -34,7 +34,6 @@ PRODUCTS = {
     "fp8": torch.float8_e4m3fn,
     "int8": torch.int8,
 }
-_SCRATCH: WeakValueDictionary[tuple[object, ...], Tensor] = WeakValueDictionary()
 
 
 def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
@@ -51,7 +50,7 @@ def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target
     x = roles["x"]
     layers = x.shape[0] if x.dim() == 3 else 1
     shape = (*x.shape[:-2], problem.rows, problem.ins)
-    ready = _scratch("ready", roles["y"], shape, PRODUCTS[problem.product])
+    ready = scratch("ready", roles["y"], shape, PRODUCTS[problem.product])
     names = ("x", "shift", "scale", "clean_shift", "clean_scale", "mask", "smooth", "input_scale")
     given = {name: roles[name] for name in names if name in roles}
     constants = {
@@ -112,8 +111,8 @@ def _product(
     given = dict(roles)
     if splits > 1:
         units, tile = problem.layers * row_tiles * out_tiles, variant.outs * variant.rows
-        given["partials"] = _scratch("partials", y, (units, splits, tile), torch.float32)
-        given["arrivals"] = _scratch("arrivals", y, (units,), torch.int32)
+        given["partials"] = scratch("partials", y, (units, splits, tile), torch.float32)
+        given["arrivals"] = scratch("arrivals", y, (units,), torch.int32)
     names = (
         "x", "weight", "weight_scale", "bias", "shift", "scale", "clean_shift", "clean_scale", "mask", "smooth", "input_scale",
         "gate", "clean_gate", "residual", "delta", "prefix", "y", "squares", "partials", "arrivals",
@@ -175,15 +174,3 @@ def _norm_tile(problem: Problem, variant: Variant, target: Target) -> int:
 def _layer(tensor: Tensor) -> int:
     """The stride between layers of [L, S, ..]; 0 of [S, ..]."""
     return tensor.stride(0) if tensor.dim() == 3 else 0
-
-
-def _scratch(kind: str, y: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that all calls which write `y` share: such calls never run at the same time.
-
-    Without that, every layer of every step would have its own, and what they write would push weights out of L2.
-    """
-    key = (kind, str(y.device), y.data_ptr(), shape, dtype)
-    found = _SCRATCH.get(key)
-    if found is None:
-        found = _SCRATCH[key] = torch.zeros(shape, dtype=dtype, device=y.device)
-    return found

@@ -23,7 +23,7 @@ JOIN_S = 5.0  # for a conversation in the middle of a request when the door ends
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """plug: an accepted socket.  host: the peer's address, "local" for a Unix socket.  number: its own, from 1."""
+    """plug: an accepted socket.  host, port: the peer's; "local" and 0 for a Unix socket.  number: its own, from 1."""
 
     plug: socket.socket
     host: str
