@@ -126,9 +126,15 @@ def _text_attention(call: Call, given: Mapping[str, Tensor]) -> dict[str, int]:
 
 def _memory_attention(call: Call, given: Mapping[str, Tensor]) -> dict[str, int]:
     slots, _, tokens, width = given["memory"].shape
-    keys = slots * tokens + given["own"].shape[1]
-    joined = {"keys and values joined": 2 * keys * width * given["own"].element_size()}
-    return joined | _attended(int(call.attributes["num_heads"]), given["q"].shape[0], keys)
+    rows = given["y"].shape[0]
+    keys = slots * tokens + rows
+    joined = {"keys and values joined": 2 * keys * width * given["memory"].element_size()}
+    return _turned(given, width) | joined | _attended(int(call.attributes["num_heads"]), rows, keys)
+
+
+def _context_write(call: Call, given: Mapping[str, Tensor]) -> dict[str, int]:
+    gained = FLOAT32 * given["kv"].shape[0] * given["gain"].shape[0]
+    return {"key norm": gained, "gains": gained, "rotation": gained}
 
 
 def _router_attention(call: Call, given: Mapping[str, Tensor]) -> dict[str, int]:
@@ -146,7 +152,7 @@ def _state_write(call: Call, given: Mapping[str, Tensor]) -> dict[str, int]:
 _APART = {
     "linear": _linear, "chunk_attention": _chunk_attention, "text_attention": _text_attention,
     "memory_attention": _memory_attention, "router_attention": _router_attention, "state_write": _state_write,
-    "rotate_write": lambda call, given: _turned(given, given["gains"].shape[-1]),
+    "context_write": _context_write,
 }  # fmt: skip
 
 

@@ -14,8 +14,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many workers as processors: one th
 
 # folders and files of tests whose subject is time, or that compare times
 ALONE = (
-    "acceptance", "integrations", "robot_bridge", "cli/test_run.py", "cli/test_road.py", "cli/test_profile.py", "cli/test_doctor.py",
-    "profiles/test_measure.py", "training/test_parallel.py",
+    "acceptance", "integrations", "robot_bridge", "cli/test_run.py", "cli/test_road.py", "cli/test_profile.py",
+    "cli/test_doctor.py", "profiles/test_measure.py", "training/test_parallel.py",
 )  # fmt: skip
 
 

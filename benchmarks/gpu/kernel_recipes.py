@@ -31,7 +31,7 @@ from edgewam.models.wan_vae_image import image_encoder
 _DTYPES = {"float8_e4m3": torch.float8_e4m3fn}
 _MASKED = 0.25  # share of prefix rows: both modulations are used
 # operands of an attention that hold the softmax scale: random ones are made as small as real ones are
-_SCALED = {("text_attention", "kv"), ("memory_attention", "q"), ("router_attention", "asked")}
+_SCALED = {("text_attention", "kv"), ("router_attention", "asked")}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ KINDS = {
     "family": ("edgewam.models", "FAMILY"),
     "backend_build": ("edgewam.compile.backends", "build"),
     "backend_run": ("edgewam.runtime.backends", "load"),
-    "kernel": ("edgewam.kernels.ops", "bind"),
+    "kernel": ("edgewam.kernels.ops", "support"),
     "policy": ("edgewam.runtime.policies", "open_policy"),
     "distiller": ("edgewam.distill", "distill"),
     "robot": ("edgewam.robot_bridge.robots", "SPEC"),

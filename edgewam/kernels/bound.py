@@ -1,8 +1,9 @@
 """The calls of a recipe bound once to fixed memory: kernels where they take the call, else PyTorch, and why.
 
 What a file of `kernels/ops` offers: `support(call, tensors, target)` gives "" or one sentence why not; `variants(...)` the
-candidates that fit the target, the default first; `bind(call, tensors, variant, target)` a function that launches, without
-allocating or waiting; `programs(call, tensors, variant, target)` what to compile ahead of time.  `tensors` is role -> tensor.
+candidates that fit the target, the default first; `launches(call, tensors, variant, target)` its kernels in their order, which
+`launch.bind()` makes a function that neither allocates nor waits, and `launch.program()` names for compilation ahead of time.
+`tensors` is role -> tensor.
 """
 
 from __future__ import annotations
@@ -91,9 +92,23 @@ def bind_call(call: Call, operands: Mapping[str, Tensor], target: Target, choice
     if kernel and not why:
         variant = choices.pick(key_of(call, operands), kernel.variants(call, operands, target))
         if variant is not None:
-            return BoundCall(call.op, kernel.bind(call, operands, variant, target), variant)
+            return BoundCall(call.op, bind_kernel(kernel, call, operands, variant, target), variant)
         why = WRONG_HERE
     return BoundCall(call.op, _reference(call, operands), why=why)
+
+
+def bind_kernel(kernel: ModuleType, call: Call, operands: Mapping[str, Tensor], variant: Variant, target: Target) -> Run:
+    """One function for all launches of a call."""
+    first, *others = (launch.bind() for launch in kernel.launches(call, operands, variant, target))
+    if not others:
+        return first
+
+    def run() -> None:
+        first()
+        for other in others:
+            other()
+
+    return run
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""One launch of a Triton kernel: tensors, constants, grid.  Binding it and compiling it ahead of time both start from here.
+"""One launch of a kernel, Triton's or CUDA C++: tensors, constants, grid.  Binding it and compiling it ahead of time start here.
 
 Dependent launch (sm_90 and newer): a kernel may start when every block of the one in front has called `gdc_launch_dependents`.
 Our kernels call it after their own `gdc_wait`, so whatever runs before `gdc_wait` sees everything that was written before the
@@ -7,13 +7,14 @@ kernel directly in front, and nothing that this one writes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from edgewam.kernels.cuda_source import CudaProgram, launcher
 from edgewam.kernels.program import Program
 from edgewam.kernels.source import source
 from edgewam.kernels.target import Target
@@ -68,3 +69,29 @@ class Launch:
         signature = {name: POINTERS[tensor.dtype] for name, tensor in self.tensors.items()}
         constants = {**self.constants, "DEPENDENT": self.is_dependent}
         return Program(self.source, self.function, signature, constants, self.variant.warps, self.variant.stages)
+
+
+@dataclass(frozen=True)
+class CudaLaunch:
+    """A CUDA C++ kernel with its numbers.  tensors: in the order of its addresses, None for one that it has no use for."""
+
+    made: CudaProgram
+    tensors: Sequence[Tensor | None]
+    grid: tuple[int, ...]
+    dependent: bool
+    target: Target
+
+    def bind(self) -> Callable[[], None]:
+        """A function that launches it on the current stream; it keeps the tensors alive."""
+        device = next(tensor.device for tensor in self.tensors if tensor is not None)
+        addresses = [0 if tensor is None else tensor.data_ptr() for tensor in self.tensors]
+        launch = launcher(self.made, self.target.sm, self.grid, addresses, self.dependent)
+
+        def run(_kept: object = self.tensors) -> None:
+            launch(torch.cuda.current_stream(device).cuda_stream)
+
+        return run
+
+    def program(self) -> CudaProgram:
+        """What is compiled ahead of time."""
+        return self.made

@@ -7,13 +7,14 @@ INT8.  Float32 products, batches of layers and the Euler step of the head are Tr
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from edgewam.kernels.call import Call
-from edgewam.kernels.cuda_source import CudaProgram, launcher
+from edgewam.kernels.cuda_source import CudaProgram
+from edgewam.kernels.launch import CudaLaunch
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
 from edgewam.kernels.scratch import scratch
 from edgewam.kernels.target import Target
@@ -133,32 +134,19 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return tuple(variant for _, variant in sorted(found, key=lambda entry: entry[0])[:MOST_VARIANTS])
 
 
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[CudaProgram, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (program_of(call, tensors, variant),)
-
-
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors, which it keeps alive."""
-    y, outs = tensors["y"], tensors["weight"].shape[0]
-    tiles = -(-outs // variant.outs)
-    parts: tuple[Tensor, ...] = ()
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[CudaLaunch, ...]:
+    """The kernel on these tensors; those on the meta device can only be compiled."""
+    y, tiles = tensors["y"], -(-tensors["weight"].shape[0] // variant.outs)
+    parts: tuple[Tensor | None, ...] = (None, None)
     if variant.splits > 1:  # sums [tiles, splits, S, outs], and one counter a tile
         size = tiles * variant.splits * tensors["x"].shape[0] * variant.outs
         parts = (scratch("parts", y, (size,), torch.float32), scratch("counters", y, (tiles,), torch.int32))
-    addresses = [tensors[role].data_ptr() if role in tensors else 0 for role in _ADDRESSES]
-    addresses += [part.data_ptr() for part in parts] or [0, 0]
+    addressed = (*(tensors.get(role) for role in _ADDRESSES), *parts)
     dependent = variant.dependent and target.has_dependent_launch
-    launch = launcher(program_of(call, tensors, variant), target.sm, (tiles, variant.splits), addresses, dependent)
-    kept = (dict(tensors), parts)
-
-    def run(_kept: object = kept) -> None:
-        launch(torch.cuda.current_stream(y.device).cuda_stream)
-
-    return run
+    return (CudaLaunch(_program(call, tensors, variant), addressed, (tiles, variant.splits), dependent, target),)
 
 
-def program_of(call: Call, tensors: Mapping[str, Tensor], variant: Variant) -> CudaProgram:
+def _program(call: Call, tensors: Mapping[str, Tensor], variant: Variant) -> CudaProgram:
     """The source with every number of this call; works on meta tensors."""
     attributes = call.attributes
     x, weight, y = tensors["x"], tensors["weight"], tensors["y"]

@@ -120,26 +120,19 @@ def chunk_attention(
     qkv [S, 3 A] and its squares [S, 3 A / 64], gains [2, A] of queries (with the softmax scale) and keys, cos and sin [S, K / 2],
     routed [2, tokens, A] ready keys and values -> y [S, A].
     """
-    turned = rotate_write(qkv, squares, gains, cos, sin)
-    k, v = torch.cat([_float(routed), turned["context"]], dim=1).unbind(0)
-    return {"y": _attend(turned["q"], k, v, num_heads)}
+    q, own = _queries_and_context(qkv, squares, gains, cos, sin)
+    k, v = torch.cat([_float(routed), own], dim=1).unbind(0)
+    return {"y": _attend(q, k, v, num_heads)}
 
 
-def rotate_write(qkv: Tensor, squares: Tensor, gains: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> dict[str, Tensor]:
-    """Queries and keys normed over all heads, multiplied with their gains and turned; keys and values as a context.
+def context_write(kv: Tensor, squares: Tensor, gain: Tensor, cos: Tensor, sin: Tensor, **_: Any) -> dict[str, Tensor]:
+    """Keys normed over all heads, multiplied with their gains and turned; keys and values as a context.
 
-    qkv [S, 3 A] (or [S, 2 A], keys and values only), squares of it, gains [2, A] (or [1, A], of the keys), cos and sin
-    [S, K / 2] -> q [S, A] (not for keys and values only), context [2, S, A].
+    kv [S, 2 A] and its squares [S, 2 A / 64], gain [A] of the keys, cos and sin [S, K / 2] -> context [2, S, A].
     """
-    qkv = _float(qkv)
-    width = gains.shape[-1]
-    *queries, k, v = qkv.split(width, dim=-1)
-    spread = _spread(squares, width)
-    k = _turned(k * spread[:, -2:-1] * gains[-1], cos, sin)
-    out = {"context": torch.stack([k, v])}
-    if queries:
-        out["q"] = _turned(queries[0] * spread[:, :1] * gains[0], cos, sin)
-    return out
+    k, v = _float(kv).chunk(2, dim=-1)
+    k = _turned(k * _spread(squares, gain.shape[-1])[:, :1] * gain, cos, sin)
+    return {"context": torch.stack([k, v])}
 
 
 def text_attention(
@@ -156,15 +149,18 @@ def text_attention(
 
 
 def memory_attention(
-    q: Tensor, memory: Tensor, memory_bias: Tensor, own: Tensor, *, num_heads: int, **_: Any
-) -> dict[str, Tensor]:
-    """Attention of ready queries over remembered frames and their own.
+    qkv: Tensor, squares: Tensor, gains: Tensor, cos: Tensor, sin: Tensor, memory: Tensor, memory_bias: Tensor, *,
+    num_heads: int, **_: Any,
+) -> dict[str, Tensor]:  # fmt: skip
+    """Self-attention of a frame's rows over remembered frames and their own keys, which become its context.
 
-    q [S, A], memory [slots, 2, tokens, A], memory_bias [slots] (0 or -inf), own [2, S, A] -> y [S, A].
+    qkv [S, 3 A], squares, gains [2, A], cos and sin as for `chunk_attention`, memory [slots, 2, tokens, A], memory_bias [slots]
+    (0 or -inf) -> y [S, A], context [2, S, A].
     """
-    k, v = torch.cat([_float(memory).transpose(0, 1).flatten(1, 2), _float(own)], dim=1).unbind(0)
+    q, own = _queries_and_context(qkv, squares, gains, cos, sin)
+    k, v = torch.cat([_float(memory).transpose(0, 1).flatten(1, 2), own], dim=1).unbind(0)
     bias = torch.cat([_float(memory_bias).repeat_interleave(memory.shape[2]), torch.zeros_like(k[: own.shape[1], 0])])
-    return {"y": _attend(_float(q), k, v, num_heads, bias)}
+    return {"y": _attend(q, k, v, num_heads, bias), "context": own}
 
 
 def router_attention(asked: Tensor, context: Tensor, *, num_heads: int, **_: Any) -> dict[str, Tensor]:
@@ -193,7 +189,7 @@ def state_write(raw: Tensor, squares: Tensor, gains: Tensor, text: Tensor, **_: 
 
 REFERENCES = {
     function.__name__: function
-    for function in (linear, chunk_attention, rotate_write, text_attention, memory_attention, router_attention, state_write)
+    for function in (linear, chunk_attention, text_attention, memory_attention, context_write, router_attention, state_write)
 }
 
 
@@ -220,6 +216,14 @@ def _rounded(x: Tensor, activations: str, input_scale: Tensor | None) -> Tensor:
 def _spread(squares: Tensor, width: int) -> Tensor:
     """One over the RMS of each group of `width` columns, [S, groups]."""
     return (_float(squares).unflatten(-1, (-1, width // SQUARE_COLUMNS)).sum(-1) / width + EPS).rsqrt()
+
+
+def _queries_and_context(qkv: Tensor, squares: Tensor, gains: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Queries [S, A], and keys and values [2, S, A], from a projection qkv [S, 3 A]."""
+    width = gains.shape[-1]
+    q = _float(qkv[:, :width]) * _spread(squares, width)[:, :1] * gains[0]
+    kv = context_write(qkv[:, width:], squares[:, width // SQUARE_COLUMNS :], gains[1], cos, sin)
+    return _turned(q, cos, sin), kv["context"]
 
 
 def _turned(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from edgewam.core.errors import EdgewamError
-from edgewam.kernels.bound import Run, kernel_of, reference_of, split
+from edgewam.kernels.bound import Run, bind_kernel, kernel_of, reference_of, split
 from edgewam.kernels.call import Call
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
@@ -105,7 +105,7 @@ class Trial:
         """Largest deviation of a result from the reference's, relative to the largest value there; inf where it is not finite."""
         for tensor in self.writes.values():
             tensor.fill_(torch.nan)  # what is not written shows
-        self.kernel.bind(self.call, self.sets[0], variant, self.target)()
+        bind_kernel(self.kernel, self.call, self.sets[0], variant, self.target)()
         deviations = []
         for role, tensor in self.writes.items():
             expected = self.expected[role].float()
@@ -115,7 +115,7 @@ class Trial:
 
     def milliseconds(self, variant: Variant) -> float:
         """Of one call, the best of several rounds."""
-        runs = [self.kernel.bind(self.call, operands, variant, self.target) for operands in self.sets]
+        runs = [bind_kernel(self.kernel, self.call, operands, variant, self.target) for operands in self.sets]
         return _on_gpu(runs) if self.device.startswith("cuda") else _on_host(runs)
 
 

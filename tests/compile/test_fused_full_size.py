@@ -32,10 +32,10 @@ def test_a_step_is_eight_kernels_for_each_of_30_layers(recipes):
     assert not any(call.op == PROGRAM for call in recipes["denoise"].recipe.calls)
 
 
-def test_a_refresh_is_nine_kernels_a_layer_and_ends_with_the_last_keys_and_values(recipes):
+def test_a_refresh_is_eight_kernels_a_layer_and_ends_with_the_last_keys_and_values(recipes):
     calls = recipes["planner"].recipe.calls
-    assert len(calls) == 2 + 29 * 9 + 2
-    assert "q" not in calls[-1].operands and calls[-1].operands["context"] == "context[29]"
+    assert len(calls) == 2 + 29 * 8 + 2
+    assert calls[-1].op == "context_write" and calls[-1].operands["context"] == "context[29]"
 
 
 @pytest.mark.parametrize("name", LOWERED)

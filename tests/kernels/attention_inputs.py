@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import torch
 
+from edgewam.kernels.bound import bind_kernel
 from edgewam.kernels.call import Call
 from edgewam.kernels.reference import REFERENCES, SQUARE_COLUMNS
 from edgewam.kernels.target import target_of
@@ -29,7 +30,7 @@ def ran(op, inputs, outputs, attributes=None, **changed):
     module, call, tensors = op_module(op), Call(op, {}, attributes or {}), {**inputs, **outputs}
     assert module.support(call, tensors, INTERPRETER) == ""
     variant = replace(module.variants(call, tensors, INTERPRETER)[0], **changed)
-    module.bind(call, tensors, variant, INTERPRETER)()
+    bind_kernel(module, call, tensors, variant, INTERPRETER)()
     return outputs
 
 
@@ -84,13 +85,9 @@ def memory(rows, slots, tokens, num_heads, head, dtype, layers=2):
     width = num_heads * head
     bias = torch.zeros(slots)
     bias[slots // 2 : slots // 2 + 1] = float("-inf")
-    inputs = {
-        "q": head**-0.5 * normal(rows, width, dtype=dtype),
-        "memory": normal(slots, layers, 2, tokens, width, dtype=dtype)[:, 1],
-        "memory_bias": bias,
-        "own": normal(2, rows, width, dtype=dtype, seed=1),
-    }
-    return inputs, {"y": torch.empty(rows, width, dtype=dtype)}, {"num_heads": num_heads}
+    seen = {"memory": normal(slots, layers, 2, tokens, width, dtype=dtype)[:, 1], "memory_bias": bias}
+    outputs = {"context": torch.empty(2, rows, width, dtype=dtype), "y": torch.empty(rows, width, dtype=dtype)}
+    return turned_inputs(rows, num_heads, head, 3, dtype) | seen, outputs, {"num_heads": num_heads}
 
 
 def router(layers, queries, tokens, num_heads, head, dtype):
@@ -112,20 +109,21 @@ def state(layers, rows, width, dtype, raw_dtype=torch.float32):
     return inputs, {"y": torch.empty(layers, 2, rows + 1, width, dtype=dtype)}, {}
 
 
-def rotated(rows, num_heads, head, parts, dtype):
+def last(rows, num_heads, head, dtype, queries=False):
+    """Keys and values of the last layer; with `queries`, as a part of a projection that has them in front."""
     width = num_heads * head
-    outputs = {"context": torch.empty(2, rows, width, dtype=dtype)}
-    if parts == 3:
-        outputs["q"] = torch.empty(rows, width, dtype=dtype)
-    return turned_inputs(rows, num_heads, head, parts, dtype), outputs, {}
+    inputs = turned_inputs(rows, num_heads, head, 3 if queries else 2, dtype)
+    inputs |= {"kv": inputs.pop("qkv")[:, -2 * width :], "gain": inputs.pop("gains")[-1]}
+    inputs["squares"] = inputs["squares"][:, -2 * width // SQUARE_COLUMNS :]
+    return inputs, {"context": torch.empty(2, rows, width, dtype=dtype)}, {}
 
 
 # one small case of every op
 SMALL = {
     "chunk_attention": lambda dtype: chunk(7, 30, 4, 16, dtype),
     "text_attention": lambda dtype: text(7, 31, 4, 16, dtype),
-    "memory_attention": lambda dtype: memory(7, 3, 5, 2, 48, dtype),
+    "memory_attention": lambda dtype: memory(7, 3, 5, 4, 48, dtype),
     "router_attention": lambda dtype: router(2, 8, 30, 2, 16, dtype),
-    "rotate_write": lambda dtype: rotated(7, 4, 16, 3, dtype),
+    "context_write": lambda dtype: last(7, 4, 16, dtype),
     "state_write": lambda dtype: state(2, 5, 64, dtype),
 }

@@ -141,23 +141,24 @@ def attention_cases():
             heads = {"num_heads": HEADS}
             routed = {"routed": draw(2, tokens, WIDTH, dtype=dtype), "y": empty(rows, WIDTH, dtype=dtype)}
             yield make("chunk_attention", f"{rows}-{name}", own | routed, heads)
-            written = {"q": empty(rows, WIDTH, dtype=dtype), "context": empty(2, rows, WIDTH, dtype=dtype)}
-            yield make("rotate_write", f"{rows}-{name}", own | written, heads)
+            context = {"context": empty(2, rows, WIDTH, dtype=dtype)}
+            slots = draw(3, 4, 2, tokens, WIDTH, dtype=dtype)[:, 1]  # one layer of a ring of slots
+            hidden = torch.tensor([0.0, -torch.inf, 0.0])
+            planner = own | context | {"y": routed["y"]}
+            yield make("memory_attention", f"{rows}-{name}", planner | {"memory": slots, "memory_bias": hidden}, heads)
+            nothing = {"memory": slots[:0], "memory_bias": hidden[:0]}
+            yield make("memory_attention", f"empty-{rows}-{name}", planner | nothing, heads, must=False)
             kv, squares = projected(rows, 2 * WIDTH, dtype)
-            last = {"qkv": kv, "squares": squares, "gains": own["gains"][1:], **turned(rows), "context": written["context"]}
-            yield make("rotate_write", f"last-{rows}-{name}", last, heads)
+            last = {"kv": kv, "squares": squares, "gain": own["gains"][1], **turned(rows)}
+            yield make("context_write", f"{rows}-{name}", last | context)
+            behind = {"kv": qkv[:, WIDTH:], "squares": own["squares"][:, WIDTH // 64 :]}
+            yield make("context_write", f"behind-queries-{rows}-{name}", last | behind | context)
             q, squares = projected(rows, WIDTH, dtype)
             bias = draw(tokens + 3)
             bias[1] = -torch.inf
             text = {"q": q, "squares": squares, "kv": draw(2, tokens + 3, WIDTH, dtype=dtype), "bias": bias, "y": routed["y"]}
             yield make("text_attention", f"{rows}-{name}", text, heads)
             yield make("text_attention", f"gain-{rows}-{name}", text | {"gain": draw.positive(WIDTH)}, heads)
-            slots = draw(3, 4, 2, tokens, WIDTH, dtype=dtype)[:, 1]  # one layer of a ring of slots
-            hidden = torch.tensor([0.0, -torch.inf, 0.0])
-            own = {"q": draw(rows, WIDTH, dtype=dtype, size=0.2), "own": draw(2, rows, WIDTH, dtype=dtype), "y": routed["y"]}
-            yield make("memory_attention", f"{rows}-{name}", own | {"memory": slots, "memory_bias": hidden}, heads)
-            nothing = {"memory": slots[:0], "memory_bias": hidden[:0]}
-            yield make("memory_attention", f"empty-{rows}-{name}", own | nothing, heads, must=False)
             asked = {"asked": draw(3, 8, WIDTH, dtype=dtype, size=0.2), "context": draw(3, 2, tokens, WIDTH, dtype=dtype)}
             yield make("router_attention", f"{tokens}-{name}", asked | {"y": empty(3, tokens, WIDTH, dtype=dtype)}, heads)
             raw, squares = projected(1, 3 * 2 * WIDTH, dtype)

@@ -156,8 +156,10 @@ ATTENTIONS = {
     "memory_attention": Case(
         "memory_attention",
         {
-            "q": ((TOKENS, ATTENTION), HALF), "memory": ((SLOTS, 2, TOKENS, ATTENTION), HALF), "memory_bias": ((SLOTS,), _F32),
-            "own": ((2, TOKENS, ATTENTION), HALF), "y": ((TOKENS, ATTENTION), HALF),
+            "qkv": ((TOKENS, 3 * ATTENTION), HALF), "squares": ((TOKENS, 3 * _GROUPS), _F32), "gains": ((2, ATTENTION), _F32),
+            "cos": ((TOKENS, _PAIRS), _F32), "sin": ((TOKENS, _PAIRS), _F32), "memory_bias": ((SLOTS,), _F32),
+            "memory": ((SLOTS, 2, TOKENS, ATTENTION), HALF), "context": ((2, TOKENS, ATTENTION), HALF),
+            "y": ((TOKENS, ATTENTION), HALF),
         },
         {"num_heads": HEADS},
     ),
@@ -169,12 +171,11 @@ ATTENTIONS = {
         },
         {"num_heads": HEADS},
     ),
-    "rotate_write": Case(
-        "rotate_write",
+    "context_write": Case(
+        "context_write",
         {
-            "qkv": ((TOKENS, 3 * ATTENTION), HALF), "squares": ((TOKENS, 3 * _GROUPS), _F32), "gains": ((2, ATTENTION), _F32),
-            "cos": ((TOKENS, _PAIRS), _F32), "sin": ((TOKENS, _PAIRS), _F32), "q": ((TOKENS, ATTENTION), HALF),
-            "context": ((2, TOKENS, ATTENTION), HALF),
+            "kv": ((TOKENS, 2 * ATTENTION), HALF), "squares": ((TOKENS, 2 * _GROUPS), _F32), "gain": ((ATTENTION,), _F32),
+            "cos": ((TOKENS, _PAIRS), _F32), "sin": ((TOKENS, _PAIRS), _F32), "context": ((2, TOKENS, ATTENTION), HALF),
         },
     ),
     "state_write": Case(

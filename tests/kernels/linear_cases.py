@@ -3,6 +3,7 @@
 import torch
 
 from edgewam.kernels import reference
+from edgewam.kernels.bound import bind_kernel
 from edgewam.kernels.call import Call
 from edgewam.kernels.ops import linear
 from edgewam.kernels.target import target_of
@@ -68,7 +69,7 @@ def run(tensors, variant=None, **attributes):
     call = call_of(tensors, **attributes)
     assert linear.support(call, tensors, INTERPRETER) == ""
     variant = variant or linear.variants(call, tensors, INTERPRETER)[0]
-    linear.bind(call, tensors, variant, INTERPRETER)()
+    bind_kernel(linear, call, tensors, variant, INTERPRETER)()
 
 
 def check(tensors, variant=None, tolerance=SUMS, **attributes):

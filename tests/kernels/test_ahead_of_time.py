@@ -18,7 +18,7 @@ pytest.importorskip("triton", reason="needs triton: it compiles kernels")
 torch.set_num_threads(1)
 
 REGISTERS = 255  # what a thread may have at all; with spills forbidden, the limit that a tile must stay under
-NO_PRODUCTS = {"rotate_write", "state_write"}  # they move and norm
+NO_PRODUCTS = {"context_write", "state_write"}  # they move and norm
 # matrix products that must be there: FP8 and INT8 without conversions, where the hardware has them
 PRODUCTS = {
     "fp8": {89: r"^mma\.sync.*e4m3", 90: r"^wgmma.*e4m3", 110: r"^tcgen05\.mma.*f8f6f4", 120: r"^mma\.sync.*e4m3"},
@@ -28,7 +28,7 @@ HALF_PRODUCT = r"^(mma\.sync|wgmma).*(bf16|f16)|^tcgen05\.mma.*kind::f16"
 ALL = tuple(TARGETS)
 QUICK = {  # what `make test` compiles: about 15 s of one core; `make soak` compiles the rest
     **dict.fromkeys(
-        ("chunk_attention", "text_attention", "memory_attention", "router_attention", "rotate_write", "state_write"), ALL
+        ("chunk_attention", "text_attention", "memory_attention", "router_attention", "context_write", "state_write"), ALL
     ),
     "down fp8": ALL,
     "down int8": (90,),
@@ -48,7 +48,7 @@ def prove(name, sm):
     kernel, tensors = kernel_of(case.op), case.meta()
     assert kernel.support(case.call, tensors, target) == ""
     variant = next(v for v in kernel.variants(case.call, tensors, target) if v.source == "triton")
-    compiled = [compile_program(program, sm) for program in kernel.programs(case.call, tensors, variant, target)]
+    compiled = [compile_program(launch.program(), sm) for launch in kernel.launches(case.call, tensors, variant, target)]
     for one in compiled:
         assert one.spills == 0, (variant, one.registers)
         assert one.shared <= target.shared_memory, variant
@@ -78,7 +78,7 @@ def some_program():
     case = CASES["chunk_attention"]
     kernel, tensors = kernel_of(case.op), case.meta()
     variant = kernel.variants(case.call, tensors, TARGETS[89])[0]
-    return kernel.programs(case.call, tensors, variant, TARGETS[89])[0]
+    return kernel.launches(case.call, tensors, variant, TARGETS[89])[0].program()
 
 
 def test_a_kernel_that_spills_is_found():
@@ -105,6 +105,7 @@ def test_both_kinds_of_programs_compile_the_same_way():
     case, target = CASES["down fp8"], TARGETS[90]
     kernel, tensors = kernel_of("linear"), case.meta()
     variant = next(v for v in kernel.variants(case.call, tensors, target) if v.source == "cuda")
-    (program,) = kernel.programs(case.call, tensors, variant, target)
+    (launch,) = kernel.launches(case.call, tensors, variant, target)
+    program = launch.program()
     assert isinstance(program, CudaProgram) and not isinstance(program, Program)
     assert compile_program(program, 90).spills == 0

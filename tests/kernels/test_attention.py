@@ -33,7 +33,7 @@ def test_text_attention(rows, keys, num_heads, head, gain, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
-    ("rows", "slots", "tokens", "num_heads", "head"), [(30, 6, 30, 2, 48), (1, 1, 5, 2, 16), (16, 2, 61, 1, 128)]
+    ("rows", "slots", "tokens", "num_heads", "head"), [(30, 6, 30, 4, 48), (1, 1, 5, 4, 16), (16, 2, 61, 1, 128)]
 )
 def test_memory_attention(rows, slots, tokens, num_heads, head, dtype):
     check("memory_attention", *memory(rows, slots, tokens, num_heads, head, dtype))
@@ -94,7 +94,7 @@ def test_masked_text_keys_are_not_seen_even_a_whole_tile_of_them():
 
 
 def test_an_empty_slot_is_not_read_whatever_lies_in_it():
-    inputs, outputs, attributes = memory(7, 3, 5, 2, 48, torch.float32)
+    inputs, outputs, attributes = memory(7, 3, 5, 4, 48, torch.float32)
     inputs["memory"][1] = float("nan")  # its bias is -inf
     ran("memory_attention", inputs, outputs, attributes)
     seen = inputs | {"memory": inputs["memory"][[0, 2]], "memory_bias": inputs["memory_bias"][[0, 2]]}
@@ -103,7 +103,7 @@ def test_an_empty_slot_is_not_read_whatever_lies_in_it():
 
 @pytest.mark.parametrize("slots", [0, 3])
 def test_the_first_refresh_sees_itself_alone(slots):
-    inputs, outputs, attributes = memory(7, slots, 5, 2, 48, torch.float32)
+    inputs, outputs, attributes = memory(7, slots, 5, 4, 48, torch.float32)
     inputs["memory_bias"][:] = float("-inf")
     check("memory_attention", inputs, outputs, attributes)
 

@@ -6,7 +6,7 @@ import torch
 from edgewam.kernels.call import Call
 from edgewam.kernels.source import source
 from edgewam.kernels.target import TARGETS
-from tests.kernels.attention_inputs import INTERPRETER, SMALL, chunk, memory, op_module, rotated, router, state, text
+from tests.kernels.attention_inputs import INTERPRETER, SMALL, chunk, last, memory, op_module, router, state, text
 
 pytest.importorskip("triton")
 F16, F32 = torch.float16, torch.float32
@@ -27,9 +27,9 @@ REFUSALS = {
     "squares of another width": ("text_attention", text(7, 5, 4, 16, F32), "squares", lambda x: x.repeat(1, 2), "128, not 64"),
     "a bias of another length": ("text_attention", text(7, 5, 4, 16, F32), "bias", lambda x: x[1:], "'bias' is 4, not 5"),
     "a missing axis": ("text_attention", text(7, 5, 4, 16, F32), "kv", lambda x: x[0], "2 axes, not 3"),
-    "another device": ("memory_attention", memory(7, 2, 5, 2, 16, F32), None, None, "on cuda"),
+    "another device": ("memory_attention", memory(7, 2, 5, 4, 16, F32), None, None, "on cuda"),
     "too many queries": ("router_attention", router(1, 65, 5, 2, 16, F32), None, None, "up to 64"),
-    "gains without queries": ("rotate_write", rotated(7, 4, 16, 3, F32), "gains", lambda x: x[:1], "rows of 'gains'"),
+    "gains without keys": ("memory_attention", memory(7, 2, 5, 4, 32, F32), "gains", lambda x: x[:1], "'gains' is 1, not 2"),
     "rows of text that are apart": ("state_write", state(2, 5, 64, F32), "text", lambda x: x[:, :, ::2], "stride of the rows"),
 }
 
@@ -57,7 +57,7 @@ FULL = {  # sizes of the released model; tensors without memory
     "text_attention": lambda: _text(120, 131, 24, 128),
     "memory_attention": lambda: _memory(),
     "router_attention": lambda: _router(),
-    "rotate_write": lambda: _rotated(),
+    "context_write": lambda: _last(),
     "state_write": lambda: _state(),
 }
 
@@ -83,8 +83,8 @@ def _text(rows, keys, num_heads, head):
 
 
 def _memory():
-    seen = {"memory": _empty(6, 30, 2, 120, 3072)[:, 3], "memory_bias": _empty(6, dtype=F32), "own": _empty(2, 120, 3072)}
-    return {"q": _empty(120, 3072), **seen, "y": _empty(120, 3072)}, {"num_heads": 24}
+    seen = {"memory": _empty(6, 30, 2, 120, 3072)[:, 3], "memory_bias": _empty(6, dtype=F32)}
+    return {**_turned(120), **seen, "context": _empty(30, 2, 120, 3072)[7], "y": _empty(120, 3072)}, {"num_heads": 24}
 
 
 def _router():
@@ -92,8 +92,10 @@ def _router():
     return {"asked": asked, "context": _empty(30, 2, 120, 3072), "y": _empty(30, 120, 3072)}, {"num_heads": 24}
 
 
-def _rotated():
-    return {**_turned(120), "context": _empty(30, 2, 120, 3072)[7], "q": _empty(120, 3072)}, {}
+def _last():
+    wide = {"squares": _empty(120, 96, dtype=F32), "gain": _empty(3072, dtype=F32)}
+    angles = {name: _empty(120, 64, dtype=F32) for name in ("cos", "sin")}
+    return {"kv": _empty(120, 6144), **wide, **angles, "context": _empty(30, 2, 120, 3072)[29]}, {}
 
 
 def _state():
@@ -111,7 +113,8 @@ def test_full_size_is_supported_and_its_programs_name_every_argument(op, sm):
     assert len(set(found)) == len(found) > 1
     assert found[0].dependent == target.has_dependent_launch and not any(v.dependent for v in found if sm < 90)
     for variant in found:
-        (program,) = module.programs(call, tensors, variant, target)
+        (launch,) = module.launches(call, tensors, variant, target)
+        program = launch.program()
         kernel = getattr(source(program.source, interpreted=False), program.function)
         assert sorted([*program.signature, *program.constants]) == sorted(kernel.arg_names)
         assert program.constants["DEPENDENT"] == variant.dependent
@@ -124,7 +127,7 @@ def test_the_widest_heads_in_float32_leave_tiles_to_choose_on_the_smallest_targe
         "text_attention": lambda: text(16, 131, 1, 256, F32),
         "memory_attention": lambda: memory(30, 2, 120, 1, 256, F32),
         "router_attention": lambda: router(1, 32, 120, 1, 256, F32),
-        "rotate_write": lambda: rotated(16, 1, 256, 3, F32),
+        "context_write": lambda: last(16, 1, 256, F32),
         "state_write": lambda: state(1, 120, 256, F32),
     }[op]()
     assert op_module(op).variants(Call(op, {}, attributes), {**inputs, **outputs}, TARGETS[89])

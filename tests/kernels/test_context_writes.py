@@ -1,38 +1,39 @@
-"""rotate_write and state_write, interpreted: against their references, into parts of larger outputs, exact where they copy."""
+"""context_write and state_write, interpreted: against their references, into parts of larger outputs, exact where they copy."""
 
 import pytest
 import torch
 
-from tests.kernels.attention_inputs import check, ran, rotated, state
+from tests.kernels.attention_inputs import SMALL, check, last, ran, state
 
 pytest.importorskip("triton")
 DTYPES = [torch.float32, torch.float16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("parts", [3, 2])
+@pytest.mark.parametrize("queries", [False, True])
 @pytest.mark.parametrize(("rows", "num_heads", "head"), [(30, 4, 48), (1, 4, 16), (7, 1, 128)])
-def test_rotate_write(rows, num_heads, head, parts, dtype):
-    check("rotate_write", *rotated(rows, num_heads, head, parts, dtype))
+def test_context_write(rows, num_heads, head, queries, dtype):
+    check("context_write", *last(rows, num_heads, head, dtype, queries))
 
 
 @pytest.mark.parametrize("rows", [1, 4, 8])
 def test_every_row_tile_gives_the_same(rows):
-    check("rotate_write", *rotated(7, 4, 48, 3, torch.float32), rows=rows)
+    check("context_write", *last(7, 4, 48, torch.float32), rows=rows)
 
 
-def test_a_layer_of_the_context_is_written_and_no_other():
-    inputs, outputs, _ = rotated(7, 4, 16, 3, torch.float32)
-    context = torch.zeros(3, 2, 9, 64)
-    check("rotate_write", inputs, {**outputs, "context": context[1, :, 1:8]})
+@pytest.mark.parametrize("op", ["context_write", "memory_attention"])
+def test_a_layer_of_the_context_is_written_and_no_other(op):
+    inputs, outputs, attributes = SMALL[op](torch.float32)
+    context = torch.zeros(3, 2, 9, outputs["context"].shape[-1])
+    check(op, inputs, {**outputs, "context": context[1, :, 1:8]}, attributes)
     assert not context[0].any() and not context[2].any() and not context[1, :, [0, 8]].any()
 
 
 def test_turning_keeps_the_length_of_every_pair():
-    inputs, outputs, _ = rotated(7, 4, 48, 3, torch.float32)
-    inputs["gains"][:] = 1.0
-    keys = ran("rotate_write", inputs, outputs)["context"][0]
-    raw = inputs["qkv"][:, 192:384]
+    inputs, outputs, _ = last(7, 4, 48, torch.float32)
+    inputs["gain"][:] = 1.0
+    keys = ran("context_write", inputs, outputs)["context"][0]
+    raw = inputs["kv"][:, :192]
     raw = raw / (raw.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
     lengths, wanted = (x.unflatten(-1, (-1, 2)).norm(dim=-1) for x in (keys, raw))
     torch.testing.assert_close(lengths, wanted, atol=1e-5, rtol=1e-5)

@@ -104,9 +104,8 @@ def test_one_bias_may_serve_a_batch():
 def test_splits_are_added_in_one_order_and_leave_counters_for_a_replay():
     tensors = tensors_of(16, 320, 192, "bias", "squares")
     variant = Variant(16, 64, 32, splits=4)
-    launch = linear.bind(call_of(tensors), tensors, variant, INTERPRETER)
-    (described,) = linear_launch.launches(call_of(tensors), tensors, variant, INTERPRETER)
-    arrivals = described.tensors["arrivals"]
+    (described,) = linear.launches(call_of(tensors), tensors, variant, INTERPRETER)
+    launch, arrivals = described.bind(), described.tensors["arrivals"]
     launch()
     first = tensors["y"].clone()
     near(first, wanted(tensors)["y"], SUMS)

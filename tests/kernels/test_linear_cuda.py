@@ -7,6 +7,7 @@ import torch
 
 from edgewam.core.errors import EdgewamError
 from edgewam.kernels import linear_cuda
+from edgewam.kernels.bound import bind_kernel
 from edgewam.kernels.call import Call
 from edgewam.kernels.cuda_source import CudaProgram, compile_cuda
 from edgewam.kernels.reference import linear
@@ -63,13 +64,18 @@ def made(rows, ins, outs, format, *, roles=(), x=torch.float32, y=torch.float32,
 
 def on_host(call, tensors, variant, folder, **options):
     """The addresses as `bind` would give them, on the processor."""
-    program = linear_cuda.program_of(call, tensors, variant)
-    tiles = -(-tensors["weight"].shape[0] // variant.outs)
-    parts = torch.full((tiles * variant.splits * tensors["x"].shape[0] * variant.outs,), torch.nan)
-    counters = torch.zeros(tiles, dtype=torch.int32)
-    addresses = [tensors[role].data_ptr() if role in tensors else 0 for role in linear_cuda._ADDRESSES]
-    run_on_host(program, (tiles, variant.splits), [*addresses, parts.data_ptr(), counters.data_ptr()], folder, **options)
-    assert not counters.any(), "a launch leaves its counters at zero for the next one"
+    (launch,) = linear_cuda.launches(call, tensors, variant, TARGETS[90])
+    parts, counters = launch.tensors[-2:]
+    if parts is not None:
+        parts.fill_(torch.nan)
+    addresses = [0 if tensor is None else tensor.data_ptr() for tensor in launch.tensors]
+    run_on_host(launch.program(), launch.grid, addresses, folder, **options)
+    assert counters is None or not counters.any(), "a launch leaves its counters at zero for the next one"
+
+
+def program_of(call, tensors, variant, target):
+    (launch,) = linear_cuda.launches(call, tensors, variant, target)
+    return launch.program()
 
 
 def check(call, tensors, tolerance):
@@ -203,7 +209,7 @@ def prove(format, name, sm, variant=None):
     call, tensors = full(format, name)
     assert linear_cuda.support(call, tensors, target) == ""
     variant = variant or linear_cuda.variants(call, tensors, target)[0]
-    (program,) = linear_cuda.programs(call, tensors, variant, target)
+    program = program_of(call, tensors, variant, target)
     compiled = compile_cuda(program, sm)
     assert compiled.spills == 0, variant
     assert compiled.registers <= (ONE_BLOCK if variant.outs == 128 or format == "int4_weights" else TWO_BLOCKS), variant
@@ -248,7 +254,7 @@ def test_every_candidate_fits_and_divides(sm):
             assert found and len(set(found)) == len(found) <= linear_cuda.MOST_VARIANTS
             for variant in found:
                 assert variant.source == "cuda"
-                assert linear_cuda.program_of(call, tensors, variant).shared <= TARGETS[sm].shared_memory
+                assert program_of(call, tensors, variant, TARGETS[sm]).shared <= TARGETS[sm].shared_memory
                 assert tensors["x"].shape[1] % (variant.ins * variant.splits) == 0
 
 
@@ -273,7 +279,7 @@ def test_support_names_what_it_does_not_take():
 def test_what_nvrtc_says_reaches_the_user():
     pytest.importorskip("cuda.bindings.nvrtc")
     call, tensors = full("fp8", "down")
-    program = linear_cuda.program_of(call, tensors, linear_cuda.variants(call, tensors, TARGETS[90])[0])
+    program = program_of(call, tensors, linear_cuda.variants(call, tensors, TARGETS[90])[0], TARGETS[90])
     broken = CudaProgram(program.source, program.function, {**program.defines, "SPLITS": 7}, program.threads, program.shared)
     with pytest.raises(EdgewamError, match="shape"):
         compile_cuda(broken, 90)
@@ -299,7 +305,7 @@ def test_every_candidate_gives_the_references_numbers_on_a_gpu(format, name):
         for role in ("y", "squares"):
             if role in tensors:
                 tensors[role].fill_(torch.nan)
-        run = linear_cuda.bind(call, tensors, variant, target)
+        run = bind_kernel(linear_cuda, call, tensors, variant, target)
         for _ in range(2):  # the second launch finds the counters as the first one left them
             run()
         check(call, tensors, NORMED)

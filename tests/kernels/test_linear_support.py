@@ -156,15 +156,15 @@ def test_default_splits_give_nearly_every_processor_a_block(name):
 def test_only_products_of_many_blocks_and_rows_prepare_their_input(name, launches):
     tensors, attributes = CALLS[name]
     call = call_of(tensors, **attributes)
-    assert len(linear.programs(call, tensors, linear.variants(call, tensors, CARD)[0], CARD)) == launches
+    assert len(linear.launches(call, tensors, linear.variants(call, tensors, CARD)[0], CARD)) == launches
 
 
 def test_weights_are_asked_for_before_the_kernel_in_front_has_ended():
     tensors, attributes = CALLS["qkv"]
     call = call_of(tensors, **attributes)
     variant = linear.variants(call, tensors, CARD)[0]
-    (program,) = linear.programs(call, tensors, variant, CARD)
-    compiled = compile_program(program, 90)
+    (launch,) = linear.launches(call, tensors, variant, CARD)
+    compiled = compile_program(launch.program(), 90)
     assert compiled.shared <= linear.shared_bytes(variant, problem_of(call, tensors), call, tensors, CARD)
     ptx = compiled.ptx
     wait = ptx.index("griddepcontrol.wait")
@@ -175,5 +175,5 @@ def test_weights_are_asked_for_before_the_kernel_in_front_has_ended():
 def test_a_kernel_that_waits_for_no_other_has_no_such_instructions():
     tensors, attributes = CALLS["down"]
     call = call_of(tensors, **attributes)
-    (program,) = linear.programs(call, tensors, linear.variants(call, tensors, TARGETS[89])[0], TARGETS[89])
-    assert "griddepcontrol" not in compile_program(program, 89).ptx
+    (launch,) = linear.launches(call, tensors, linear.variants(call, tensors, TARGETS[89])[0], TARGETS[89])
+    assert "griddepcontrol" not in compile_program(launch.program(), 89).ptx

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from edgewam.kernels.bound import kernel_of, reference_of, split
+from edgewam.kernels.bound import bind_kernel, kernel_of, reference_of, split
 from tests.kernels.full_size import CASES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: it runs the kernels")]
@@ -41,7 +41,7 @@ def test_it_gives_the_references_numbers(name):
     for variant in defaults.values():
         for tensor in writes.values():
             tensor.fill_(torch.nan)  # what is not written shows
-        run = kernel.bind(case.call, tensors, variant, target)
+        run = bind_kernel(kernel, case.call, tensors, variant, target)
         run()
         run()  # the second launch finds the scratch as the first one left it
         torch.cuda.synchronize()
@@ -57,7 +57,7 @@ def test_a_graph_of_it_gives_the_same_bits_every_time(name):
     case, target = CASES[name], target_of("cuda")
     kernel, tensors = kernel_of(case.op), made(case)
     for variant in kernel.variants(case.call, tensors, target)[:4]:
-        run = kernel.bind(case.call, tensors, variant, target)
+        run = bind_kernel(kernel, case.call, tensors, variant, target)
         run()
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()

@@ -80,18 +80,14 @@ def test_self_attention_of_a_chunk():
     same(linear(layer.o, y, residual=h, **gates)["y"], expected)
 
 
-def test_queries_keys_and_values_with_their_turn():
+def test_keys_and_values_with_their_turn():
     qkv, x = QueryKeyValue(block().self_attn).double(), draw(ROWS, DIM)
     cos, sin, prepared = table(ROWS)
-    projected = linear(qkv.project, x)
-    found = reference.rotate_write(projected["y"], projected["squares"], qkv.gains, cos, sin)
-    for part, expected in zip((found["q"], found["context"]), qkv(x, prepared), strict=True):
-        same(part, expected)
     last = LastKeyValue(qkv)
     projected = linear(last.project, x)
-    found = reference.rotate_write(projected["y"], projected["squares"], last.gain[None], cos, sin)
-    same(found["context"], last(x, prepared)[1])
-    assert "q" not in found
+    found = reference.context_write(projected["y"], projected["squares"], last.gain, cos, sin)["context"]
+    same(found, last(x, prepared)[1])
+    same(found, qkv(x, prepared)[1])
 
 
 @pytest.mark.parametrize("form", ["plain", "folded", "late"])
@@ -117,12 +113,18 @@ def test_feed_forward():
 
 
 def test_memory_attention():
-    memory, own, q = draw(3, 2, TOKENS, WIDTH), draw(2, ROWS, WIDTH), draw(ROWS, WIDTH)
-    hidden = torch.tensor([0.0, -torch.inf, 0.0], dtype=torch.float64)
+    memory, hidden = draw(3, 2, TOKENS, WIDTH), torch.tensor([0.0, -torch.inf, 0.0], dtype=torch.float64)
+    qkv, x = QueryKeyValue(block().self_attn).double(), draw(ROWS, DIM)
+    cos, sin, prepared = table(ROWS)
+    q, own = qkv(x, prepared)
+    projected = linear(qkv.project, x)
+    given = (projected["y"], projected["squares"], qkv.gains, cos, sin)
     k, v = torch.cat([memory.transpose(0, 1).flatten(1, 2), own], dim=1).unbind(0)
     bias = torch.cat([hidden.repeat_interleave(TOKENS), torch.zeros(ROWS)])
-    same(reference.memory_attention(q, memory, hidden, own, num_heads=HEADS)["y"], attention(q, k, v, HEADS, bias))
-    alone = reference.memory_attention(q, memory[:0], hidden[:0], own, num_heads=HEADS)["y"]
+    found = reference.memory_attention(*given, memory, hidden, num_heads=HEADS)
+    same(found["y"], attention(q, k, v, HEADS, bias))
+    same(found["context"], own)
+    alone = reference.memory_attention(*given, memory[:0], hidden[:0], num_heads=HEADS)["y"]
     same(alone, attention(q, *own.unbind(0), HEADS))
 
 

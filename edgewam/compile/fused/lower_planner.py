@@ -1,7 +1,4 @@
-"""The planner: whole, as a group of its layers, or as a prefill without a memory; keys and values go straight into the context.
-
-Nine kernels a layer: queries that are read against a memory are turned by a kernel of their own, which writes the context.
-"""
+"""The planner: whole, a group of its layers, or a prefill without a memory; keys and values go straight into the context."""
 
 from __future__ import annotations
 
@@ -12,6 +9,7 @@ from edgewam.compile.fused.builder import Builder, Lowered
 from edgewam.compile.rewritten_layers import LastKeyValue
 from edgewam.core.stage import Stage
 from edgewam.core.tensor_spec import TensorSpec
+from edgewam.kernels.reference import SQUARE_COLUMNS
 from edgewam.models.planner_stage import PlannerGroup, PlannerStage, PrefillStage
 
 _WHY_PATCHES = "pixels of a patch change places, which no view can express"
@@ -54,17 +52,26 @@ def lower_planner(stage: Stage, module: PlannerStage | PlannerGroup | PrefillSta
         modulation = Modulation.of(builder, rows, index)
         own = builder.view(out.name, index)
         projected = block.project(f"qkv.{index}", qkv, modulation)
-        is_last = index == len(module.ffn)
-        q = None if is_last and isinstance(qkv, LastKeyValue) else builder.workspace("turned", (tokens, width))
-        builder.call("rotate_write", {}, **projected, cos=cos, sin=sin, q=q, context=own)
-        if is_last:
+        if index == len(module.ffn):
+            builder.call("context_write", {}, **_keys_and_values(builder, projected, qkv, width), cos=cos, sin=sin, context=own)
             break
-        seen = {"memory": builder.view(memory, None, first + index), "memory_bias": memory_bias, "own": own}
-        builder.call("memory_attention", {"num_heads": module.num_heads}, q=q, **seen, y=block.attended)
+        seen = {"memory": builder.view(memory, None, first + index), "memory_bias": memory_bias}
+        heads = {"num_heads": module.num_heads}
+        builder.call("memory_attention", heads, **projected, cos=cos, sin=sin, **seen, context=own, y=block.attended)
         block.add(f"out.{index}", module.out[index], block.attended, **modulation.behind(0))
         block.read_text(f"cross.{index}", module.cross[index], builder.view(text, first + index), words)
         block.feed_forward(f"ffn.{index}", module.ffn[index], modulation)
     return builder.finished()
+
+
+def _keys_and_values(builder: Builder, projected: dict[str, str], layer: nn.Module, width: int) -> dict[str, str]:
+    """The projection of the last layer without the queries that it may begin with."""
+    kv, squares = projected["qkv"], projected["squares"]
+    if isinstance(layer, LastKeyValue):
+        return {"kv": kv, "squares": squares, "gain": builder.view(projected["gains"], 0)}
+    kv = builder.view(kv, None, (width, 3 * width))
+    squares = builder.view(squares, None, (width // SQUARE_COLUMNS, 3 * width // SQUARE_COLUMNS))
+    return {"kv": kv, "squares": squares, "gain": builder.view(projected["gains"], 1)}
 
 
 def _embed(builder: Builder, patch: nn.Linear, latent: TensorSpec, y: str) -> None:

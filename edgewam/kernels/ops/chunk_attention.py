@@ -6,14 +6,13 @@ writes `qkv`: see `edgewam/kernels/launch.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
 from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped, unequal
-from edgewam.kernels.program import Program
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import attention_variants, power
@@ -51,17 +50,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return attention_variants(target, head_tile, qkv.element_size(), rows, [min(n, most) for n in (128, 64, 32)], (8, 4))
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors."""
-    return _launch(call, tensors, variant, target).bind()
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (_launch(call, tensors, variant, target).program(),)
-
-
-def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Launch:
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
+    """The kernel on these tensors."""
     num_heads = int(call.attributes["num_heads"])
     qkv, routed = tensors["qkv"], tensors["routed"]
     rows, (_, tokens, width) = qkv.shape[0], routed.shape
@@ -89,4 +79,4 @@ def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target:
     }
     grid = (num_heads, -(-rows // variant.rows))
     pointers = {role: tensors[role] for role in SHAPES}
-    return Launch("turned_attention", "chunk_attention", pointers, constants, grid, variant, target)
+    return (Launch("turned_attention", "chunk_attention", pointers, constants, grid, variant, target),)

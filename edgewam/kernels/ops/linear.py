@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from torch import Tensor
 
 from edgewam.kernels import linear_cuda
 from edgewam.kernels.call import Call
-from edgewam.kernels.cuda_source import CudaProgram
-from edgewam.kernels.ops.linear_launch import PRODUCTS, is_prepared, launches
+from edgewam.kernels.launch import CudaLaunch, Launch
+from edgewam.kernels.ops import linear_launch
+from edgewam.kernels.ops.linear_launch import PRODUCTS, is_prepared
 from edgewam.kernels.ops.linear_problem import Problem, problem_of, refusal
-from edgewam.kernels.program import Program
 from edgewam.kernels.reference import SQUARE_COLUMNS
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import power
@@ -74,27 +74,10 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return tuple(dict.fromkeys(found))
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launches on these tensors."""
-    if variant.source == "cuda":
-        return linear_cuda.bind(call, tensors, variant, target)
-    first, *others = (launch.bind() for launch in launches(call, tensors, variant, target))
-    if not others:
-        return first
-
-    def run() -> None:
-        first()
-        for other in others:
-            other()
-
-    return run
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program | CudaProgram, ...]:
-    """The kernels for ahead-of-time compilation."""
-    if variant.source == "cuda":
-        return linear_cuda.programs(call, tensors, variant, target)
-    return tuple(launch.program() for launch in launches(call, tensors, variant, target))
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch | CudaLaunch, ...]:
+    """The kernels on these tensors."""
+    module = linear_cuda if variant.source == "cuda" else linear_launch
+    return module.launches(call, tensors, variant, target)
 
 
 def shared_bytes(variant: Variant, problem: Problem, call: Call, tensors: Mapping[str, Tensor], target: Target) -> int:

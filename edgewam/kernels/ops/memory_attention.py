@@ -1,78 +1,94 @@
-"""Attention of a frame's ready queries over remembered frames, which lie in slots of a larger state, and over their own keys.
+"""Self-attention of a frame's rows over remembered frames, which lie in slots of a larger state, and over their own keys.
 
-A slot whose bias is -inf is empty: it is not read, whatever lies in it.
+It norms and turns queries and keys itself and writes the own keys and values down as this layer's context.  A slot whose bias is
+-inf is empty: it is not read, whatever lies in it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
-from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped
-from edgewam.kernels.program import Program
+from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped, unequal
+from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import attention_variants, power
 from edgewam.kernels.variant import Variant
 
-SHAPES = {"q": "S A", "memory": "M 2 T A", "memory_bias": "M", "own": "2 S A", "y": "S A"}
+SHAPES = {
+    "qkv": "S W", "squares": "S G", "gains": "2 A", "cos": "S P", "sin": "S P", "memory": "M 2 T A", "memory_bias": "M",
+    "context": "2 S A", "y": "S A",
+}  # fmt: skip
+OWN_TILE = 32  # own keys that are turned at a time: in registers, in float32, beside their angles
 
 
 def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
     """Why the kernel does not take these tensors, or ""."""
     sizes, why = measured(tensors, SHAPES)
+    if why := why or headless(sizes["A"], int(call.attributes["num_heads"])):
+        return why
+    width, pairs = sizes["A"], sizes["A"] // int(call.attributes["num_heads"]) // 2
     return (
-        why
-        or headless(sizes["A"], int(call.attributes["num_heads"]))
+        unequal(
+            ("The width of 'qkv'", sizes["W"], 3 * width),
+            ("The width of 'squares'", sizes["G"] * SQUARE_COLUMNS, 3 * width),
+            ("The number of angles in 'cos'", sizes["P"], pairs),
+        )
         or misplaced(tensors, target)
-        or mistyped(tensors, same=("q", "memory", "own"), float32=("memory_bias",))
+        or mistyped(tensors, same=("qkv", "memory", "context"), float32=("squares", "gains", "cos", "sin", "memory_bias"))
     )
 
 
 def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple[Variant, ...]:
-    """Row tiles fill the card, tiles of 64 keys are loaded ahead, of 16 where heads are wide."""
-    q, memory = tensors["q"], tensors["memory"]
-    head_tile = power(q.shape[1] // int(call.attributes["num_heads"]))
-    rows, most = power(q.shape[0]), power(max(memory.shape[2], q.shape[0]))
+    """Row tiles fill the card, tiles of 64 remembered keys are loaded ahead, of 16 where heads are wide.
+
+    8 warps: fewer have too few registers for keys that are turned.
+    """
+    qkv, memory = tensors["qkv"], tensors["memory"]
+    head_tile = power(memory.shape[3] // int(call.attributes["num_heads"]))
+    rows, most = power(qkv.shape[0]), power(max(memory.shape[2], qkv.shape[0]))
     row_tiles = [min(n, rows) for n in ((64,) if target.interpreted else (32, 64))]
     for key_tile in (128,) if target.interpreted else (64, 16):
-        if found := attention_variants(target, head_tile, q.element_size(), row_tiles, [min(key_tile, most)], (4,), (2, 3)):
+        keys = [min(key_tile, most)]
+        if found := attention_variants(target, head_tile, qkv.element_size(), row_tiles, keys, (8,), (2, 3)):
             return found
     return ()
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors."""
-    return _launch(call, tensors, variant, target).bind()
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (_launch(call, tensors, variant, target).program(),)
-
-
-def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Launch:
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
+    """The kernel on these tensors."""
     num_heads = int(call.attributes["num_heads"])
-    q, memory, own = tensors["q"], tensors["memory"], tensors["own"]
-    (rows, width), (slots, _, tokens, _) = q.shape, memory.shape
+    qkv, memory, context = tensors["qkv"], tensors["memory"], tensors["context"]
+    rows, (slots, _, tokens, width) = qkv.shape[0], memory.shape
     constants = {
         "ROWS": rows,
         "SLOTS": slots,
         "TOKENS": tokens,
+        "WIDTH": width,
         "HEAD": width // num_heads,
-        "Q_ROW": q.stride(0),
+        "GROUPS": width // SQUARE_COLUMNS,
+        "EPS": EPS,
+        "QKV_ROW": qkv.stride(0),
+        "SQUARES_ROW": tensors["squares"].stride(0),
+        "GAINS_ROW": tensors["gains"].stride(0),
+        "COS_ROW": tensors["cos"].stride(0),
+        "SIN_ROW": tensors["sin"].stride(0),
         "MEMORY_SLOT": memory.stride(0),
         "MEMORY_PAIR": memory.stride(1),
         "MEMORY_ROW": memory.stride(2),
-        "OWN_PAIR": own.stride(0),
-        "OWN_ROW": own.stride(1),
+        "CONTEXT_PAIR": context.stride(0),
+        "CONTEXT_ROW": context.stride(1),
         "Y_ROW": tensors["y"].stride(0),
         "ROW_TILE": variant.rows,
         "KEY_TILE": variant.ins,
+        "OWN_TILE": variant.ins if target.interpreted else min(variant.ins, OWN_TILE),
         "HEAD_TILE": power(width // num_heads),
-        "FLOAT32": has_float32_products(q, target),
+        "GROUP_TILE": power(width // SQUARE_COLUMNS, 1),
+        "FLOAT32": has_float32_products(qkv, target),
     }
     grid = (num_heads, -(-rows // variant.rows))
-    return Launch("attention", "memory_attention", {role: tensors[role] for role in SHAPES}, constants, grid, variant, target)
+    pointers = {role: tensors[role] for role in SHAPES}
+    return (Launch("turned_attention", "memory_attention", pointers, constants, grid, variant, target),)

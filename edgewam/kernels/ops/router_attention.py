@@ -5,14 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
 from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped
-from edgewam.kernels.program import Program
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import attention_variants, power
 from edgewam.kernels.variant import Variant
@@ -45,17 +44,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return ()
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors."""
-    return _launch(call, tensors, variant, target).bind()
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (_launch(call, tensors, variant, target).program(),)
-
-
-def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Launch:
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
+    """The kernel on these tensors."""
     num_heads = int(call.attributes["num_heads"])
     asked, context, y = tensors["asked"], tensors["context"], tensors["y"]
     (layers, queries, width), tokens = asked.shape, context.shape[2]
@@ -77,4 +67,4 @@ def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target:
         "FLOAT32": has_float32_products(asked, target),
     }
     pointers = {role: tensors[role] for role in SHAPES}
-    return Launch("attention", "router_attention", pointers, constants, (num_heads, layers), variant, target)
+    return (Launch("attention", "router_attention", pointers, constants, (num_heads, layers), variant, target),)

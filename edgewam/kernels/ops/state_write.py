@@ -5,14 +5,13 @@ Nearly all of it is the copy (18 MB at full size): every layer's keys, and its v
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
 from edgewam.kernels.operands import measured, misplaced, mistyped, unequal
-from edgewam.kernels.program import Program
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import power, with_dependent
@@ -48,17 +47,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return with_dependent(target, (Variant(1, block, 1, warps=w, stages=1) for block in dict.fromkeys(blocks) for w in (4, 8)))
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors."""
-    return _launch(tensors, variant, target).bind()
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (_launch(tensors, variant, target).program(),)
-
-
-def _launch(tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Launch:
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
+    """The kernel on these tensors."""
     text, y = tensors["text"], tensors["y"]
     layers, _, rows, width = text.shape
     copied, block = rows * width, variant.outs
@@ -76,4 +66,4 @@ def _launch(tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> 
         "GROUP_TILE": power(width // SQUARE_COLUMNS, 1),
     }
     grid = (-(-copied // block) + -(-width // block), 2 * layers)
-    return Launch("state_write", "state_write", {role: tensors[role] for role in SHAPES}, constants, grid, variant, target)
+    return (Launch("state_write", "state_write", {role: tensors[role] for role in SHAPES}, constants, grid, variant, target),)

@@ -6,14 +6,13 @@ written by the call directly in front, which writes `q`: see `edgewam/kernels/la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from torch import Tensor
 
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
 from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped, unequal
-from edgewam.kernels.program import Program
 from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import attention_variants, power
@@ -46,17 +45,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     return attention_variants(target, head_tile, q.element_size(), rows, [min(n, most) for n in (128, 64, 32)], warps)
 
 
-def bind(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Callable[[], None]:
-    """The launch on these tensors."""
-    return _launch(call, tensors, variant, target).bind()
-
-
-def programs(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Program, ...]:
-    """The kernel for ahead-of-time compilation."""
-    return (_launch(call, tensors, variant, target).program(),)
-
-
-def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> Launch:
+def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
+    """The kernel on these tensors."""
     num_heads = int(call.attributes["num_heads"])
     q, kv = tensors["q"], tensors["kv"]
     rows, (_, keys, width) = q.shape[0], kv.shape
@@ -82,4 +72,4 @@ def _launch(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target:
     # without a gain the kernel still needs a pointer, which it does not follow
     pointers = {**{role: tensors[role] for role in SHAPES}, "gain": tensors.get("gain", tensors["bias"])}
     grid = (num_heads, -(-rows // variant.rows))
-    return Launch("attention", "text_attention", pointers, constants, grid, variant, target)
+    return (Launch("attention", "text_attention", pointers, constants, grid, variant, target),)

@@ -1,4 +1,4 @@
-"""Attention over keys and values that are ready: text, memory and the router's two directions, with a running softmax.
+"""Attention over keys and values that are ready: text and the router's two directions, with a running softmax.
 
 A tile of keys joins as logits in float32; -inf means that there is no key, and leaves no NaN whatever is masked.
 What a kernel reads before `gdc_wait` was written before the kernel directly in front of it; see edgewam/kernels/launch.py.
@@ -63,62 +63,6 @@ def text_attention(
             extra = tl.load(bias + start + keys, mask=start + keys < KEYS, other=float("-inf"))
         logits = tl.dot(x, tl.trans(k), input_precision="ieee") * spread[:, None] + extra[None, :]
         top, total, mixed = _mixed_in(logits, v, top, total, mixed)
-    _write(y + head, mixed / total[:, None], rows, columns, ROWS, HEAD, Y_ROW)
-
-
-@triton.jit
-def memory_attention(
-    q,
-    memory,
-    memory_bias,
-    own,
-    y,
-    ROWS: tl.constexpr,
-    SLOTS: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEAD: tl.constexpr,
-    Q_ROW: tl.constexpr,
-    MEMORY_SLOT: tl.constexpr,
-    MEMORY_PAIR: tl.constexpr,
-    MEMORY_ROW: tl.constexpr,
-    OWN_PAIR: tl.constexpr,
-    OWN_ROW: tl.constexpr,
-    Y_ROW: tl.constexpr,
-    ROW_TILE: tl.constexpr,
-    KEY_TILE: tl.constexpr,
-    HEAD_TILE: tl.constexpr,
-    FLOAT32: tl.constexpr,
-    DEPENDENT: tl.constexpr,
-):
-    """Grid (heads, row tiles).  Own keys come first, so there is always one; a slot whose bias is -inf is not read."""
-    head = tl.program_id(0) * HEAD
-    rows = tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)
-    columns = tl.arange(0, HEAD_TILE)
-    keys = tl.arange(0, KEY_TILE)
-    if DEPENDENT:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-
-    x = _tile(q + head, rows, columns, ROWS, HEAD, Q_ROW, FLOAT32)
-    top = tl.full([ROW_TILE], -3.0e38, tl.float32)
-    total = tl.zeros([ROW_TILE], tl.float32)
-    mixed = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
-    for start in range(0, ROWS, KEY_TILE):
-        k = _tile(own + head, start + keys, columns, ROWS, HEAD, OWN_ROW, FLOAT32)
-        v = _tile(own + OWN_PAIR + head, start + keys, columns, ROWS, HEAD, OWN_ROW, FLOAT32)
-        logits = tl.dot(x, tl.trans(k), input_precision="ieee")
-        logits = tl.where((start + keys < ROWS)[None, :], logits, float("-inf"))
-        top, total, mixed = _mixed_in(logits, v, top, total, mixed)
-    for slot in range(0, SLOTS):
-        extra = tl.load(memory_bias + slot)
-        if extra > float("-inf"):
-            place = memory + slot * MEMORY_SLOT + head
-            for start in range(0, TOKENS, KEY_TILE):
-                k = _tile(place, start + keys, columns, TOKENS, HEAD, MEMORY_ROW, FLOAT32)
-                v = _tile(place + MEMORY_PAIR, start + keys, columns, TOKENS, HEAD, MEMORY_ROW, FLOAT32)
-                logits = tl.dot(x, tl.trans(k), input_precision="ieee") + extra
-                logits = tl.where((start + keys < TOKENS)[None, :], logits, float("-inf"))
-                top, total, mixed = _mixed_in(logits, v, top, total, mixed)
     _write(y + head, mixed / total[:, None], rows, columns, ROWS, HEAD, Y_ROW)
 
 

@@ -1,4 +1,4 @@
-"""Kernels that norm queries and keys over all heads, multiply them with gains and turn them: chunk_attention and rotate_write.
+"""Kernels that norm queries and keys over all heads, multiply them with gains and turn them: the chunk's, the planner's.
 
 Pairs of channels lie side by side, so a tile [rows, K] is split into its even and odd channels in registers and joined again.
 What a kernel reads before `gdc_wait` was written before the kernel directly in front of it; see edgewam/kernels/launch.py.
@@ -82,15 +82,19 @@ def chunk_attention(
 
 
 @triton.jit
-def rotate_write(
+def memory_attention(
     qkv,
     squares,
     gains,
     cos,
     sin,
+    memory,
+    memory_bias,
     context,
-    q,
+    y,
     ROWS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    TOKENS: tl.constexpr,
     WIDTH: tl.constexpr,
     HEAD: tl.constexpr,
     GROUPS: tl.constexpr,
@@ -100,16 +104,97 @@ def rotate_write(
     GAINS_ROW: tl.constexpr,
     COS_ROW: tl.constexpr,
     SIN_ROW: tl.constexpr,
+    MEMORY_SLOT: tl.constexpr,
+    MEMORY_PAIR: tl.constexpr,
+    MEMORY_ROW: tl.constexpr,
     CONTEXT_PAIR: tl.constexpr,
     CONTEXT_ROW: tl.constexpr,
-    Q_ROW: tl.constexpr,
-    QUERIES: tl.constexpr,
+    Y_ROW: tl.constexpr,
+    ROW_TILE: tl.constexpr,
+    KEY_TILE: tl.constexpr,
+    OWN_TILE: tl.constexpr,
+    HEAD_TILE: tl.constexpr,
+    GROUP_TILE: tl.constexpr,
+    FLOAT32: tl.constexpr,
+    DEPENDENT: tl.constexpr,
+):
+    """Grid (heads, row tiles).  Every block turns all own keys of its head, the first of a head writes them down.
+
+    Own keys come first, so there is always one; a slot whose bias is -inf is not read.
+    """
+    head = tl.program_id(0) * HEAD
+    rows = tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)
+    columns = tl.arange(0, HEAD_TILE)
+    keys = tl.arange(0, KEY_TILE)
+    if DEPENDENT:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+    spread = _spread(squares, rows, ROWS, WIDTH, GROUPS, EPS, SQUARES_ROW, GROUP_TILE)
+    q = _tile(qkv + head, rows, columns, ROWS, HEAD, QKV_ROW, True)
+    q = _turned(q, spread, gains + head, cos, sin, rows, ROWS, HEAD, COS_ROW, SIN_ROW, ROW_TILE, HEAD_TILE)
+    if not FLOAT32:
+        q = q.to(context.dtype.element_ty)
+    top = tl.full([ROW_TILE], -3.0e38, tl.float32)  # finite, so that a tile without any key leaves no NaN
+    total = tl.zeros([ROW_TILE], tl.float32)
+    mixed = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
+
+    for start in range(0, ROWS, OWN_TILE):
+        own = start + tl.arange(0, OWN_TILE)
+        own_spread = _spread(squares + GROUPS, own, ROWS, WIDTH, GROUPS, EPS, SQUARES_ROW, GROUP_TILE)
+        own_k = _tile(qkv + WIDTH + head, own, columns, ROWS, HEAD, QKV_ROW, True)
+        gain = gains + GAINS_ROW + head
+        own_k = _turned(own_k, own_spread, gain, cos, sin, own, ROWS, HEAD, COS_ROW, SIN_ROW, OWN_TILE, HEAD_TILE)
+        own_k = own_k.to(q.dtype)
+        own_v = _tile(qkv + 2 * WIDTH + head, own, columns, ROWS, HEAD, QKV_ROW, FLOAT32)
+        place = context + head + own[:, None] * CONTEXT_ROW + columns[None, :]
+        inside = (own < ROWS)[:, None] & (columns < HEAD)[None, :] & (tl.program_id(1) == 0)
+        tl.store(place, own_k.to(context.dtype.element_ty), mask=inside)
+        tl.store(place + CONTEXT_PAIR, own_v.to(context.dtype.element_ty), mask=inside)
+        logits = tl.dot(q, tl.trans(own_k), input_precision="ieee")
+        logits = tl.where((own < ROWS)[None, :], logits, float("-inf"))
+        top, total, mixed = _mixed_in(logits, own_v, top, total, mixed)
+    for slot in range(0, SLOTS):
+        extra = tl.load(memory_bias + slot)
+        if extra > float("-inf"):
+            frame = memory + slot * MEMORY_SLOT + head
+            for start in range(0, TOKENS, KEY_TILE):
+                k = _tile(frame, start + keys, columns, TOKENS, HEAD, MEMORY_ROW, FLOAT32)
+                v = _tile(frame + MEMORY_PAIR, start + keys, columns, TOKENS, HEAD, MEMORY_ROW, FLOAT32)
+                logits = tl.dot(q, tl.trans(k), input_precision="ieee") + extra
+                logits = tl.where((start + keys < TOKENS)[None, :], logits, float("-inf"))
+                top, total, mixed = _mixed_in(logits, v, top, total, mixed)
+
+    inside = (rows < ROWS)[:, None] & (columns < HEAD)[None, :]
+    result = (mixed / total[:, None]).to(y.dtype.element_ty)
+    tl.store(y + head + rows[:, None] * Y_ROW + columns[None, :], result, mask=inside)
+
+
+@triton.jit
+def context_write(
+    kv,
+    squares,
+    gain,
+    cos,
+    sin,
+    context,
+    ROWS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    HEAD: tl.constexpr,
+    GROUPS: tl.constexpr,
+    EPS: tl.constexpr,
+    KV_ROW: tl.constexpr,
+    SQUARES_ROW: tl.constexpr,
+    COS_ROW: tl.constexpr,
+    SIN_ROW: tl.constexpr,
+    CONTEXT_PAIR: tl.constexpr,
+    CONTEXT_ROW: tl.constexpr,
     ROW_TILE: tl.constexpr,
     HEAD_TILE: tl.constexpr,
     GROUP_TILE: tl.constexpr,
     DEPENDENT: tl.constexpr,
 ):
-    """Grid (heads, row tiles).  QUERIES is 1 where qkv and gains begin with queries, or 0; q is not touched then."""
+    """Grid (heads, row tiles)."""
     head = tl.program_id(0) * HEAD
     rows = tl.program_id(1) * ROW_TILE + tl.arange(0, ROW_TILE)
     columns = tl.arange(0, HEAD_TILE)
@@ -118,19 +203,13 @@ def rotate_write(
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
 
-    v = _tile(qkv + (QUERIES + 1) * WIDTH + head, rows, columns, ROWS, HEAD, QKV_ROW, True)
-    k = _tile(qkv + QUERIES * WIDTH + head, rows, columns, ROWS, HEAD, QKV_ROW, True)
-    spread = _spread(squares + QUERIES * GROUPS, rows, ROWS, WIDTH, GROUPS, EPS, SQUARES_ROW, GROUP_TILE)
-    gain = gains + QUERIES * GAINS_ROW + head
-    k = _turned(k, spread, gain, cos, sin, rows, ROWS, HEAD, COS_ROW, SIN_ROW, ROW_TILE, HEAD_TILE)
+    k = _tile(kv + head, rows, columns, ROWS, HEAD, KV_ROW, True)
+    v = _tile(kv + WIDTH + head, rows, columns, ROWS, HEAD, KV_ROW, True)
+    spread = _spread(squares, rows, ROWS, WIDTH, GROUPS, EPS, SQUARES_ROW, GROUP_TILE)
+    k = _turned(k, spread, gain + head, cos, sin, rows, ROWS, HEAD, COS_ROW, SIN_ROW, ROW_TILE, HEAD_TILE)
     place = context + head + rows[:, None] * CONTEXT_ROW + columns[None, :]
     tl.store(place, k.to(context.dtype.element_ty), mask=inside)
     tl.store(place + CONTEXT_PAIR, v.to(context.dtype.element_ty), mask=inside)
-    if QUERIES == 1:
-        x = _tile(qkv + head, rows, columns, ROWS, HEAD, QKV_ROW, True)
-        spread = _spread(squares, rows, ROWS, WIDTH, GROUPS, EPS, SQUARES_ROW, GROUP_TILE)
-        x = _turned(x, spread, gains + head, cos, sin, rows, ROWS, HEAD, COS_ROW, SIN_ROW, ROW_TILE, HEAD_TILE)
-        tl.store(q + head + rows[:, None] * Q_ROW + columns[None, :], x.to(q.dtype.element_ty), mask=inside)
 
 
 @triton.jit
