@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from edgewam.kernels.cuda_source import CudaProgram, launcher
-from edgewam.kernels.program import Program
+from edgewam.kernels.program import OPTIONS, Program
 from edgewam.kernels.source import source
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
@@ -54,7 +54,7 @@ class Launch:
     def bind(self) -> Callable[[], None]:
         """A function that launches it on the current stream; it keeps the tensors alive."""
         kernel = getattr(source(self.source, self.target.interpreted), self.function)[self.grid]
-        options = {"num_warps": self.variant.warps, "num_stages": self.variant.stages}
+        options = {"num_warps": self.variant.warps, "num_stages": self.variant.stages, **OPTIONS}
         if self.is_dependent:
             options["launch_pdl"] = True
         arguments = {**self.tensors, **self.constants, "DEPENDENT": self.is_dependent, **options}

@@ -11,6 +11,7 @@ from edgewam.kernels.cubin import Compiled, products, resources
 from edgewam.kernels.cuda_source import CudaProgram, compile_cuda
 from edgewam.kernels.source import source
 
+OPTIONS = {"enable_fp_fusion": True}  # products and sums in one rounding; said, since Triton's default is about to change
 _ALIGNED = 16  # what Triton makes of a pointer or a number that is divisible by 16 when it compiles at the launch
 
 
@@ -61,7 +62,7 @@ def compile_program(program: Program | CudaProgram, sm: int) -> Compiled:
     made = triton.compile(
         compiler.ASTSource(kernel, signature, dict(program.constants), attributes),
         target=targets.GPUTarget("cuda", sm, 32),
-        options={"num_warps": program.warps, "num_stages": program.stages},
+        options={"num_warps": program.warps, "num_stages": program.stages, **OPTIONS},
     )
     cubin, ptx = made.asm["cubin"], made.asm["ptx"]
     registers, spills = resources(cubin)

@@ -6,7 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import numpy as np
+
 from edgewam.core.errors import MissingExtraError, PluginError, require
+from edgewam.profiles.versions import release
 
 _LEAST_SHARED_MEMORY = 101376  # bytes a block may ask for on sm_89 and sm_120; the least of all targets, so it fits everywhere
 
@@ -59,13 +62,14 @@ def target_of(device: str) -> Target:
     if kind not in ("cpu", "cuda") or (number and not number.isdigit()):
         raise PluginError(f"There are no kernels for the device '{device}'. Available: cpu (interpreted), cuda, cuda:<number>.")
     try:
-        require("triton", extra="kernels")
+        triton = require("triton", extra="kernels")
     except MissingExtraError as error:
         raise PluginError(
             "The backend 'fused' is made of Triton kernels, and Triton is not installed. Install it with: pip install "
             "'edgewam[kernels]', or compile for another backend, such as --backend eager."
         ) from error
     if kind == "cpu":
+        _check_interpreter(triton.__version__, np.__version__)
         return INTERPRETER
     torch = require("torch", extra="train")
     index = int(number or 0)
@@ -76,3 +80,12 @@ def target_of(device: str) -> Target:
         )
     found = torch.cuda.get_device_properties(index)
     return Target(10 * found.major + found.minor, found.name, found.shared_memory_per_block_optin, found.multi_processor_count)
+
+
+def _check_interpreter(triton: str, numpy: str) -> None:
+    """Triton 3.6 makes integers of arrays of one element, which NumPy 2.4 refuses."""
+    if release(triton) < (3, 7) and release(numpy) >= (2, 4):
+        raise PluginError(
+            f"Triton {triton} cannot interpret kernels beside NumPy {numpy}. Install a newer one: pip install 'triton>=3.7', or "
+            "use --device cuda."
+        )

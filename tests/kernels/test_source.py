@@ -1,5 +1,6 @@
 """Triton sources: interpreted and compiled forms in one process, in any order, and Triton is afterwards as it was."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from edgewam.core.errors import PluginError
+from edgewam.kernels.program import OPTIONS
 from edgewam.kernels.source import interpreting, source
 from edgewam.kernels.target import INTERPRETER, TARGETS, target_of
 
@@ -28,7 +30,7 @@ def compiled_ptx():
 
     signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "columns": "i32", "BLOCK": "constexpr"}
     kernel = source(NAME, interpreted=False).row_sums
-    return compile(ASTSource(kernel, signature, {(3,): 64}), target=GPUTarget("cuda", 90, 32)).asm["ptx"]
+    return compile(ASTSource(kernel, signature, {(3,): 64}), target=GPUTarget("cuda", 90, 32), options=OPTIONS).asm["ptx"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -93,6 +95,16 @@ def test_the_processor_is_the_interpreter_and_other_devices_are_named():
         with pytest.raises(PluginError, match="there is no 'cuda:3'"):
             target_of("cuda:3")
     assert [TARGETS[sm].has_dependent_launch for sm in (89, 90, 110, 120)] == [False, True, True, True]
+
+
+@pytest.mark.parametrize(
+    ("triton", "numpy", "works"), [("3.6.0", "2.4.1", False), ("3.6.0", "2.3.5", True), ("3.7.0", "2.4.1", True)]
+)
+def test_versions_that_cannot_interpret_together_are_refused(monkeypatch, triton, numpy, works):
+    monkeypatch.setattr("triton.__version__", triton)
+    monkeypatch.setattr("numpy.__version__", numpy)
+    with contextlib.nullcontext() if works else pytest.raises(PluginError, match=r"pip install 'triton>=3.7', or use --device"):
+        target_of("cpu")
 
 
 def test_without_triton_it_is_said_how_to_get_it(monkeypatch):

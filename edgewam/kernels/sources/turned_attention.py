@@ -135,6 +135,7 @@ def memory_attention(
     q = _turned(q, spread, gains + head, cos, sin, rows, ROWS, HEAD, COS_ROW, SIN_ROW, ROW_TILE, HEAD_TILE)
     if not FLOAT32:
         q = q.to(context.dtype.element_ty)
+    written = tl.where(tl.program_id(1) == 0, ROWS, 0)
     top = tl.full([ROW_TILE], -3.0e38, tl.float32)  # finite, so that a tile without any key leaves no NaN
     total = tl.zeros([ROW_TILE], tl.float32)
     mixed = tl.zeros([ROW_TILE, HEAD_TILE], tl.float32)
@@ -148,7 +149,7 @@ def memory_attention(
         own_k = own_k.to(q.dtype)
         own_v = _tile(qkv + 2 * WIDTH + head, own, columns, ROWS, HEAD, QKV_ROW, FLOAT32)
         place = context + head + own[:, None] * CONTEXT_ROW + columns[None, :]
-        inside = (own < ROWS)[:, None] & (columns < HEAD)[None, :] & (tl.program_id(1) == 0)
+        inside = (own < written)[:, None] & (columns < HEAD)[None, :]
         tl.store(place, own_k.to(context.dtype.element_ty), mask=inside)
         tl.store(place + CONTEXT_PAIR, own_v.to(context.dtype.element_ty), mask=inside)
         logits = tl.dot(q, tl.trans(own_k), input_precision="ieee")
