@@ -195,6 +195,18 @@ JOBS = (
         needs="kernels",
     ),
     Job(
+        "vae_profile",
+        "where the image encoder's time goes at full size: its convolutions alone, what lies between them, longest kernels",
+        "benchmarks.gpu.vae_profile",
+        35,
+        120,
+        ("benchmarks/gpu/compilers.py", "benchmarks/gpu/random_policy.py", "benchmarks/gpu/rates.py",
+         "edgewam/runtime/backends/inductor.py", "edgewam/models/wan_vae*.py"),
+        {"size": "full", "dtype": "bfloat16", "seed": 0, "compiler": "inductor", "n": 100, "warmup": 5},
+        {"size": "tiny", "dtype": "float32", "compiler": "none", "n": 2, "warmup": 1},
+        process="fused",
+    ),
+    Job(
         "ladder",
         "Table 8 for this card, full size: released eager, + graph, + memory/context, + prefill compile, + hot path, + VAE",
         "benchmarks.gpu.ladder",
