@@ -198,6 +198,7 @@ def _tune_one(key: str, question: dict[str, Any], session: _Session, found: dict
     if answer.get("why") or "failed" in answer:
         remarks += [f"{key}: {answer['failed']}"] if "failed" in answer else []
         return f"{key}: not tuned, {answer.get('why') or answer['failed']}"
+    session.ask({**question, "compile": answer["variants"]})  # one that takes the process along does it again when it is tried
     best, best_ms = None, math.inf
     for data in answer["variants"]:
         tried = session.ask({**question, "variant": data})

@@ -56,7 +56,7 @@ def compile_cuda(program: CudaProgram, sm: int) -> Compiled:
         MissingExtraError: NVRTC or its bindings are not installed.
         EdgewamError: what the compiler complains about.
     """
-    cubin, log = _built(text_of(program), f"{program.source}.cu", sm)
+    cubin, log = build_cuda(program, sm)
     registers = [int(number) for number in re.findall(r"Used (\d+) registers", log)]
     local = [int(number) for number in re.findall(r"(\d+) bytes (?:stack frame|spill stores|spill loads)", log)]
     if not registers:
@@ -64,6 +64,15 @@ def compile_cuda(program: CudaProgram, sm: int) -> Compiled:
             f"NVRTC told no registers of {program.source}.cu for {architecture(sm)}: {log[:300]!r}. Use NVRTC 13.0."
         )
     return Compiled(cubin, "", max(registers), max(local, default=0), program.shared, products(machine_code(cubin)))
+
+
+def build_cuda(program: CudaProgram, sm: int) -> tuple[bytes, str]:
+    """Machine code of a program and what the assembler says about it; kept, so that `launcher` does not compile it again.
+
+    Raises:
+        MissingExtraError, EdgewamError: as `compile_cuda`.
+    """
+    return _built(text_of(program), f"{program.source}.cu", sm)
 
 
 def launcher(

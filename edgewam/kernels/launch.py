@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgewam.kernels.cuda_source import CudaProgram, launcher
-from edgewam.kernels.program import OPTIONS, Program
+from edgewam.kernels.cuda_source import CudaProgram, build_cuda, launcher
+from edgewam.kernels.program import Program
 from edgewam.kernels.source import source
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
@@ -53,22 +53,31 @@ class Launch:
 
     def bind(self) -> Callable[[], None]:
         """A function that launches it on the current stream; it keeps the tensors alive."""
-        kernel = getattr(source(self.source, self.target.interpreted), self.function)[self.grid]
-        options = {"num_warps": self.variant.warps, "num_stages": self.variant.stages, **OPTIONS}
-        if self.is_dependent:
-            options["launch_pdl"] = True
-        arguments = {**self.tensors, **self.constants, "DEPENDENT": self.is_dependent, **options}
+        kernel, arguments = self._kernel[self.grid], self._arguments()
 
         def launch() -> None:
             kernel(**arguments)
 
         return launch
 
+    def compile(self) -> None:
+        """Compile it for the current card as its first launch would, and do not launch it; any thread may."""
+        self._kernel.warmup(**self._arguments(), grid=self.grid)
+
     def program(self) -> Program:
         """What is compiled ahead of time; needs only the tensors' dtypes."""
         signature = {name: POINTERS[tensor.dtype] for name, tensor in self.tensors.items()}
         constants = {**self.constants, "DEPENDENT": self.is_dependent}
-        return Program(self.source, self.function, signature, constants, self.variant.warps, self.variant.stages)
+        variant = self.variant
+        return Program(self.source, self.function, signature, constants, variant.warps, variant.stages, self.is_dependent)
+
+    @property
+    def _kernel(self) -> Any:
+        return getattr(source(self.source, self.target.interpreted), self.function)
+
+    def _arguments(self) -> dict[str, Any]:
+        program = self.program()
+        return {**self.tensors, **program.constants, **program.options}
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,10 @@ class CudaLaunch:
             launch(torch.cuda.current_stream(device).cuda_stream)
 
         return run
+
+    def compile(self) -> None:
+        """Compile it, so that binding it finds it compiled; any thread may."""
+        build_cuda(self.made, self.target.sm)
 
     def program(self) -> CudaProgram:
         """What is compiled ahead of time."""

@@ -11,7 +11,6 @@ from edgewam.kernels.cubin import Compiled, products, resources
 from edgewam.kernels.cuda_source import CudaProgram, compile_cuda
 from edgewam.kernels.source import source
 
-OPTIONS = {"enable_fp_fusion": True}  # products and sums in one rounding; said, since Triton's default is about to change
 _ALIGNED = 16  # what Triton makes of a pointer or a number that is divisible by 16 when it compiles at the launch
 
 
@@ -23,6 +22,7 @@ class Program:
     signature: argument -> type: "*bf16", "*fp32", "*fp8e4nv", "*i8", "*u8", "i32", "fp32", ...  Pointers are taken as divisible
     by 16 bytes, as PyTorch's allocations are; "*fp32:1" is not, and "i32:16" is a number that is divisible by 16.
     constants: argument -> value, of every argument that the signature leaves out.
+    dependent: see `edgewam.kernels.launch`.
     """
 
     source: str
@@ -31,6 +31,13 @@ class Program:
     constants: Mapping[str, Any] = field(default_factory=dict)
     warps: int = 4
     stages: int = 3
+    dependent: bool = False
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Of Triton's compiler.  Fused products and sums are said, since their default is about to change."""
+        options = {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return {**options, "launch_pdl": True} if self.dependent else options
 
 
 def compile_program(program: Program | CudaProgram, sm: int) -> Compiled:
@@ -62,7 +69,7 @@ def compile_program(program: Program | CudaProgram, sm: int) -> Compiled:
     made = triton.compile(
         compiler.ASTSource(kernel, signature, dict(program.constants), attributes),
         target=targets.GPUTarget("cuda", sm, 32),
-        options={"num_warps": program.warps, "num_stages": program.stages, **OPTIONS},
+        options=program.options,
     )
     cubin, ptx = made.asm["cubin"], made.asm["ptx"]
     registers, spills = resources(cubin)

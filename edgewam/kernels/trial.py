@@ -6,9 +6,12 @@ memory as they do in a stage of many layers, where no two calls read the same.
 
 from __future__ import annotations
 
+import contextlib
 import math
+import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +21,7 @@ from torch import Tensor
 from edgewam.core.errors import EdgewamError
 from edgewam.kernels.bound import Run, bind_kernel, kernel_of, reference_of, split
 from edgewam.kernels.call import Call
+from edgewam.kernels.launch import CudaLaunch, Launch
 from edgewam.kernels.target import Target
 from edgewam.kernels.variant import Variant
 
@@ -100,6 +104,23 @@ class Trial:
         """Why the kernel does not take the call, or its variants."""
         why: str = self.kernel.support(self.call, self.sets[0], self.target)
         return why, () if why else self.kernel.variants(self.call, self.sets[0], self.target)
+
+    def compile_ahead(self, variants: Sequence[Variant]) -> None:
+        """Compile all candidates at once, a thread for each processor: else tuning would be waiting for compilers.
+
+        What cannot be compiled fails when it is tried, where the failure has a name.
+        """
+        launches: list[Launch | CudaLaunch] = []
+        for variant in variants:
+            with contextlib.suppress(Exception):
+                launches += self.kernel.launches(self.call, self.sets[0], variant, self.target)
+
+        def attempt(launch: Launch | CudaLaunch) -> None:
+            with contextlib.suppress(Exception):
+                launch.compile()
+
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(attempt, launches))
 
     def wrong_by(self, variant: Variant) -> float:
         """Largest deviation of a result from the reference's, relative to the largest value there; inf where it is not finite."""

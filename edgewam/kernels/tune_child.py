@@ -27,12 +27,15 @@ class Answers:
         self._trial: Trial | None = None
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """A question {"device", "call", "operands"}, with "variant" after the candidates are known.
+        """A question {"device", "call", "operands"}; with "compile", candidates to compile, or "variant", the one to try.
 
         Returns:
-            {"why", "variants"}, or of one variant {"ms"} or {"wrong_by"}.
+            {"why", "variants"}; nothing when they are compiled; of one variant {"ms"} or {"wrong_by"}.
         """
         trial = self._on_trial(question)
+        if "compile" in question:
+            trial.compile_ahead([Variant.from_json(variant) for variant in question["compile"]])
+            return {}
         if "variant" not in question:
             why, variants = trial.candidates()
             return {"why": why, "variants": [variant.to_json() for variant in variants]}

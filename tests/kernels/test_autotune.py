@@ -39,6 +39,8 @@ class Timer:
         return self
 
     def ask(self, question):
+        if "compile" in question:
+            return {}
         self.asked.append(question)
         if "variant" not in question:
             if question["operands"]["x"]["dtype"] == "float16":

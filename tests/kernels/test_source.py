@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgewam.core.errors import PluginError
-from edgewam.kernels.program import OPTIONS
+from edgewam.kernels.program import Program
 from edgewam.kernels.source import interpreting, source
 from edgewam.kernels.target import INTERPRETER, TARGETS, target_of
 
@@ -29,8 +29,8 @@ def compiled_ptx():
     from triton.compiler import ASTSource, compile
 
     signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "columns": "i32", "BLOCK": "constexpr"}
-    kernel = source(NAME, interpreted=False).row_sums
-    return compile(ASTSource(kernel, signature, {(3,): 64}), target=GPUTarget("cuda", 90, 32), options=OPTIONS).asm["ptx"]
+    kernel, options = source(NAME, interpreted=False).row_sums, Program(NAME, "row_sums", {}).options
+    return compile(ASTSource(kernel, signature, {(3,): 64}), target=GPUTarget("cuda", 90, 32), options=options).asm["ptx"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
