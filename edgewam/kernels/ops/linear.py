@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from edgewam.kernels import linear_cuda
@@ -28,7 +29,7 @@ MOST_OF_A_THREAD = 128  # weights of a tile, which are in registers while they a
 MOST_OF_A_WAITING_THREAD = (
     64  # the same where the tile of a dependent launch waits in registers beside the one that is multiplied
 )
-MOST_STAGES = 8  # of tiles that are small because a group of weights is
+MOST_STAGES = 8  # of tiles that are small because a group of weights is, or a thread has few registers
 _RESERVED = 1024  # bytes of shared memory that the compiler takes for barriers and reductions
 
 # outs, bytes of a weight's row, warps, stages; the first is the default
@@ -54,6 +55,8 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
     if problem.product == "float32":
         tiles = _NO_MATRIX_UNITS
     most = MOST_OF_A_WAITING_THREAD if target.has_dependent_launch and not _multiplies_from_memory(target) else MOST_OF_A_THREAD
+    is_widened = tensors["weight"].dtype == torch.float8_e4m3fn and problem.product in ("float16", "bfloat16")
+    most //= 2 if is_widened else 1  # on their way to 16 bits such codes take twice the registers of integers
     found = []
     for outs, row_bytes, warps, stages in tiles:
         outs = min(outs, power(problem.outs))
@@ -62,7 +65,7 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
         weight = tensors["weight"]
         wished = row_bytes // weight.element_size() * (2 if problem.packed else 1)
         ins = _fitted(min(wished, most * 32 * warps // outs), problem)
-        if problem.group:
+        if problem.group or is_widened:
             stages = min(MOST_STAGES, stages * max(1, wished // ins))
         tile = Variant(rows, outs, ins, 1, warps, stages, target.has_dependent_launch)
         tile = _smaller(tile, problem, call, tensors, target)
