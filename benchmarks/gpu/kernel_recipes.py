@@ -28,7 +28,6 @@ from edgewam.models import aha_wam
 from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_image import image_encoder
 
-_DTYPES = {"float8_e4m3": torch.float8_e4m3fn}
 _MASKED = 0.25  # share of prefix rows: both modulations are used
 # operands of an attention that hold the softmax scale: random ones are made as small as real ones are
 _SCALED = {("text_attention", "kv"), ("router_attention", "asked")}
@@ -51,7 +50,7 @@ class Lowered:
 
     def specs(self) -> dict[str, TensorSpec]:
         """The spec of every tensor that is no view."""
-        return {name: TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in self.meta().items()}
+        return {name: TensorSpec.of(name, tensor) for name, tensor in self.meta().items()}
 
     @property
     def kept(self) -> set[str]:
@@ -145,8 +144,7 @@ def drawn(lowered: Lowered, device: str, seed: int = 0) -> dict[str, Tensor]:
 
 def empty(spec: TensorSpec, device: str) -> Tensor:
     """A tensor of a spec with whatever is in memory."""
-    dtype = _DTYPES.get(spec.dtype) or getattr(torch, spec.dtype)
-    return torch.empty(spec.shape, dtype=dtype, device=device)
+    return torch.empty(spec.shape, dtype=getattr(torch, spec.torch_dtype), device=device)
 
 
 def memory_bytes(lowered: Lowered, calls: Iterable[Call]) -> int:
@@ -157,11 +155,6 @@ def memory_bytes(lowered: Lowered, calls: Iterable[Call]) -> int:
             if lowered.base(name) in lowered.kept:
                 seen[name] = tensors[name].numel() * tensors[name].element_size()
     return sum(seen.values())
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return next((ours for ours, theirs in _DTYPES.items() if theirs == tensor.dtype), name)
 
 
 def _random(

@@ -15,6 +15,7 @@ DTYPE_BYTES = {
 }  # fmt: skip
 
 _TORCH_NAMES = {"float8_e4m3": "float8_e4m3fn"}
+_OUR_NAMES = {theirs: ours for ours, theirs in _TORCH_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,16 @@ class TensorSpec:
         if any(size < 0 for size in self.shape):
             raise ContractError(f"Tensor '{self.name}' has a negative size in shape {self.shape}.")
 
+    @staticmethod
+    def of(name: str, array: Any) -> TensorSpec:
+        """Of an array or torch tensor.
+
+        Raises:
+            ContractError: a dtype that is not one of `DTYPE_BYTES`.
+        """
+        dtype = str(array.dtype).removeprefix("torch.")
+        return TensorSpec(name, tuple(array.shape), _OUR_NAMES.get(dtype, dtype))
+
     @property
     def size_bytes(self) -> int:
         """Bytes the tensor occupies."""
@@ -48,7 +59,7 @@ class TensorSpec:
     def check(self, array: Any) -> None:
         """Raise ContractError unless `array` (anything with .shape and .dtype) fits this spec."""
         dtype = str(array.dtype).removeprefix("torch.")
-        if tuple(array.shape) != self.shape or dtype != self.dtype:
+        if tuple(array.shape) != self.shape or dtype != self.torch_dtype:
             raise ContractError(f"Tensor '{self.name}' must be {self}, got {dtype}{list(array.shape)}.")
 
     def to_json(self) -> dict[str, Any]:

@@ -106,7 +106,7 @@ class Replay:
 
     def _kept(self, name: str, buffer: Buffer) -> Buffer:
         """A copy of a state on the device: the memory of a full-size planner would take seconds to the host and back."""
-        spec = TensorSpec(name, tuple(buffer.shape), str(buffer.dtype).removeprefix("torch."))
+        spec = TensorSpec.of(name, buffer)
         spare = self._memory.allocate(spec)
         self._memory.copy(spare, buffer)()
         self._memory.synchronize()

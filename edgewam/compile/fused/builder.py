@@ -24,8 +24,6 @@ from edgewam.quantize.steps import SCALE_ROW
 _HALF = ("float16", "bfloat16")
 _EIGHT_BITS = {torch.int8: "int8", torch.float8_e4m3fn: "fp8"}
 
-_CORE_NAMES = {torch.float8_e4m3fn: "float8_e4m3"}
-
 
 class NotLowered(EdgewamError):
     """A stage is not made of what the fused kernels compute; the message says what there is instead."""
@@ -54,7 +52,7 @@ class Lowered:
 
     def specs(self, stage: Stage) -> dict[str, TensorSpec]:
         """The spec of every tensor that is no view: inputs, outputs, workspaces, weights."""
-        weights = {name: TensorSpec(name, tuple(tensor.shape), _dtype_name(tensor)) for name, tensor in self.weights.items()}
+        weights = {name: TensorSpec.of(name, tensor) for name, tensor in self.weights.items()}
         return {spec.name: spec for spec in (*stage.inputs, *stage.outputs)} | dict(self.recipe.workspaces) | weights
 
 
@@ -204,7 +202,3 @@ def _codes(layer: QuantizedLinear) -> Tensor:
     """Codes as kernels read them: of 4 bits two a byte."""
     codes = layer.codes
     return nibbles(codes) if layer.kind.bits < 8 else codes
-
-
-def _dtype_name(tensor: Tensor) -> str:
-    return _CORE_NAMES.get(tensor.dtype, str(tensor.dtype).removeprefix("torch."))
