@@ -1,9 +1,17 @@
 """The full-size policy as recipes, on the meta device: how many kernels, and that they read exactly the weights there are."""
 
+import ast
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
+import torch
 
 from edgewam.compile.fused import lower
 from edgewam.compile.fused.fallbacks import without_kernel
+from edgewam.core import plugins
+from edgewam.kernels import sources
+from edgewam.kernels.bound import split
 from edgewam.kernels.call import PROGRAM
 from edgewam.kernels.choices import Choices
 from edgewam.kernels.target import TARGETS
@@ -36,6 +44,49 @@ def test_a_refresh_is_eight_kernels_a_layer_and_ends_with_the_last_keys_and_valu
     calls = recipes["planner"].recipe.calls
     assert len(calls) == 2 + 29 * 8 + 2
     assert calls[-1].op == "context_write" and calls[-1].operands["context"] == "context[29]"
+
+
+def read_early():
+    """Op -> roles that its Triton kernel loads before it waits for the kernel in front (`edgewam/kernels/launch.py`)."""
+    found = {}
+    for path in Path(sources.__file__).parent.glob("*.py"):
+        for kernel in ast.parse(path.read_text()).body:
+            names = {argument.arg for argument in kernel.args.args} if isinstance(kernel, ast.FunctionDef) else ()
+            if "DEPENDENT" not in names:
+                continue
+            end = next(node.lineno for node in ast.walk(kernel) if isinstance(node, ast.Attribute) and node.attr == "gdc_wait")
+            early = [node for node in ast.walk(kernel) if isinstance(node, ast.Call) and node.lineno < end]
+            used = {
+                node.id for call in early for argument in call.args for node in ast.walk(argument) if isinstance(node, ast.Name)
+            }
+            found[kernel.name] = {name for name in used & names if name.islower()}
+    return found
+
+
+EARLY = read_early()
+
+
+def test_only_weights_and_ready_keys_are_read_early():
+    assert {op: roles for op, roles in EARLY.items() if roles} == {
+        "linear": {"weight"}, "chunk_attention": {"routed"}, "text_attention": {"kv", "bias"},
+    }  # fmt: skip
+    assert set(EARLY) == {*plugins.names("kernel"), "prepare"}
+
+
+@pytest.mark.parametrize("name", LOWERED)
+def test_nothing_is_read_early_that_the_kernel_in_front_writes(stages, recipes, name):
+    recipe, specs = recipes[name].recipe, recipes[name].specs(stages[name])
+    tensors = recipe.resolve(
+        {key: torch.empty(spec.shape, device="meta") for key, spec in {**specs, **recipe.workspaces}.items()}
+    )
+
+    def bases(names):
+        return {recipe.views[key].of if key in recipe.views else key for key in names}
+
+    for before, call in pairwise(recipe.calls):
+        written = () if before.op == PROGRAM else split(before, {role: tensors[key] for role, key in before.operands.items()})[1]
+        early = bases(key for role, key in call.operands.items() if role in EARLY.get(call.op, ()))
+        assert not early & bases(before.operands[role] for role in written), (before, call)
 
 
 @pytest.mark.parametrize("name", LOWERED)
