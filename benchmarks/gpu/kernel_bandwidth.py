@@ -119,7 +119,7 @@ class Measured:
     def _torch(self, products: Sequence[Mapping[str, Tensor]]) -> Section:
         """The wide products of the step as torch multiplies them, each waiting for the one before."""
         made = self._contract("torch mm chain, CUDA graph")
-        weights = [g["weight"] for g in products if min(g["weight"].shape) >= NARROW]
+        weights = [steady(g["weight"]) for g in products if min(g["weight"].shape) >= NARROW]
         x = torch.randn(products[0]["x"].shape[-2], weights[0].shape[1], device=self.device)
         chain: Callable[[], Tensor] = TORCH_CHAINS[self.format](x.to(products[-1]["weight"].dtype), [weights])
         try:
@@ -136,6 +136,11 @@ class Measured:
             self.device, engine=engine, precision=self.format, steps=1, shapes={"rows": (stage.cost.rows,)}, stages=(stage.name,),
             host_copies=False, warmup=self.p["warmup"], n=self.p["n"], clock="cuda_events", notes="random data",
         )  # fmt: skip
+
+
+def steady(weight: Tensor) -> Tensor:
+    """A weight [out, in] whose products keep the size of what they multiply: torch has no scale for FP8 codes."""
+    return weight if weight.element_size() > 1 else (weight.bfloat16() * weight.shape[1] ** -0.5).to(weight.dtype)
 
 
 def shares(num_bytes: int, calls: int, timing: Timing, device: str) -> Figures:

@@ -187,7 +187,7 @@ def _spread(call: Call, role: str, given: Mapping[str, Tensor], like: Tensor) ->
     """Standard deviation of random values for a role."""
     if role == "weight":
         return float(like.shape[-1] ** -0.5)
-    if role == "gains" and "cos" in given:  # of queries and of keys: together they hold the softmax scale
+    if role in ("gains", "memory") and "cos" in given:  # of queries and of keys, and such keys: they share the softmax scale
         return float((2 * given["cos"].shape[-1]) ** -0.25)
     if (call.op, role) in _SCALED:
         return float((given[role].shape[-1] / int(call.attributes["num_heads"])) ** -0.5)

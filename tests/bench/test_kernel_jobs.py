@@ -183,3 +183,17 @@ def test_what_is_known_is_not_computed_again():
     look = fused_small.remembered(lambda scene, noise: calls.append(1) or noise)
     scene, noise = object(), np.zeros(3, np.float32)
     assert look(scene, noise) is look(scene, noise) and look(scene, noise + 1) is not noise and len(calls) == 2
+
+
+def test_a_chain_of_codes_stays_a_number():
+    """Codes of size one would grow what they multiply by 32 a product, and infinite inputs are not what is timed."""
+    generator = torch.Generator().manual_seed(0)
+    codes = [torch.randn(1024, 1024, generator=generator).to(torch.float8_e4m3fn) for _ in range(4)]
+    weights = [kernel_bandwidth.steady(code) for code in codes]
+    assert all(weight.dtype == torch.float8_e4m3fn for weight in weights)
+    h = torch.randn(16, 1024, generator=generator)
+    for weight in weights:
+        h = h @ weight.float().t()
+    assert 0.5 < h.std() < 2
+    plain = torch.randn(4, 4).bfloat16()
+    assert kernel_bandwidth.steady(plain) is plain
