@@ -259,9 +259,10 @@ def test_a_real_arm_waits_to_be_armed_and_can_be_stopped_and_reset_at_this_machi
         on_start=when_ready(operate),
     )
     check_sums(report)
-    assert [(answer["mode"], answer["is_armed"]) for answer in seen] == [
-        ("READY", False), ("READY", True), ("RUN", True), ("STOP", True), ("STOP", True),
-    ]  # fmt: skip
+    assert [answer["is_armed"] for answer in seen] == [False, True, True, True, True]
+    # an answer tells the state before what it asks for, or already the one after
+    modes = [{"READY"}, {"READY", "RUN"}, {"RUN", "STOP"}, {"STOP"}, {"STOP", "READY", "RUN"}]
+    assert all(answer["mode"] in either for answer, either in zip(seen, modes, strict=True)), seen
     assert report.transitions["RUN > STOP request"] == 1 and report.is_complete and follows(logs[0])
     assert report.transitions["STOP > READY"] == 1 and report.violations == report.violations_in_log == 0
     assert report.episodes == [] and report.robot_errors == 0
