@@ -10,6 +10,7 @@ import math
 import time
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -19,10 +20,11 @@ from benchmarks.gpu.jobs import Emit, Job
 from benchmarks.gpu.kernel_formats import PLAIN, in_format
 from benchmarks.gpu.kernel_recipes import Lowered, drawn, expected, lowered_stages, meta_stages, operands
 from benchmarks.results import Section
-from edgewam.kernels.bound import bind_call, split
+from edgewam.kernels.bound import bind_call, kernel_of, split
 from edgewam.kernels.call import Call
 from edgewam.kernels.choices import Choices, key_of
 from edgewam.kernels.target import Target, target_of
+from edgewam.kernels.variant import Variant
 from edgewam.profiles.measure import Timing
 
 # RMS of the difference over RMS of the reference.  16 bits: the result is rounded once, and attention rounds turned keys and
@@ -70,10 +72,22 @@ def label(call: Call, given: Mapping[str, Tensor]) -> str:
     return "_".join([f"linear_{batch}{x.shape[-2]}x{x.shape[-1]}x{weight.shape[-2]}", *fused])
 
 
-def check(call: Call, given: Mapping[str, Tensor], target: Target) -> tuple[float, float] | str:
+def by_source(call: Call, given: Mapping[str, Tensor], target: Target) -> dict[str, Choices]:
+    """The first variant of each source that the kernel comes in, by what is put behind the call's name: " cuda", or nothing."""
+    kernel, choices = kernel_of(call.op), Choices.defaults(target)
+    if kernel is None or kernel.support(call, given, target):
+        return {"": choices}
+    first: dict[str, Variant] = {}
+    for variant in kernel.variants(call, given, target):
+        first.setdefault(variant.source, variant)
+    key = key_of(call, given)
+    return {f" {s}" if s != "triton" else "": replace(choices, by_key={key: variant}) for s, variant in first.items()}
+
+
+def check(call: Call, given: Mapping[str, Tensor], target: Target, choices: Choices) -> tuple[float, float] | str:
     """How far the kernel of a call is off and how far it may be; or why there is none."""
     wanted = expected(call, given, double=call.op == "linear")  # before the kernel, which may add to its own input
-    bound = bind_call(call, given, target, Choices.defaults(target))
+    bound = bind_call(call, given, target, choices)
     if bound.why:
         return bound.why
     bound.run()
@@ -96,14 +110,16 @@ def relative_off(found: Tensor, wanted: Tensor) -> float:
 def _stage(lowered: Lowered, format: str, target: Target, device: str) -> tuple[Section, list[str]]:
     """Section, and what is wrong."""
     figures: dict[str, float | int | str | bool | None] = {}
-    wrong, first_ms, worst = [], [], 0.0
-    for call in distinct(lowered).values():
+    wrong, first_ms, worst, kinds = [], [], 0.0, distinct(lowered).values()
+    meta = lowered.recipe.resolve(lowered.meta())
+    cases = [(call, *case) for call in kinds for case in by_source(call, operands(call, meta), target).items()]
+    for call, source, choices in cases:
         if format != PLAIN and "weight_scale" not in call.operands:
             continue
         given = operands(call, drawn(lowered.with_calls([call]), device))
-        name, start = label(call, given), time.perf_counter()
+        name, start = label(call, given) + source, time.perf_counter()
         try:
-            found = check(call, given, target)
+            found = check(call, given, target, choices)
             synchronize(device)
         except Exception as error:  # each kernel stands for itself
             traceback.print_exc()
@@ -122,7 +138,7 @@ def _stage(lowered: Lowered, format: str, target: Target, device: str) -> tuple[
     made = gpu_contract(
         device, engine=f"fused kernels, {target.name}", precision=format, steps=0, shapes={"rows": (lowered.stage.cost.rows,)},
         stages=(lowered.stage.name,), host_copies=False, warmup=0, n=len(first_ms), clock="wall",
-        notes="default variants, random data; first_call holds compilation; figures: RMS of the error over RMS of the reference",
+        notes="defaults of Triton and CUDA C++, random data; first_call compiles; figures: RMS of error over RMS of reference",
     )  # fmt: skip
-    summary = {"worst_off": worst, "within_limits": not wrong, "kinds_of_calls": len(first_ms)}
+    summary = {"worst_off": worst, "within_limits": not wrong, "checks": len(first_ms)}
     return Section(made, summary | figures, {"first_call": Timing.from_samples(first_ms)}), wrong

@@ -69,15 +69,26 @@ def test_a_kernel_that_cannot_run_is_a_finding_and_one_that_breaks_is_an_error(m
     (call,) = (call for call in state.ops if call.op == "state_write")
     given = operands(call, drawn(state, "cpu"))
     monkeypatch.setattr(kernel_checks, "bind_call", lambda *_: SimpleNamespace(why="the last axis has a stride"))
-    assert kernel_checks.check(call, given, INTERPRETER) == "the last axis has a stride"
+    assert kernel_checks.check(call, given, INTERPRETER, Choices.defaults(INTERPRETER)) == "the last axis has a stride"
 
     def breaks(*_):
         raise RuntimeError("illegal memory access")
 
     monkeypatch.setattr(kernel_checks, "bind_call", breaks)
     section, wrong = kernel_checks._stage(state, "bf16", INTERPRETER, "cpu")
-    assert len(wrong) == section.figures["kinds_of_calls"] and not section.figures["within_limits"]
+    assert len(wrong) == section.figures["checks"] and not section.figures["within_limits"]
     assert section.figures["state_write"] == "failed: RuntimeError: illegal memory access"
+
+
+def test_products_of_a_step_are_checked_in_both_languages():
+    from tests.kernels.full_size import CASES
+
+    case, planner = CASES["down fp8"], CASES["planner down fp8"]
+    found = kernel_checks.by_source(case.call, case.meta(), TARGETS[90])
+    assert [(name, *(v.source for v in choices.by_key.values())) for name, choices in found.items()] == [
+        ("", "triton"), (" cuda", "cuda"),
+    ]  # fmt: skip
+    assert list(kernel_checks.by_source(planner.call, planner.meta(), TARGETS[90])) == [""]
 
 
 def test_what_is_off_is_relative_and_a_nan_is_beyond_every_limit():
