@@ -124,7 +124,7 @@ JOBS = (
         "kernel_checks",
         "every fused kernel at full size against its reference: products in float64, all weight formats",
         "benchmarks.gpu.kernel_checks",
-        75,
+        90,
         180,
         (*_KERNELS, "benchmarks/gpu/kernel_recipes.py", "benchmarks/gpu/kernel_formats.py", "benchmarks/gpu/fused_engines.py"),
         {"size": "full", "dtype": "bfloat16", "formats": {
@@ -137,11 +137,11 @@ JOBS = (
         "kernel_bandwidth",
         "bandwidth of every fused kernel over layers of distinct weights; the products of a step and the whole step, with gates",
         "benchmarks.gpu.kernel_bandwidth",
-        90,
+        75,
         240,
         (*_KERNELS, "benchmarks/gpu/kernel_*.py", "benchmarks/gpu/fused_engines.py", "benchmarks/gpu/precision_rates.py",
          "benchmarks/gpu/rates.py"),
-        {"size": "full", "dtype": "bfloat16", "n": 50, "warmup": 5, "tune_s": 60, "order": [
+        {"size": "full", "dtype": "bfloat16", "n": 50, "warmup": 5, "tune_s": 45, "order": [
             ["denoise", "bf16"], ["router", "bf16"], ["denoise", "fp8"], ["denoise", "fp8_weights"], ["denoise", "int4_weights"],
             ["denoise", "int8"], ["router", "fp8"], ["planner", "bf16"], ["state", "bf16"]]},
         {"size": "tiny", "dtype": "float32", "n": 1, "warmup": 0, "tune_s": 0, "order": [
