@@ -349,6 +349,17 @@ def test_a_network_with_holes_is_refused_by_key(what, strictness, tmp_path):
     assert not (tmp_path / "out").exists() and not leftovers(tmp_path)
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("float32", "nan"), ("bfloat16", "-inf"), ("float16", "inf")])
+def test_a_number_that_is_none_is_refused_by_its_place(dtype, value, tmp_path):
+    content, key = files.loaded(files.AHA_WAM), "mixtures.action.blocks.0.ffn.2.weight"
+    content["mot"][key] = content["mot"][key].to(getattr(torch, dtype))
+    content["mot"][key][3, 5] = float(value)
+    torch.save(content, tmp_path / "file.pt")
+    done = here("convert", tmp_path / "file.pt", tmp_path / "out", *AHA)
+    refused(done, f"'mot.{key}' is not finite in {dtype}", r"first at \[3, 5\]", "Download it again, or convert an earlier")
+    assert [path.name for path in tmp_path.iterdir()] == ["file.pt"]
+
+
 def test_what_does_not_belong_together_is_refused(vae, stats, tmp_path):
     out = tmp_path / "out"
     wrong = write_stats(tmp_path / "wrong.json", 6, 14)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from edgewam.core.errors import ArtifactError
 from edgewam.models.checkpoints.entries import FLOATS, Entry
 from edgewam.models.checkpoints.identify import BRANCH, QUERIES, Checkpoint
-from edgewam.models.checkpoints.shards import Cast, Held, Source
+from edgewam.models.checkpoints.shards import Cast, Finite, Held, Source
 
 _CONVERTIBLE = ("float64", "float8_e4m3fn", "float8_e5m2")  # floats that no network here is stored in
 _SHOWN = 5
@@ -59,7 +59,8 @@ def prepared(found: Checkpoint, *, dtype: str | None, strict: bool, num_queries:
     tensors, repaired = _repaired({name: e for name, e in found.tensors.items() if name not in left_out}, num_queries)
     usual = dtype or _usual(found.tensors)
     written = {
-        name: _as(source, dtype or (usual if source.dtype not in FLOATS else source.dtype)) for name, source in tensors.items()
+        name: Finite(_as(source, dtype or (usual if source.dtype not in FLOATS else source.dtype)), name, found.file.path)
+        for name, source in tensors.items()
     }
     repaired += [f"'{name}' was {kind} and is now {usual}" for name, kind in match.dtypes.items()]
     skipped = [f"'{name}' is not part of a {match.kind}" for name in match.extra]

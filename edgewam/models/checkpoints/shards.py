@@ -13,10 +13,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
+
+import numpy as np
 
 from edgewam.core.artifacts import write_json
-from edgewam.core.errors import ContractError
+from edgewam.core.errors import ArtifactError, ContractError
 from edgewam.models.checkpoints.entries import DTYPES, Entry
 
 if TYPE_CHECKING:
@@ -24,6 +26,11 @@ if TYPE_CHECKING:
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 4 * 10**9
+# integers of a float's size, and the bits of its exponent: all of them set are a NaN or an infinity
+_EXPONENTS: Mapping[str, tuple[Any, int]] = {
+    "float64": (np.uint64, 0x7FF0 << 48), "float32": (np.uint32, 0x7F800000),
+    "float16": (np.uint16, 0x7C00), "bfloat16": (np.uint16, 0x7F80),
+}  # fmt: skip
 _ALIGNMENT = 8  # of the first tensor, as the format's library writes it
 
 
@@ -81,6 +88,46 @@ class Held:
         import torch
 
         yield self.tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+@dataclass(frozen=True)
+class Finite:
+    """A tensor of a network that must hold numbers.  name: in `path`, where it comes from."""
+
+    source: Source
+    name: str
+    path: Path
+
+    @property
+    def dtype(self) -> str:
+        """As it will be written."""
+        return self.source.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it will be written."""
+        return self.source.shape
+
+    def pieces(self) -> Iterator[bytes]:
+        """The bytes of the tensor.
+
+        Raises:
+            ArtifactError: a NaN or an infinity, with its place.
+        """
+        kind, exponent = _EXPONENTS.get(self.dtype, (np.uint8, 0))
+        done = 0
+        for piece in self.source.pieces():
+            if exponent:
+                bits = np.frombuffer(piece, kind)
+                wrong = (bits & exponent) == exponent
+                if wrong.any():
+                    place = np.unravel_index(done + int(wrong.argmax()), self.shape) if self.shape else ()
+                    raise ArtifactError(
+                        f"'{self.path}': the tensor '{self.name}' is not finite in {self.dtype}, first at "
+                        f"{[int(index) for index in place]}. Download it again, or convert an earlier checkpoint."
+                    )
+                done += len(bits)
+            yield piece
 
 
 def nbytes(source: Source) -> int:
