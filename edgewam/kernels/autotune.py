@@ -19,11 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-import torch
-
 from edgewam.core.errors import PluginError
 from edgewam.core.tensor_spec import TensorSpec
-from edgewam.kernels.bound import kernel_of
+from edgewam.kernels.bound import kernel_of, on_meta
 from edgewam.kernels.call import PROGRAM, Call, Recipe
 from edgewam.kernels.choices import Choices, key_of
 from edgewam.kernels.target import Target
@@ -178,11 +176,7 @@ def tune(
 
 def distinct(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, _Job]:
     """The calls of a recipe that have a kernel, one for each key, by key."""
-    tensors = {
-        name: torch.empty(spec.shape, dtype=getattr(torch, spec.torch_dtype), device="meta")
-        for name, spec in {**specs, **recipe.workspaces}.items()
-    }
-    named = recipe.resolve(tensors)
+    named = on_meta(recipe, specs)
     jobs: dict[str, _Job] = {}
     for call in recipe.calls:
         if call.op == PROGRAM or kernel_of(call.op) is None:

@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from edgewam.core import plugins
 from edgewam.core.errors import ContractError
+from edgewam.core.tensor_spec import TensorSpec
 from edgewam.kernels.call import PROGRAM, Call, Recipe
 from edgewam.kernels.choices import Choices, key_of
 from edgewam.kernels.reference import REFERENCES
@@ -86,15 +88,44 @@ def bind_recipe(
 
 
 def bind_call(call: Call, operands: Mapping[str, Tensor], target: Target, choices: Choices) -> BoundCall:
-    """Bind one call: its kernel where `support` is "", else its reference."""
+    """Bind one call: its kernel where it takes the call, else its reference."""
+    variant, why = choose(call, operands, target, choices)
     kernel = kernel_of(call.op)
-    why = kernel.support(call, operands, target) if kernel else "there is no kernel of this op"
-    if kernel and not why:
-        variant = choices.pick(key_of(call, operands), kernel.variants(call, operands, target))
-        if variant is not None:
-            return BoundCall(call.op, bind_kernel(kernel, call, operands, variant, target), variant)
-        why = WRONG_HERE
-    return BoundCall(call.op, _reference(call, operands), why=why)
+    if kernel is None or variant is None:
+        return BoundCall(call.op, _reference(call, operands), why=why)
+    return BoundCall(call.op, bind_kernel(kernel, call, operands, variant, target), variant)
+
+
+def choose(call: Call, operands: Mapping[str, Tensor], target: Target, choices: Choices) -> tuple[Variant | None, str]:
+    """The variant that a call runs with and "", or None and why its reference runs; operands may be on the meta device."""
+    kernel = kernel_of(call.op)
+    if kernel is None:
+        return None, "there is no kernel of this op"
+    if why := kernel.support(call, operands, target):
+        return None, why
+    variant = choices.pick(key_of(call, operands), kernel.variants(call, operands, target))
+    return variant, WRONG_HERE if variant is None else ""
+
+
+def without_kernel(
+    recipe: Recipe, specs: Mapping[str, TensorSpec], target: Target, choices: Choices
+) -> list[tuple[int, str, str]]:
+    """What `Bound.unsupported` will be for tensors of these specs (see `on_meta`)."""
+    named, found = on_meta(recipe, specs), []
+    for index, call in enumerate(recipe.calls):
+        if call.op != PROGRAM:
+            _, why = choose(call, {role: named[name] for role, name in call.operands.items()}, target, choices)
+            found += [(index, call.op, why)] if why else []
+    return found
+
+
+def on_meta(recipe: Recipe, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    """Every tensor and view that a recipe names, without memory.  specs: of inputs, outputs and weights by name."""
+    tensors = {
+        name: torch.empty(spec.shape, dtype=getattr(torch, spec.torch_dtype), device="meta")
+        for name, spec in {**specs, **recipe.workspaces}.items()
+    }
+    return recipe.resolve(tensors)
 
 
 def bind_kernel(kernel: ModuleType, call: Call, operands: Mapping[str, Tensor], variant: Variant, target: Target) -> Run:

@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from edgewam.kernels.weights import LARGEST, from_nibbles
+
 EPS = 1e-6  # of the norms of the DiT blocks; the router's have 1e-5 (facts/aha_wam.md)
 SQUARE_COLUMNS = 64  # columns whose squares are summed together: a divisor of every attention width there is
 _ROUNDED = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_LARGEST = {"fp8": 448.0, "int8": 127.0}
 _GELU = {"gelu": "tanh", "gelu_exact": "none"}
 
 
@@ -102,7 +103,7 @@ def dequantized(weight: Tensor, scale: Tensor | None, dtype: torch.dtype) -> Ten
     INT4: byte i of a row holds input 2 i in its low and input 2 i + 1 in its high half, each + 8.
     """
     if weight.dtype == torch.uint8:
-        weight = torch.stack([weight & 15, weight >> 4], -1).flatten(-2).to(torch.int8) - 8
+        weight = from_nibbles(weight)
     weight = weight.to(dtype)
     if scale is None:
         return weight
@@ -205,9 +206,9 @@ def _chosen(row: Tensor, clean: Tensor | None, mask: Tensor | None) -> Tensor:
 def _rounded(x: Tensor, activations: str, input_scale: Tensor | None) -> Tensor:
     if activations in _ROUNDED:
         return x.to(_ROUNDED[activations]).to(x.dtype)
-    if activations in _LARGEST:
+    if activations in ("fp8", "int8"):
         assert input_scale is not None
-        largest = _LARGEST[activations]
+        largest = LARGEST[activations]
         codes = (x / input_scale).clamp(-largest - (activations == "int8"), largest)
         return (codes.round() if activations == "int8" else codes.to(torch.float8_e4m3fn).to(x.dtype)) * input_scale
     return x

@@ -9,7 +9,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.gpu import vae_profile
 from benchmarks.gpu.jobs import find_jobs
-from benchmarks.gpu.random_policy import random_policy
+from benchmarks.gpu.random_policy import random_policy, sizes
+from edgewam.models import wan_vae_image
+from edgewam.models.wan_vae import WanVae
 from edgewam.models.wan_vae_image import image_encoder
 
 torch.set_num_threads(1)
@@ -28,6 +30,21 @@ def test_convolutions_are_counted_as_torch_counts_them(encoder):
         encoder(IMAGE)
     counts = counter.get_flop_counts()["Global"]
     assert sum(vae_profile.operations(*pair) for pair in found) == counts[torch.ops.aten.convolution]
+
+
+def test_the_full_size_is_that_of_the_page():
+    config, sizes_of_vae = sizes("full")
+    with torch.device("meta"):
+        full = image_encoder(WanVae(sizes_of_vae).bfloat16())
+    moved = []
+    norms = [layer for layer in full.modules() if isinstance(layer, wan_vae_image._NormSilu)]
+    for layer in norms:
+        layer.register_forward_hook(lambda _, given, out: moved.append(given[0].nbytes + out.nbytes))
+    image = torch.empty(config.image_height, config.image_width, 3, dtype=torch.uint8, device="meta")
+    found = vae_profile.convolutions(full, image)
+    gflop = sum(vae_profile.operations(*pair) for pair in found) / 1e9
+    assert (len(found), round(gflop, 1)) == (31, 199.5)
+    assert (len(norms), sum(layer.activate for layer in norms), round(sum(moved) / 1e6, 1)) == (22, 21, 142.5)
 
 
 def test_both_layouts_are_the_same_convolutions(encoder):

@@ -5,13 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-import torch
 
 from edgewam.compile.fused import lower
-from edgewam.compile.fused.fallbacks import without_kernel
 from edgewam.core import plugins
 from edgewam.kernels import sources
-from edgewam.kernels.bound import split
+from edgewam.kernels.bound import on_meta, split, without_kernel
 from edgewam.kernels.call import PROGRAM
 from edgewam.kernels.choices import Choices
 from edgewam.kernels.target import TARGETS
@@ -75,10 +73,8 @@ def test_only_weights_and_ready_keys_are_read_early():
 
 @pytest.mark.parametrize("name", LOWERED)
 def test_nothing_is_read_early_that_the_kernel_in_front_writes(stages, recipes, name):
-    recipe, specs = recipes[name].recipe, recipes[name].specs(stages[name])
-    tensors = recipe.resolve(
-        {key: torch.empty(spec.shape, device="meta") for key, spec in {**specs, **recipe.workspaces}.items()}
-    )
+    recipe = recipes[name].recipe
+    tensors = on_meta(recipe, recipes[name].specs(stages[name]))
 
     def bases(names):
         return {recipe.views[key].of if key in recipe.views else key for key in names}

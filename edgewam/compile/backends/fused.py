@@ -17,11 +17,11 @@ from edgewam.compile.backends import eager
 from edgewam.compile.build_options import ANY_MACHINE, BuildOptions
 from edgewam.compile.exporting import exporting
 from edgewam.compile.fused import NotLowered, lower
-from edgewam.compile.fused.fallbacks import without_kernel
 from edgewam.core.artifacts import write_json
 from edgewam.core.errors import PluginError
 from edgewam.core.stage import Stage
 from edgewam.kernels.autotune import tune
+from edgewam.kernels.bound import without_kernel
 from edgewam.kernels.target import target_of
 from edgewam.quantize.layers import quantized_layers
 from edgewam.runtime.engine import Support

@@ -51,9 +51,9 @@ class Lowered:
         return {file: piece.stage.function for file, piece in self.pieces.items() if piece.stage.function is not None}
 
     def specs(self, stage: Stage) -> dict[str, TensorSpec]:
-        """The spec of every tensor that is no view: inputs, outputs, workspaces, weights."""
+        """The spec of every tensor that is there before a call: inputs, outputs, weights."""
         weights = {name: TensorSpec.of(name, tensor) for name, tensor in self.weights.items()}
-        return {spec.name: spec for spec in (*stage.inputs, *stage.outputs)} | dict(self.recipe.workspaces) | weights
+        return {spec.name: spec for spec in (*stage.inputs, *stage.outputs)} | weights
 
 
 @dataclass(frozen=True)

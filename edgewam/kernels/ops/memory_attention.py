@@ -10,36 +10,25 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from edgewam.kernels import turned
 from edgewam.kernels.call import Call
 from edgewam.kernels.launch import Launch
-from edgewam.kernels.operands import has_float32_products, headless, measured, misplaced, mistyped, unequal
-from edgewam.kernels.reference import EPS, SQUARE_COLUMNS
+from edgewam.kernels.operands import has_float32_products, measured, misplaced, mistyped
 from edgewam.kernels.target import Target
 from edgewam.kernels.tiles import attention_variants, power
 from edgewam.kernels.variant import Variant
 
-SHAPES = {
-    "qkv": "S W", "squares": "S G", "gains": "2 A", "cos": "S P", "sin": "S P", "memory": "M 2 T A", "memory_bias": "M",
-    "context": "2 S A", "y": "S A",
-}  # fmt: skip
+SHAPES = {**turned.SHAPES, "memory": "M 2 T A", "memory_bias": "M", "context": "2 S A", "y": "S A"}
 OWN_TILE = 32  # own keys that are turned at a time: in registers, in float32, beside their angles
 
 
 def support(call: Call, tensors: Mapping[str, Tensor], target: Target) -> str:
     """Why the kernel does not take these tensors, or ""."""
     sizes, why = measured(tensors, SHAPES)
-    if why := why or headless(sizes["A"], int(call.attributes["num_heads"])):
+    if why := why or turned.refusal(sizes, int(call.attributes["num_heads"])):
         return why
-    width, pairs = sizes["A"], sizes["A"] // int(call.attributes["num_heads"]) // 2
-    return (
-        unequal(
-            ("The width of 'qkv'", sizes["W"], 3 * width),
-            ("The width of 'squares'", sizes["G"] * SQUARE_COLUMNS, 3 * width),
-            ("The number of angles in 'cos'", sizes["P"], pairs),
-        )
-        or misplaced(tensors, target)
-        or mistyped(tensors, same=("qkv", "memory", "context"), float32=("squares", "gains", "cos", "sin", "memory_bias"))
-    )
+    same, float32 = ("qkv", "memory", "context"), ("squares", "gains", "cos", "sin", "memory_bias")
+    return misplaced(tensors, target) or mistyped(tensors, same, float32)
 
 
 def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple[Variant, ...]:
@@ -61,33 +50,20 @@ def variants(call: Call, tensors: Mapping[str, Tensor], target: Target) -> tuple
 def launches(call: Call, tensors: Mapping[str, Tensor], variant: Variant, target: Target) -> tuple[Launch, ...]:
     """The kernel on these tensors."""
     num_heads = int(call.attributes["num_heads"])
-    qkv, memory, context = tensors["qkv"], tensors["memory"], tensors["context"]
-    rows, (slots, _, tokens, width) = qkv.shape[0], memory.shape
+    memory, context, rows = tensors["memory"], tensors["context"], tensors["y"].shape[0]
     constants = {
-        "ROWS": rows,
-        "SLOTS": slots,
-        "TOKENS": tokens,
-        "WIDTH": width,
-        "HEAD": width // num_heads,
-        "GROUPS": width // SQUARE_COLUMNS,
-        "EPS": EPS,
-        "QKV_ROW": qkv.stride(0),
-        "SQUARES_ROW": tensors["squares"].stride(0),
-        "GAINS_ROW": tensors["gains"].stride(0),
-        "COS_ROW": tensors["cos"].stride(0),
-        "SIN_ROW": tensors["sin"].stride(0),
+        **turned.constants(tensors, num_heads),
+        "SLOTS": memory.shape[0],
+        "TOKENS": memory.shape[2],
         "MEMORY_SLOT": memory.stride(0),
         "MEMORY_PAIR": memory.stride(1),
         "MEMORY_ROW": memory.stride(2),
         "CONTEXT_PAIR": context.stride(0),
         "CONTEXT_ROW": context.stride(1),
-        "Y_ROW": tensors["y"].stride(0),
         "ROW_TILE": variant.rows,
         "KEY_TILE": variant.ins,
         "OWN_TILE": variant.ins if target.interpreted else min(variant.ins, OWN_TILE),
-        "HEAD_TILE": power(width // num_heads),
-        "GROUP_TILE": power(width // SQUARE_COLUMNS, 1),
-        "FLOAT32": has_float32_products(qkv, target),
+        "FLOAT32": has_float32_products(context, target),
     }
     grid = (num_heads, -(-rows // variant.rows))
     pointers = {role: tensors[role] for role in SHAPES}
